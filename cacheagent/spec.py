@@ -1,0 +1,46 @@
+"""What a person asks for: a source and the policy that goes with it. Values; parsed strictly at the border."""
+
+from __future__ import annotations
+
+from cacheagent.model import Kind, Value
+
+
+class SourceSpec(Value):
+    """Where a model comes from, as a person writes it.
+
+    `uri`: `s3://bucket/prefix`, `hf://org/name[@revision]`, `https://host/path/`, `file:///path`, `nfs://server/export/path`.
+    `revision`: branch, tag or commit (hf). `endpoint`: S3 endpoint or Hub mirror URL. `credential`: the *name* of a credential
+    (AWS profile, or a token file's name), never a secret; part of the trust domain. `ca_bundle`: PEM file for private CAs.
+    `path_style`: None lets the source choose. `include`/`exclude`: patterns on paths (see `cacheagent.select`).
+    """
+
+    uri: str
+    revision: str = ""
+    endpoint: str = ""
+    region: str = ""
+    credential: str = ""
+    ca_bundle: str = ""
+    path_style: bool | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+
+class Policy(Value):
+    """What a model may contain. `allow_pickle`: accept `.bin .pt .pth .ckpt .pkl` although unpickling runs code."""
+
+    allow_pickle: bool = False
+
+
+class ModelSpec(Value):
+    """One model: a source plus policy. `name`: a DNS label of at most 63 characters. `priority`: larger is fetched first and
+    evicted last. `pin`: never evicted. `repo_id`: `org/name` for the `hf` view of sources that are not the Hub.
+    `keep_warm`: the agent fetches it by itself and fetches it again if it goes."""
+
+    name: str
+    source: SourceSpec
+    kind: Kind = "checkpoint"
+    policy: Policy = Policy()
+    priority: int = 0
+    pin: bool = False
+    repo_id: str = ""
+    keep_warm: bool = True

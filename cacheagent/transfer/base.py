@@ -1,0 +1,75 @@
+"""The contract between the engine and whatever moves bytes: the real pool of workers, or a scripted one in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from cacheagent.location import Location
+from cacheagent.model import Checksum, FileHashes, Value
+
+Locate = Callable[[], Awaitable[Location]]
+"""Where the blob's bytes are; asked again when a signed URL has expired."""
+
+OnPiece = Callable[[int, str, int, bool], None]
+"""Called on the event loop with (piece index, blake3 hex, length, fetched) as soon as a piece is on disk, in any order.
+`fetched` is False for a claimed piece that was proved. It must not block longer than an append to a file."""
+
+
+class BlobOrder(Value):
+    """One file to bring to `target`, which exists with its full size (preallocated) when `fetch` is called.
+
+    `claimed`: piece index -> blake3, what the journal says is there already: re-hashed before it is believed.
+    `priority`: larger goes first; a waiting pod overtakes background work.
+    """
+
+    blob_id: str
+    size_bytes: int
+    target: str
+    source_kind: str
+    claimed: dict[int, str] = {}
+    checksums: tuple[Checksum, ...] = ()
+    priority: int = 0
+
+
+class SmallOrder(Value):
+    """One file of less than `SMALL_FILE_BYTES`, fetched in a batch; `target` is created by the worker."""
+
+    blob_id: str
+    size_bytes: int
+    target: str
+    location: Location
+    checksums: tuple[Checksum, ...] = ()
+
+
+class SmallResult(Value):
+    """A small file that is on disk and agrees with every checksum of its origin."""
+
+    blob_id: str
+    hashes: FileHashes
+
+
+OnSmall = Callable[[Sequence[SmallResult]], None]
+
+
+class Transport(Protocol):
+    """Moves bytes onto this node's disk and proves them against the origin's checksums.
+
+    `fetch` and `fetch_small` return only when every byte is on disk (written, not yet fsynced), hashed, and agrees with every
+    checksum given. Errors: `ChecksumMismatch`, `SourceChanged`, `OriginForbidden`, `OriginNotFound` at once;
+    `OriginUnavailable`, `OriginThrottled` after the retry budget; `DiskFault`. Cancelling waits until no worker touches the
+    target any more (a hung worker is given up after 5 s and its target must then be abandoned, not reused).
+    """
+
+    async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
+        """Bring one blob to disk."""
+
+    async def fetch_small(self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0) -> None:
+        """Bring many small blobs to disk; `on_done` is called as batches finish. An expired location is reported as
+        `LocationExpired`; what was done before an error has been handed to `on_done`."""
+
+    async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
+        """BLAKE3 of pieces at rest: index -> hex. Raises DiskFault."""
+
+    async def close(self) -> None:
+        """Cancel everything and end the workers within 2 seconds."""
