@@ -1,8 +1,8 @@
 """Every error a caller can meet, named after what the caller does next.
 
-Two roots mean two actions: `OriginWrong` (somebody must change the source or the request; asking again gives the same answer)
-and `TransferFailed` (asking again later may work). `StoreError` is about this node's disk. All carry a sentence for a person, a
-`hint` with the next step, a stable `code` for machines and the exit code of the command line.
+Two roots mean two actions: `OriginWrong` (somebody must change the source or the request; asking again gives the same
+answer) and `TransferFailed` (asking again later may work). `StoreError` is about this node's disk. All carry a
+sentence for a person, a `hint` with the next step, a stable `code` for machines and the exit code of the command line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class PolicyRefused(CacheAgentError):
     exit_code = 4
 
 
-# --- the origin is wrong: trying again gives the same answer -----------------------------------------------------------------
+# --- the origin is wrong: trying again gives the same answer
+# -----------------------------------------------------------------
 
 
 class OriginWrong(CacheAgentError):
@@ -104,7 +105,8 @@ class ChecksumMismatch(OriginWrong):
     code = "checksum-mismatch"
 
 
-# --- the transfer failed: trying again later may work ------------------------------------------------------------------------
+# --- the transfer failed: trying again later may work
+# ------------------------------------------------------------------------
 
 
 class TransferFailed(CacheAgentError):
@@ -131,7 +133,8 @@ class LocationExpired(TransferFailed):
     code = "location-expired"
 
 
-# --- this node's disk --------------------------------------------------------------------------------------------------------
+# --- this node's disk
+# --------------------------------------------------------------------------------------------------------
 
 
 class StoreError(CacheAgentError):
@@ -182,7 +185,8 @@ class CorruptModel(StoreError):
     code = "corrupt"
 
 
-# --- the local API -----------------------------------------------------------------------------------------------------------
+# --- the local API
+# -----------------------------------------------------------------------------------------------------------
 
 
 class AgentUnavailable(CacheAgentError):

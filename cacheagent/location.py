@@ -8,8 +8,8 @@ from cacheagent.model import Value
 class HttpLocation(Value, tag="http"):
     """Bytes that ranged GETs of one URL give. URL and headers may hold secrets: never logged.
 
-    `etag`: every answer must carry this ETag (if any), else the object changed. `checksum_headers`: an answer to a GET without
-    Range carries `x-amz-checksum-*` headers worth checking.
+    `etag`: every answer must carry this ETag (if any), else the object changed. `checksum_headers`: an answer to a GET
+    without Range carries `x-amz-checksum-*` headers worth checking.
     """
 
     url: str

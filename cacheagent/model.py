@@ -32,8 +32,9 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Checksum(Value):
     """What an origin promises about one file.
 
-    `value` is lower-case hex. `parts` empty: over the whole file. Otherwise composite: the algorithm over the concatenated
-    raw checksums of the parts, whose sizes are given run-length coded as (size_bytes, count) pairs in file order.
+    `value` is lower-case hex. `parts` empty: over the whole file. Otherwise composite: the algorithm over the
+    concatenated raw checksums of the parts, whose sizes are given run-length coded as (size_bytes, count) pairs in
+    file order.
     """
 
     algorithm: Algorithm
@@ -50,7 +51,8 @@ class TrustDomain(Value):
 
 class RemoteFile(Value):
     """One file of a source, pinned. `identity` holds what pins it (S3: endpoint, region, bucket, key, version_id, etag;
-    HF: endpoint, repo, blob_id; HTTPS: url, etag, last_modified, sha256; POSIX: path, size, mtime_ns)."""
+    HF: endpoint, repo, blob_id; HTTPS: url, etag, last_modified, sha256; POSIX: path, size, mtime_ns).
+    """
 
     path: str
     size_bytes: int
@@ -80,8 +82,9 @@ class Manifest(Value):
 
 
 class FileHashes(Value):
-    """What is known of a file's bytes after verification: BLAKE3 (hex) of every piece in order, and whole-file hashes that
-    were computed on the way (algorithm -> hex). `verified_by` names the origin checksums that agreed."""
+    """What is known of a file's bytes after verification: BLAKE3 (hex) of every piece in order, and whole-file hashes
+    that were computed on the way (algorithm -> hex). `verified_by` names the origin checksums that agreed.
+    """
 
     pieces: tuple[str, ...]
     whole: dict[str, str] = {}

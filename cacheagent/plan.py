@@ -10,8 +10,9 @@ from cacheagent.model import SMALL_FILE_BYTES, FileHashes, Manifest, RemoteFile,
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A model's blobs by id. `linked` are here; `small` and `large` must be fetched, in this order, each blob once even where
-    several paths share it."""
+    """A model's blobs by id. `linked` are here; `small` and `large` must be fetched, in this order, each blob once
+    even where several paths share it.
+    """
 
     blobs: dict[str, RemoteFile]
     linked: dict[str, FileHashes]
@@ -29,8 +30,10 @@ class Plan:
 
 
 def make_plan(manifest: Manifest, domain: TrustDomain, known: Callable[[str], FileHashes | None]) -> Plan:
-    """`known`: hashes of a blob that this node holds, verified. Small files (configs, tokenizers) go first: they finish at once
-    and an engine reads them first; large ones follow in path order, which is the order engines load shards in."""
+    """`known`: hashes of a blob that this node holds, verified. Small files (configs, tokenizers) go first: they
+    finish at once and an engine reads them first; large ones follow in path order, which is the order engines load
+    shards in.
+    """
     blobs = {blob_id(domain, file): file for file in manifest.files}
     linked = {blob: hashes for blob in blobs if (hashes := known(blob)) is not None}
     missing = [blob for blob in blobs if blob not in linked]

@@ -10,8 +10,10 @@ Phase = Literal["queued", "resolving", "reserving", "fetching", "publishing", "r
 
 
 class JobStatus(Value):
-    """One model's state at one moment. Bytes are of the whole model; `bytes_linked` were already on this node, `bytes_fetched`
-    travelled in this job, `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1 while unknown."""
+    """One model's state at one moment. Bytes are of the whole model; `bytes_linked` were already on this node,
+    `bytes_fetched` travelled in this job, `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1
+    while unknown.
+    """
 
     name: str
     uri: str

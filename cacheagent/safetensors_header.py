@@ -1,8 +1,8 @@
 """The safetensors header, judged: a file whose header lies never reaches an engine. Pure; bytes in, verdict out.
 
 Format (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length N, N bytes of JSON
-`{name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {str: str}}`, then the data, without holes, to the end of
-the file. The library `safetensors` refuses the same files; the tests hold the two against each other.
+`{name: {dtype, shape, data_offsets: [begin, end]}, "__metadata__": {str: str}}`, then the data, without holes, to the
+end of the file. The library `safetensors` refuses the same files; the tests hold the two against each other.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ def header_length(path: str, file_size: int, first_bytes: bytes) -> int:
 
 
 def check_header(path: str, file_size: int, header: bytes) -> None:
-    """Raise UnsafeContent unless the header describes exactly the data that follows it: known shapes, no holes, no overlap, and
-    the last tensor ends where the file ends."""
+    """Raise UnsafeContent unless the header describes exactly the data that follows it: known shapes, no holes, no
+    overlap, and the last tensor ends where the file ends.
+    """
     tensors = _parse(path, header)
     spans = sorted(_span(path, name, entry) for name, entry in tensors.items() if name != "__metadata__")
     expected_begin = 0

@@ -1,6 +1,7 @@
 """Which of a source's files make the model, and whether they are all there. Pure rules that raise.
 
-Patterns are shell patterns on the whole path, as `huggingface_hub` uses them: `*` also matches `/`, and `dir/` means all below.
+Patterns are shell patterns on the whole path, as `huggingface_hub` uses them: `*` also matches `/`, and `dir/` means
+all below.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ def select_files(files: Sequence[RemoteFile], spec: ModelSpec) -> tuple[RemoteFi
         chosen = _without_pickle(chosen, spec)
     if not chosen:
         raise IncompleteModel(
-            f"{source.uri}: none of its {len(files)} files is wanted", hint="look at the URI and the include and exclude patterns"
+            f"{source.uri}: none of its {len(files)} files is wanted",
+            hint="look at the URI and the include and exclude patterns",
         )
     check_paths(file.path for file in chosen)
     return tuple(sorted(chosen, key=lambda file: file.path))
 
 
 def check_paths(paths: Iterable[str]) -> None:
-    """Raise UnsafeContent for a path that must not reach a disk: absolute, `..`, control characters, over-long, twice, or one
-    that is a file here and a directory there."""
+    """Raise UnsafeContent for a path that must not reach a disk: absolute, `..`, control characters, over-long, twice,
+    or one that is a file here and a directory there."""
     names: set[str] = set()
     directories: set[str] = set()
     for path in paths:
@@ -71,7 +73,9 @@ def check_complete(files: Sequence[RemoteFile], indexes: Mapping[str, bytes], sp
     for file in files:
         if match := _NUMBERED_SHARD.fullmatch(file.path):
             count = int(match["count"])
-            promised = {f"{match['stem']}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, min(count, len(files) + 1) + 1)}
+            # A name may promise 99,999 shards: one more than there are files is enough to see that some are missing.
+            numbers = range(1, min(count, len(files) + 1) + 1)
+            promised = {f"{match['stem']}-{number:05d}-of-{count:05d}.safetensors" for number in numbers}
             _report_missing(file.path, promised - present)
 
 
@@ -90,7 +94,8 @@ def _without_pickle(files: list[RemoteFile], spec: ModelSpec) -> list[RemoteFile
         return [file for file in files if PurePosixPath(file.path).suffix.lower() not in PICKLE_SUFFIXES]
     if has_pickle and not spec.policy.allow_pickle:
         raise PickleRefused(
-            f"{spec.source.uri}: has only pickle weights ({', '.join(sorted(suffixes & PICKLE_SUFFIXES))}), which run code when loaded",
+            f"{spec.source.uri}: has only pickle weights ({', '.join(sorted(suffixes & PICKLE_SUFFIXES))}), "
+            "which run code when loaded",
             hint="convert them to safetensors, or set policy.allow_pickle for this model",
         )
     if not has_pickle:
@@ -150,4 +155,6 @@ def _bad_index(path: str, what: str) -> IncompleteModel:
 
 
 def _unsafe(path: str, what: str) -> UnsafeContent:
-    return UnsafeContent(f"path {path[:200]!r} {what}", hint="leave it out with an exclude pattern, or rename it at the source")
+    return UnsafeContent(
+        f"path {path[:200]!r} {what}", hint="leave it out with an exclude pattern, or rename it at the source"
+    )

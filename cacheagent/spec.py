@@ -8,10 +8,11 @@ from cacheagent.model import Kind, Value
 class SourceSpec(Value):
     """Where a model comes from, as a person writes it.
 
-    `uri`: `s3://bucket/prefix`, `hf://org/name[@revision]`, `https://host/path/`, `file:///path`, `nfs://server/export/path`.
-    `revision`: branch, tag or commit (hf). `endpoint`: S3 endpoint or Hub mirror URL. `credential`: the *name* of a credential
-    (AWS profile, or a token file's name), never a secret; part of the trust domain. `ca_bundle`: PEM file for private CAs.
-    `path_style`: None lets the source choose. `include`/`exclude`: patterns on paths (see `cacheagent.select`).
+    `uri`: `s3://bucket/prefix`, `hf://org/name[@revision]`, `https://host/path/`, `file:///path`,
+    `nfs://server/export/path`. `revision`: branch, tag or commit (hf). `endpoint`: S3 endpoint or Hub mirror URL.
+    `credential`: the *name* of a credential (AWS profile, or a token file's name), never a secret; part of the trust
+    domain. `ca_bundle`: PEM file for private CAs. `path_style`: None lets the source choose. `include`/`exclude`:
+    patterns on paths (see `cacheagent.select`).
     """
 
     uri: str
@@ -32,9 +33,10 @@ class Policy(Value):
 
 
 class ModelSpec(Value):
-    """One model: a source plus policy. `name`: a DNS label of at most 63 characters. `priority`: larger is fetched first and
-    evicted last. `pin`: never evicted. `repo_id`: `org/name` for the `hf` view of sources that are not the Hub.
-    `keep_warm`: the agent fetches it by itself and fetches it again if it goes."""
+    """One model: a source plus policy. `name`: a DNS label of at most 63 characters. `priority`: larger is fetched
+    first and evicted last. `pin`: never evicted. `repo_id`: `org/name` for the `hf` view of sources that are not the
+    Hub. `keep_warm`: the agent fetches it by itself and fetches it again if it goes.
+    """
 
     name: str
     source: SourceSpec

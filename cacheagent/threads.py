@@ -12,9 +12,10 @@ T = TypeVar("T")
 async def in_thread(work: Callable[[], T]) -> T:
     """Run `work` in a thread and wait for it *to its end*, also when the caller is cancelled.
 
-    `asyncio.to_thread` returns at once on cancellation while its thread goes on writing; whoever then releases a reservation or
-    removes a directory does so under that thread's hands. Here cancellation is delivered after the thread has finished, so
-    what `work` did is complete. `work` must therefore be bounded: disk calls on our own filesystem, never the network.
+    `asyncio.to_thread` returns at once on cancellation while its thread goes on writing; whoever then releases a
+    reservation or removes a directory does so under that thread's hands. Here cancellation is delivered after the
+    thread has finished, so what `work` did is complete. `work` must therefore be bounded: disk calls on our own
+    filesystem, never the network.
     """
     task = asyncio.ensure_future(asyncio.to_thread(work))
     cancelled: asyncio.CancelledError | None = None

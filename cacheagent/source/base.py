@@ -14,8 +14,9 @@ from cacheagent.model import RemoteFile, TrustDomain, Value
 
 
 class Listing(Value):
-    """What a source holds now. `revision` is the immutable one that a branch or tag stood for (a commit), if the source has any;
-    `repo_id` is `org/name` where the source knows it."""
+    """What a source holds now. `revision` is the immutable one that a branch or tag stood for (a commit), if the
+    source has any; `repo_id` is `org/name` where the source knows it.
+    """
 
     files: tuple[RemoteFile, ...]
     revision: str = ""
@@ -35,12 +36,15 @@ class Source(Protocol):
     trust_domain: TrustDomain
 
     async def list(self) -> Listing:
-        """Everything under the URI: paths relative to it, sizes, identities; checksums only where the listing is free of
-        further requests. Paths are as the origin has them (not yet judged)."""
+        """Everything under the URI: paths relative to it, sizes, identities; checksums only where the listing is free
+        of further requests. Paths are as the origin has them (not yet judged).
+        """
 
     async def describe(self, files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
-        """The same files with everything that pins and proves them (one request per *large* file at most; files of at most
-        one piece may stay as they are: their answers bring the checksum). Raises SourceChanged if one is not as listed."""
+        """The same files with everything that pins and proves them (one request per *large* file at most; files of at
+        most one piece may stay as they are: their answers bring the checksum). Raises SourceChanged if one is not as
+        listed.
+        """
 
     async def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
         """The whole of one small file (an index, a config), pinned to its identity. ValueError above the limit."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cacheagent.location import Location
 from cacheagent.model import Checksum, FileHashes, Value
@@ -11,9 +11,12 @@ from cacheagent.model import Checksum, FileHashes, Value
 Locate = Callable[[], Awaitable[Location]]
 """Where the blob's bytes are; asked again when a signed URL has expired."""
 
-OnPiece = Callable[[int, str, int, bool], None]
-"""Called on the event loop with (piece index, blake3 hex, length, fetched) as soon as a piece is on disk, in any order.
-`fetched` is False for a claimed piece that was proved. It must not block longer than an append to a file."""
+PieceOrigin = Literal["fetched", "kept"]
+"""Travelled just now, or was claimed by a journal and proved."""
+
+OnPiece = Callable[[int, str, int, PieceOrigin], None]
+"""Called on the event loop with (piece index, blake3 hex, length in bytes, origin) as soon as a piece is on disk, in any
+order. Must not block longer than an append to a file takes."""
 
 
 class BlobOrder(Value):
@@ -55,16 +58,19 @@ OnSmall = Callable[[Sequence[SmallResult]], None]
 class Transport(Protocol):
     """Moves bytes onto this node's disk and proves them against the origin's checksums.
 
-    `fetch` and `fetch_small` return only when every byte is on disk (written, not yet fsynced), hashed, and agrees with every
-    checksum given. Errors: `ChecksumMismatch`, `SourceChanged`, `OriginForbidden`, `OriginNotFound` at once;
-    `OriginUnavailable`, `OriginThrottled` after the retry budget; `DiskFault`. Cancelling waits until no worker touches the
-    target any more (a hung worker is given up after 5 s and its target must then be abandoned, not reused).
+    `fetch` and `fetch_small` return only when every byte is on disk (written, not yet fsynced), hashed, and agrees
+    with every checksum given. Errors: `ChecksumMismatch`, `SourceChanged`, `OriginForbidden`, `OriginNotFound` at
+    once; `OriginUnavailable`, `OriginThrottled` after the retry budget; `DiskFault`. Cancelling waits until no worker
+    touches the target any more (a hung worker is given up after 5 s and its target must then be abandoned, not
+    reused).
     """
 
     async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
         """Bring one blob to disk."""
 
-    async def fetch_small(self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0) -> None:
+    async def fetch_small(
+        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0
+    ) -> None:
         """Bring many small blobs to disk; `on_done` is called as batches finish. An expired location is reported as
         `LocationExpired`; what was done before an error has been handed to `on_done`."""
 

@@ -1,8 +1,8 @@
 """What the agent's process and its transfer workers say to each other. Values only; msgpack on the wire.
 
-Frame: 4 bytes big-endian length, then one msgpack message of `Order` (to the worker) or `Report` (from it). Every order is
-answered by exactly one final report (`PieceDone`, `SmallDone`, `StreamDone`, `RehashDone` or `Failed`) with the same `id`;
-`StreamPiece` may come in between. Two orders never write the same byte range at the same time.
+Frame: 4 bytes big-endian length, then one msgpack message of `Order` (to the worker) or `Report` (from it). Every
+order is answered by exactly one final report (`PieceDone`, `SmallDone`, `StreamDone`, `RehashDone` or `Failed`) with
+the same `id`; `StreamPiece` may come in between. Two orders never write the same byte range at the same time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ CrcAlgorithm = Literal["crc32", "crc32c", "crc64nvme"]
 
 
 class Segment(Value):
-    """CRCs (as unsigned integers, by algorithm) of one contiguous range, so that they can be folded into parts and files."""
+    """CRCs (as unsigned integers, by algorithm) of one contiguous range, so that they can be folded into parts and
+    files.
+    """
 
     offset: int
     length: int
@@ -32,13 +34,16 @@ class PieceHash(Value):
     segments: tuple[Segment, ...] = ()
 
 
-# --- orders ------------------------------------------------------------------------------------------------------------------
+# --- orders
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class FetchPiece(Value, tag="piece"):
     """Receive one range and write it at the same offset of `target` (which exists with its full size). `cuts`: absolute
-    offsets strictly inside the range at which CRC segments end (multipart boundaries). `write_at`: differs from `offset` only
-    for a hedge, which writes into a scratch file from 0."""
+    offsets strictly inside the range at which CRC segments end (multipart boundaries). `write_at`: differs from
+    `offset` only
+    for a hedge, which writes into a scratch file from 0.
+    """
 
     id: int
     location: HttpLocation | PathLocation
@@ -54,7 +59,8 @@ class FetchPiece(Value, tag="piece"):
 
 class SmallItem(Value):
     """One whole small file: fetched without Range, written plainly to `target` (created, truncated), checked against
-    `checksums` and, where the location says so, against the answer's own checksum headers."""
+    `checksums` and, where the location says so, against the answer's own checksum headers.
+    """
 
     blob_id: str
     location: HttpLocation | PathLocation
@@ -64,7 +70,9 @@ class SmallItem(Value):
 
 
 class FetchSmall(Value, tag="small"):
-    """A batch of small files. One report for all; the first failure ends the batch (files done before it are reported)."""
+    """A batch of small files. One report for all; the first failure ends the batch (files done before it are
+    reported).
+    """
 
     id: int
     items: tuple[SmallItem, ...]
@@ -72,8 +80,9 @@ class FetchSmall(Value, tag="small"):
 
 class FetchStream(Value, tag="stream"):
     """Fetch a file whose whole-file hash is serial (SHA-1, SHA-256, composites of them): ranges are received by `lanes`
-    threads of one worker and hashed in offset order within a bounded window. Pieces in `claimed` (index -> blake3) are on disk
-    already: they are read back, checked and hashed instead of fetched; one that does not match is fetched."""
+    threads of one worker and hashed in offset order within a bounded window. Pieces in `claimed` (index -> blake3) are
+    on disk already: they are read back, checked and hashed instead of fetched; one that does not match is fetched.
+    """
 
     id: int
     location: HttpLocation | PathLocation
@@ -87,7 +96,9 @@ class FetchStream(Value, tag="stream"):
 
 
 class Rehash(Value, tag="rehash"):
-    """Read ranges of a file on disk back (O_DIRECT where possible) and hash them: what a journal claims, what a scrub doubts."""
+    """Read ranges of a file on disk back (O_DIRECT where possible) and hash them: what a journal claims, what a scrub
+    doubts.
+    """
 
     id: int
     target: str
@@ -98,15 +109,17 @@ class Rehash(Value, tag="rehash"):
 
 
 class Cancel(Value, tag="cancel"):
-    """Stop an order soon; it is still answered, by `Failed(kind="cancelled")` or by its success if that came first. After
-    the answer the worker touches the order's target no more."""
+    """Stop an order soon; it is still answered, by `Failed(kind="cancelled")` or by its success if that came first.
+    After the answer the worker touches the order's target no more.
+    """
 
     id: int
 
 
 Order = FetchPiece | FetchSmall | FetchStream | Rehash | Cancel
 
-# --- reports -----------------------------------------------------------------------------------------------------------------
+# --- reports
+# -----------------------------------------------------------------------------------------------------------------
 
 FailureKind = Literal[
     "status",  # an HTTP status that is not the wanted one; `status` and `retry_after_s` are set
@@ -172,8 +185,9 @@ class RehashDone(Value, tag="rehash"):
 
 
 class Failed(Value, tag="failed"):
-    """The order ended without success. `message` is a sentence without secrets; foreign bodies are cut to 200 characters.
-    `files`: what a batch finished before it failed."""
+    """The order ended without success. `message` is a sentence without secrets; foreign bodies are cut to 200
+    characters. `files`: what a batch finished before it failed.
+    """
 
     id: int
     kind: FailureKind

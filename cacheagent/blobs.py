@@ -1,0 +1,142 @@
+"""One flight per blob: models that share a shard fetch it once, also while the first is still on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import islice
+from typing import Final
+
+from cacheagent.errors import ChecksumMismatch, LocationExpired, SourceChanged
+from cacheagent.location import Location
+from cacheagent.model import SMALL_FILE_BYTES, RemoteFile
+from cacheagent.plan import Plan
+from cacheagent.source.base import Source
+from cacheagent.store import Store
+from cacheagent.threads import in_thread
+from cacheagent.tracking import Tracker
+from cacheagent.transfer.base import BlobOrder, PieceOrigin, SmallOrder, SmallResult, Transport
+
+BLOBS_AT_ONCE: Final = 32
+"""Files of one model in flight. More than any origin wants connections for; few enough that early files finish early
+and a dataset of many files does not preallocate them all. Chosen, not measured."""
+
+SMALL_AT_ONCE: Final = 512
+"""Small files that are located and ordered together. Chosen."""
+
+
+class BlobFlights:
+    """Brings the blobs of plans to this node, each at most once at a time whoever asks. One event loop."""
+
+    def __init__(self, store: Store, transport: Transport) -> None:
+        self._store = store
+        self._transport = transport
+        self._flying: dict[str, asyncio.Task[None]] = {}
+
+    async def bring(self, plan: Plan, source: Source, tracker: Tracker) -> None:
+        """Return when every blob of the plan is on disk and proved.
+
+        The first failure of a blob that this call fetches is raised, after its other flights have stopped. A blob that
+        another call fetches is waited for; if that call fails or is cancelled, this one goes on with what is proved.
+        """
+        units = deque([*_chunks(plan.small, SMALL_AT_ONCE), *((blob,) for blob in plan.large)])
+
+        async def lane() -> None:
+            while units:
+                await self._bring_unit(units.popleft(), plan, source, tracker)
+
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(min(BLOBS_AT_ONCE, len(units))):
+                lanes.create_task(lane())
+
+    async def _bring_unit(self, unit: tuple[str, ...], plan: Plan, source: Source, tracker: Tracker) -> None:
+        waited_for: set[str] = set()
+        while missing := [blob for blob in unit if self._store.blob_hashes(blob) is None]:
+            mine = [blob for blob in missing if blob not in self._flying]
+            if not mine:
+                waited_for.update(missing)
+                await asyncio.wait({self._flying[blob] for blob in missing})
+                continue
+            waited_for.difference_update(mine)
+            await self._fly(mine, plan, source, tracker)
+        tracker.linked(sum(plan.blobs[blob].size_bytes for blob in waited_for))
+
+    async def _fly(self, mine: Sequence[str], plan: Plan, source: Source, tracker: Tracker) -> None:
+        files = {blob: plan.blobs[blob] for blob in mine}
+        if any(file.size_bytes >= SMALL_FILE_BYTES for file in files.values()):
+            ((blob, file),) = files.items()
+            flight = asyncio.create_task(self._fetch_large(blob, file, source, tracker))
+        else:
+            flight = asyncio.create_task(self._fetch_small(files, source, tracker))
+        self._flying.update(dict.fromkeys(mine, flight))
+        try:
+            await flight
+        finally:
+            for blob in mine:
+                del self._flying[blob]
+
+    async def _fetch_large(self, blob: str, file: RemoteFile, source: Source, tracker: Tracker) -> None:
+        staged = await in_thread(partial(self._store.stage, blob, file.size_bytes))
+
+        def on_piece(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
+            staged.append(index, blake3)
+            (tracker.fetched if origin == "fetched" else tracker.kept)(length)
+
+        async def locate() -> Location:
+            return (await source.locate([file]))[0]
+
+        order = BlobOrder(
+            blob_id=blob,
+            size_bytes=file.size_bytes,
+            target=str(staged.path),
+            source_kind=source.kind,
+            claimed=staged.claimed,
+            checksums=file.checksums,
+            priority=tracker.priority,
+        )
+        try:
+            hashes = await self._transport.fetch(order, locate, on_piece)
+        except (ChecksumMismatch, SourceChanged):
+            # Nobody can say which of its pieces is wrong, or they are of an object that is no more.
+            await in_thread(staged.discard)
+            raise
+        await in_thread(partial(staged.verified, hashes))
+
+    async def _fetch_small(self, files: dict[str, RemoteFile], source: Source, tracker: Tracker) -> None:
+        kept = await in_thread(partial(self._store.prove_small, list(files)))
+        tracker.kept(sum(files[blob].size_bytes for blob in kept))
+        left = {blob: file for blob, file in files.items() if blob not in kept}
+
+        def on_done(results: Sequence[SmallResult]) -> None:
+            done = [(result.blob_id, left[result.blob_id].size_bytes, result.hashes) for result in results]
+            self._store.small_done(done)
+            for blob, size, _ in done:
+                del left[blob]
+                tracker.fetched(size)
+
+        while left:
+            before = len(left)
+            locations = await source.locate(list(left.values()))
+            orders = [
+                SmallOrder(
+                    blob_id=blob,
+                    size_bytes=file.size_bytes,
+                    target=str(self._store.small_path(blob)),
+                    location=location,
+                    checksums=file.checksums,
+                )
+                for (blob, file), location in zip(left.items(), locations, strict=True)
+            ]
+            try:
+                await self._transport.fetch_small(orders, source.kind, on_done, priority=tracker.priority)
+            except LocationExpired:
+                if len(left) == before:  # fresh locations brought nothing: more of them will not either
+                    raise
+
+
+def _chunks(items: Iterable[str], size: int) -> Iterable[tuple[str, ...]]:
+    iterator = iter(items)
+    while chunk := tuple(islice(iterator, size)):
+        yield chunk

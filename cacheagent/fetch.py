@@ -1,0 +1,104 @@
+"""The life of a model, top to bottom: resolve, plan, reserve, fetch, verify, publish.
+
+Every step is one function or one module; rules are pure and raise, this file only walks through them. Nothing is
+visible under `models/` before the last step, and whatever happens in between leaves verified pieces for the next try.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cacheagent.blobs import BlobFlights
+from cacheagent.model import FileHashes, Manifest, TrustDomain
+from cacheagent.plan import Plan, make_plan
+from cacheagent.resolve import resolve
+from cacheagent.safetensors_header import LENGTH_BYTES, check_header, header_length
+from cacheagent.source.base import Source
+from cacheagent.spec import ModelSpec, SourceSpec
+from cacheagent.store import Record, Store
+from cacheagent.threads import in_thread
+from cacheagent.tracking import Tracker
+from cacheagent.transfer.base import Transport
+
+OpenSource = Callable[[SourceSpec], Source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What fetching needs: where bytes rest, what moves them, where they come from, and who is fetching what
+    already.
+    """
+
+    store: Store
+    transport: Transport
+    open_source: OpenSource
+    blobs: BlobFlights
+
+
+async def fetch_model(engine: Engine, spec: ModelSpec, tracker: Tracker) -> Record:
+    """Bring one model into the store and return its record; a model that is there already is only found.
+
+    Raises whatever the steps raise (`cacheagent.errors`), with the disk as it was but for verified pieces. Cancelling
+    stops the transfer, waits until no worker writes any more, and keeps what is proved.
+    """
+    source = engine.open_source(spec.source)
+    try:
+        tracker.enter("resolving")
+        manifest = await resolve(source, spec)
+        tracker.resolved(manifest)
+        record = engine.store.record(manifest.digest)
+        if record is None:
+            record = await _bring(engine, spec, source, manifest, tracker)
+        return record
+    finally:
+        await source.close()
+
+
+async def _bring(engine: Engine, spec: ModelSpec, source: Source, manifest: Manifest, tracker: Tracker) -> Record:
+    domain = source.trust_domain
+    plan = make_plan(manifest, domain, engine.store.blob_hashes)
+
+    tracker.enter("reserving")
+    reservation = await in_thread(
+        partial(engine.store.reserve, manifest.digest, plan.sizes(), priority=tracker.priority)
+    )
+    try:
+        tracker.enter("fetching")
+        tracker.linked(plan.linked_bytes)
+        await engine.blobs.bring(plan, source, tracker)
+
+        tracker.enter("publishing")
+        return await in_thread(partial(_publish, engine.store, spec, manifest, domain, plan))
+    finally:
+        reservation.release()
+
+
+def _publish(store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDomain, plan: Plan) -> Record:
+    """Look at every header once more where the bytes now lie, then make the model visible with one rename."""
+    hashes: dict[str, FileHashes] = {}
+    for blob, file in plan.blobs.items():
+        known = store.blob_hashes(blob)
+        assert known is not None, f"{file.path} was brought and is not there"
+        hashes[blob] = known
+    for file_path, blob_path in _safetensors(plan, store):
+        check_safetensors_file(file_path, blob_path)
+    return store.publish(
+        manifest, domain, hashes, uri=spec.source.uri, name=spec.name, pin=spec.pin, priority=spec.priority
+    )
+
+
+def _safetensors(plan: Plan, store: Store) -> Sequence[tuple[str, Path]]:
+    return [
+        (file.path, store.blob_path(blob)) for blob, file in plan.blobs.items() if file.path.endswith(".safetensors")
+    ]
+
+
+def check_safetensors_file(name: str, path: Path) -> None:
+    """Read and judge one file's header. Raises UnsafeContent naming `name`."""
+    with path.open("rb") as stream:
+        size = path.stat().st_size
+        length = header_length(name, size, stream.read(LENGTH_BYTES))
+        check_header(name, size, stream.read(length))

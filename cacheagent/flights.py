@@ -1,0 +1,178 @@
+"""One job per model: many askers, one download; an asker who leaves cancels nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from cacheagent.blobs import BlobFlights
+from cacheagent.errors import CacheAgentError, CorruptModel, NotCached
+from cacheagent.fetch import Engine, OpenSource, fetch_model
+from cacheagent.model import blob_id, canonical_json, piece_count
+from cacheagent.progress import JobStatus
+from cacheagent.spec import ModelSpec
+from cacheagent.store import Record, Store
+from cacheagent.threads import in_thread
+from cacheagent.tracking import Tracker
+from cacheagent.transfer.base import Transport
+
+INTEREST_S: Final = 600.0
+"""How long one asking keeps a job alive: twice the kubelet's longest pause between two calls for a volume (5 minutes
+with its jitter), so that a waiting pod never finds its download cancelled."""
+
+ENDED_JOBS_KEPT: Final = 200
+"""Ended jobs that `jobs` still tells of. Chosen."""
+
+
+class _Job:
+    def __init__(self, task: asyncio.Task[Record], tracker: Tracker) -> None:
+        self.task = task
+        self.tracker = tracker
+        self.wanted_until = -math.inf
+
+
+class Flights:
+    """The agent's work in progress. One event loop; `ensure` may be called any number of times for the same model."""
+
+    def __init__(
+        self,
+        store: Store,
+        transport: Transport,
+        open_source: OpenSource,
+        *,
+        on_event: Callable[[JobStatus], None],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._transport = transport
+        self._engine = Engine(
+            store=store, transport=transport, open_source=open_source, blobs=BlobFlights(store, transport)
+        )
+        self._on_event = on_event
+        self._now = now
+        self._running: dict[str, _Job] = {}
+        self._ended: dict[str, JobStatus] = {}
+
+    def find(self, spec: ModelSpec) -> Record | None:
+        """The published version that this request was last resolved to, without asking the origin."""
+        digest = self._store.resolution(source_key(spec))
+        return self._store.record(digest) if digest else None
+
+    async def ensure(self, spec: ModelSpec, *, priority: int | None = None, refresh: bool = False) -> Record:
+        """Return the model's record, fetching it if need be; joins a job that runs already.
+
+        `refresh` asks the origin again what the model is now. Cancelling the call leaves the job running for as long as
+        somebody was interested in the last `INTEREST_S` seconds. Raises what `fetch.fetch_model` raises.
+        """
+        if not refresh and (record := self.find(spec)) is not None:
+            self._store.touch(record.digest)
+            return record
+        job = self._start(spec, priority=priority, wanted_s=INTEREST_S)
+        return await asyncio.shield(job.task)
+
+    def start(
+        self, spec: ModelSpec, *, priority: int | None = None, refresh: bool = False, wanted_s: float = math.inf
+    ) -> None:
+        """The same without waiting; `jobs` tells what becomes of it."""
+        if refresh or self.find(spec) is None:
+            self._start(spec, priority=priority, wanted_s=wanted_s)
+
+    def jobs(self) -> list[JobStatus]:
+        """Running jobs first, then the last one that ended of each model."""
+        running = [job.tracker.status() for job in self._running.values()]
+        return running + [status for key, status in self._ended.items() if key not in self._running]
+
+    def drop_unwanted(self) -> None:
+        """Cancel jobs that nobody has asked for within their time; what they proved is kept."""
+        for job in self._running.values():
+            if job.wanted_until < self._now():
+                job.task.cancel()
+
+    async def verify(self, digest: str) -> None:
+        """Read every piece of a published model back and compare it with the record. Raises CorruptModel, NotCached."""
+        record = self._store.record(digest)
+        if record is None:
+            raise NotCached(f"{digest} is not in this cache", hint="`cacheagent ls` shows what is")
+        wrong: list[str] = []
+        for file in record.manifest.files:
+            path = self._store.blob_path(blob_id(record.domain, file))
+            found = await self._transport.rehash(str(path), file.size_bytes, range(piece_count(file.size_bytes)))
+            recorded = record.hashes[file.path].pieces
+            wrong += [f"{file.path} piece {n}" for n, blake3 in enumerate(recorded) if found.get(n) != blake3]
+        if wrong:
+            raise CorruptModel(
+                f"{record.name or digest}: {len(wrong)} piece(s) on disk differ from what was fetched, "
+                f"among them {', '.join(wrong[:3])}",
+                hint="the agent's scrub fetches them again; or evict the model and pull it once more",
+            )
+
+    async def close(self) -> None:
+        """Cancel all jobs and wait until none of them writes any more."""
+        tasks = [job.task for job in self._running.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start(self, spec: ModelSpec, *, priority: int | None, wanted_s: float) -> _Job:
+        key = source_key(spec)
+        job = self._running.get(key)
+        if job is None:
+            tracker = Tracker(spec.name, spec.source.uri, spec.priority, self._on_event)
+            job = _Job(asyncio.create_task(self._run(key, spec, tracker), name=f"model {spec.name}"), tracker)
+            # An asker may have left: its failure is in `jobs`, and must not be reported as never retrieved.
+            job.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._running[key] = job
+        if priority is not None:
+            job.tracker.priority = max(job.tracker.priority, priority)
+        job.wanted_until = max(job.wanted_until, self._now() + wanted_s)
+        return job
+
+    async def _run(self, key: str, spec: ModelSpec, tracker: Tracker) -> Record:
+        try:
+            record = await fetch_model(self._engine, spec, tracker)
+            await in_thread(partial(self._store.set_resolution, key, spec.name, spec.source.uri, record.digest))
+            tracker.ready(str(self._store.path(record.digest)), record.manifest)
+            return record
+        except BaseExceptionGroup as group:
+            error = _first(group)
+            tracker.failed(error)
+            raise error from group
+        except CacheAgentError as error:
+            tracker.failed(error)
+            raise
+        finally:
+            del self._running[key]
+            self._remember(key, tracker.status())
+
+    def _remember(self, key: str, status: JobStatus) -> None:
+        self._ended.pop(key, None)
+        self._ended[key] = status
+        while len(self._ended) > ENDED_JOBS_KEPT:
+            self._ended.pop(next(iter(self._ended)))
+
+
+def source_key(spec: ModelSpec) -> str:
+    """64 hex digits that name *what is asked for*: everything that changes which files arrive, nothing that does not
+    (the name, the priority, the pin)."""
+    asked = msgspec.to_builtins(spec)
+    for field in ("name", "priority", "pin", "keep_warm"):
+        del asked[field]
+    return hashlib.sha256(canonical_json(asked)).hexdigest()
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> CacheAgentError:
+    """The error to tell of when several lanes failed: the first that is ours; anything else is a defect and stays
+    one."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            return _first(error)
+        if isinstance(error, CacheAgentError):
+            return error
+    raise group

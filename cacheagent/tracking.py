@@ -1,0 +1,123 @@
+"""How far one model is: counts what arrives, knows the rate, tells whoever listens, not too often."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from cacheagent.errors import CacheAgentError
+from cacheagent.model import Manifest
+from cacheagent.progress import JobStatus, Phase
+
+RATE_WINDOW_S: Final = 10.0
+"""Long enough that 16 MiB pieces make a steady figure on a slow link. Chosen, not measured."""
+EVENT_INTERVAL_S: Final = 0.2
+"""Five lines a second are what an eye follows. Chosen."""
+
+
+class Tracker:
+    """The live state of one job; used from the event loop only."""
+
+    def __init__(
+        self,
+        name: str,
+        uri: str,
+        priority: int,
+        on_event: Callable[[JobStatus], None],
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.priority = priority
+        self._name, self._uri = name, uri
+        self._on_event = on_event
+        self._now = now
+        self._started = now()
+        self._ended: float | None = None
+        self._phase: Phase = "queued"
+        self._manifest: Manifest | None = None
+        self._linked = self._kept = self._fetched = 0
+        self._arrivals: deque[tuple[float, int]] = deque()
+        self._last_event = -EVENT_INTERVAL_S
+        self._path = ""
+        self._error: CacheAgentError | None = None
+
+    def enter(self, phase: Phase) -> None:
+        """The job is in its next step."""
+        self._phase = phase
+        self._emit()
+
+    def resolved(self, manifest: Manifest) -> None:
+        """It is known what the model is."""
+        self._manifest = manifest
+        self._emit()
+
+    def linked(self, size_bytes: int) -> None:
+        """Bytes that this node had, or that another job brought."""
+        self._linked += size_bytes
+        self._emit_sometimes()
+
+    def kept(self, size_bytes: int) -> None:
+        """Bytes of an interrupted job that were proved again."""
+        self._kept += size_bytes
+        self._emit_sometimes()
+
+    def fetched(self, size_bytes: int) -> None:
+        """Bytes that travelled just now."""
+        self._fetched += size_bytes
+        self._arrivals.append((self._now(), size_bytes))
+        self._emit_sometimes()
+
+    def ready(self, path: str, manifest: Manifest) -> None:
+        """The model is published."""
+        self._path, self._manifest, self._ended = path, manifest, self._now()
+        self.enter("ready")
+
+    def failed(self, error: CacheAgentError) -> None:
+        """The job ended without the model."""
+        self._error, self._ended = error, self._now()
+        self.enter("failed")
+
+    def status(self) -> JobStatus:
+        """The state at this moment."""
+        now = self._ended if self._ended is not None else self._now()
+        rate = self._rate(now)
+        total = self._manifest.size_bytes if self._manifest else 0
+        left = total - self._linked - self._kept - self._fetched
+        return JobStatus(
+            name=self._name,
+            uri=self._uri,
+            phase=self._phase,
+            digest=self._manifest.digest if self._manifest else "",
+            revision=self._manifest.revision if self._manifest else "",
+            files_total=len(self._manifest.files) if self._manifest else 0,
+            bytes_total=total,
+            bytes_linked=self._linked,
+            bytes_kept=self._kept,
+            bytes_fetched=self._fetched,
+            rate_bytes_per_s=rate,
+            eta_s=left / rate if rate > 0 and self._phase == "fetching" else -1.0,
+            elapsed_s=now - self._started,
+            message=self._error.message if self._error else "",
+            error=self._error.code if self._error else "",
+            hint=self._error.hint if self._error else "",
+            path=self._path,
+        )
+
+    def _rate(self, now: float) -> float:
+        """Bytes a second over the window while it runs, over the whole job when it has ended."""
+        if self._ended is not None:
+            return self._fetched / max(now - self._started, 1e-6)
+        while self._arrivals and self._arrivals[0][0] < now - RATE_WINDOW_S:
+            self._arrivals.popleft()
+        span = min(RATE_WINDOW_S, now - self._started)
+        return sum(size for _, size in self._arrivals) / span if span > 0 else 0.0
+
+    def _emit_sometimes(self) -> None:
+        if self._now() - self._last_event >= EVENT_INTERVAL_S:
+            self._emit()
+
+    def _emit(self) -> None:
+        self._last_event = self._now()
+        self._on_event(self.status())
