@@ -1,0 +1,42 @@
+# Each target does its own set-up: a bare Debian 12 with python3 and make is enough. As root it installs the Debian packages
+# that the target needs and says which; otherwise it says what is skipped and why.
+PYTHON ?= python3
+BIN := .venv/bin
+# More arguments for the program behind a target, e.g. make test ARGS="tests/unit -x"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench image lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## pull two models from a local S3 server into a cache, with everything to see (no root, about two minutes)
+	@$(PYTHON) scripts/prepare.py demo
+	@$(BIN)/cacheagent demo $(ARGS)
+
+test: ## all tests, with branch coverage
+	@$(PYTHON) scripts/prepare.py test
+	$(BIN)/python -m pytest --cov --cov-report=term --junitxml=reports/junit.xml $(ARGS)
+
+lint: ## ruff, mypy --strict, and who may import whom
+	@$(PYTHON) scripts/prepare.py lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: ## measure against the hardware and against other tools (root for nginx and fio)
+	@$(PYTHON) scripts/prepare.py bench
+	$(BIN)/python -m benchmarks $(ARGS)
+
+image: ## build the container image from locked wheels, without network in the build (root)
+	@$(PYTHON) scripts/prepare.py image
+	scripts/image $(ARGS)
+
+lock: ## resolve requirements/*.txt again; ARGS=--upgrade for the newest versions
+	@$(PYTHON) scripts/prepare.py lint
+	scripts/lock $(ARGS)
+
+clean: ## remove the environment and what was built
+	rm -rf .venv .venv.lock build dist reports .coverage .coverage.*

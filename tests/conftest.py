@@ -1,0 +1,72 @@
+"""What every test may rely on: how a missing tool is treated, and which tiers must have run."""
+
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Generator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+IN_CI = os.environ.get("CI") == "true"
+
+REQUIRED_TIERS = {
+    "s3_real": "a real S3 server (SeaweedFS)",
+}
+"""Marker and what it stands for: a complete run under CI=true in which no test of a tier passed is a failed run."""
+
+_passed_of_tier: Counter[str] = Counter()
+
+
+def missing(what: str, reason: str) -> NoReturn:
+    """Ends the test that can't run here: a skip on a developer's machine, a failure under CI=true."""
+    sentence = f"{what} is missing: {reason}"
+    if IN_CI:
+        pytest.fail(f"{sentence} (CI=true, so this is a failure and not a skip)", pytrace=False)
+    pytest.skip(sentence)
+
+
+def require(tool: str, reason: str) -> Path:
+    """The path of a command, or `missing`.
+
+    Looked for beside the running Python (packages bring some), on PATH, and in /usr/sbin (Debian's servers).
+    """
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"]
+    found = shutil.which(tool, path=os.pathsep.join(places))
+    if found is None:
+        missing(f"the command {tool!r}", reason)
+    return Path(found)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Counts what passed in each required tier."""
+    report = yield
+    if report.when == "call" and report.passed:
+        _passed_of_tier.update(tier for tier in REQUIRED_TIERS if item.get_closest_marker(tier))
+    return report
+
+
+def _tiers_that_did_not_run(config: pytest.Config) -> list[str]:
+    complete_run = (
+        config.args == config.getini("testpaths") and not config.option.markexpr and not config.option.keyword
+    )
+    return [tier for tier in REQUIRED_TIERS if complete_run and IN_CI and not _passed_of_tier[tier]]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A green run that left out a required tier is not green."""
+    if exitstatus == pytest.ExitCode.OK and _tiers_that_did_not_run(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says how many tests of each required tier passed; `.ci/run` reads these lines."""
+    for tier, meaning in REQUIRED_TIERS.items():
+        terminalreporter.write_line(f"required tier {tier}: {_passed_of_tier[tier]} passed ({meaning})")
+    for tier in _tiers_that_did_not_run(config):
+        terminalreporter.write_line(f"ERROR: no test of the required tier {tier} passed, and CI=true", red=True)

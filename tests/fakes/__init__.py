@@ -1,0 +1,1 @@
+"""Servers and simulators that behave, or misbehave, as they are told."""

@@ -1,0 +1,1 @@
+"""What people read, and what is left on disk, when something breaks."""
