@@ -32,13 +32,13 @@ def select_files(files: Sequence[RemoteFile], spec: ModelSpec) -> tuple[RemoteFi
     """The files of the model, sorted by path. Raises UnsafeContent, PickleRefused, IncompleteModel."""
     source = spec.source
     chosen = [file for file in files if _wanted(file.path, source.include, source.exclude)]
-    if spec.kind == "checkpoint":
-        chosen = _without_pickle(chosen, spec)
     if not chosen:
         raise IncompleteModel(
             f"{source.uri}: none of its {len(files)} files is wanted",
             hint="look at the URI and the include and exclude patterns",
         )
+    if spec.kind == "checkpoint":
+        chosen = _without_pickle(chosen, spec)
     check_paths(file.path for file in chosen)
     return tuple(sorted(chosen, key=lambda file: file.path))
 

@@ -15,8 +15,8 @@ PieceOrigin = Literal["fetched", "kept"]
 """Travelled just now, or was claimed by a journal and proved."""
 
 OnPiece = Callable[[int, str, int, PieceOrigin], None]
-"""Called on the event loop with (piece index, blake3 hex, length in bytes, origin) as soon as a piece is on disk, in any
-order. Must not block longer than an append to a file takes."""
+"""Called on the event loop with (piece index, blake3 hex, length in bytes, origin) as soon as a piece is on disk, in
+any order. Must not block longer than an append to a file takes."""
 
 
 class BlobOrder(Value):
