@@ -10,6 +10,8 @@ from typing import NoReturn
 
 import pytest
 
+pytest_plugins = ["tests.fakes.fixtures"]
+
 IN_CI = os.environ.get("CI") == "true"
 
 REQUIRED_TIERS = {

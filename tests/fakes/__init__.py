@@ -1,1 +1,1 @@
-"""Servers and simulators that behave, or misbehave, as they are told."""
+"""Servers, file systems and models that tests, benchmarks and the demo stand on."""

@@ -1,0 +1,16 @@
+"""Fixtures for the fakes; registered in `tests/conftest.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cacheagent.demo.seaweedfs import S3Server, running_seaweedfs
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One real S3 server for the whole run; a test takes a bucket of its own (`tests.fakes.s3.new_bucket`)."""
+    with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
