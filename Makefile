@@ -2,7 +2,7 @@
 # that the target needs and says which; otherwise it says what is skipped and why.
 PYTHON ?= python3
 BIN := .venv/bin
-# More arguments for the program behind a target, e.g. make test ARGS="tests/unit -x"
+# More arguments for the program behind a target, e.g. make test ARGS="tests/unit -x --no-cov" (a part would miss the coverage floor)
 ARGS ?=
 
 .DEFAULT_GOAL := help
