@@ -1,0 +1,125 @@
+"""A pull as a person watches it: a bar on a terminal, a line now and then in a pipe, JSON events for machines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from cacheagent.cli.output import Format, duration, print_json, size
+from cacheagent.progress import JobStatus
+
+LINE_INTERVAL_S: Final = 5.0
+"""A log of a long pull stays readable. Chosen."""
+
+
+class Watcher(Protocol):
+    """Shows the states of one job, from the first to the last."""
+
+    def show(self, status: JobStatus) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def watcher(output: Format) -> Watcher:
+    """What fits where the output goes. Progress is on standard error, so that standard output holds only the result."""
+    if output == "json":
+        return _JsonLines()
+    return _Bar() if sys.stderr.isatty() else _Lines()
+
+
+def describe(status: JobStatus) -> str:
+    """One line that says where a job is."""
+    match status.phase:
+        case "ready":
+            return f"{status.name}: ready in {duration(status.elapsed_s)}: {_sources(status)}"
+        case "failed":
+            return f"{status.name}: failed: {status.message}"
+        case "fetching":
+            share = status.bytes_done / status.bytes_total if status.bytes_total else 0.0
+            left = f", about {duration(status.eta_s)} left" if status.eta_s >= 0 else ""
+            return (
+                f"{status.name}: {share:.0%}, {size(status.bytes_done)} of {size(status.bytes_total)}, "
+                f"{size(status.rate_bytes_per_s)}/s{left}"
+            )
+        case phase:
+            return f"{status.name}: {phase}"
+
+
+def _sources(status: JobStatus) -> str:
+    parts = [f"{size(status.bytes_fetched)} fetched at {size(status.rate_bytes_per_s)}/s"]
+    if status.bytes_kept:
+        parts.append(f"{size(status.bytes_kept)} kept from an earlier try")
+    if status.bytes_linked:
+        parts.append(f"{size(status.bytes_linked)} already here")
+    return ", ".join(parts)
+
+
+class _Quiet:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class _JsonLines(_Quiet):
+    def show(self, status: JobStatus) -> None:
+        print_json(status)
+
+
+class _Lines(_Quiet):
+    def __init__(self) -> None:
+        self._phase = ""
+        self._last = 0.0
+
+    def show(self, status: JobStatus) -> None:
+        if status.finished:
+            return
+        now = time.monotonic()
+        if status.phase != self._phase or now - self._last >= LINE_INTERVAL_S:
+            self._phase, self._last = status.phase, now
+            click.echo(describe(status), err=True)
+
+
+class _Bar:
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[text]}"),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, status: JobStatus) -> None:
+        if self._task is None:
+            self._task = self._progress.add_task(status.name, total=None, text="")
+        fetching = status.phase in {"fetching", "publishing"}
+        self._progress.update(
+            self._task,
+            total=status.bytes_total if fetching else None,
+            completed=status.bytes_done,
+            text=describe(status).removeprefix(f"{status.name}: "),
+        )

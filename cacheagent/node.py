@@ -1,0 +1,47 @@
+"""One node's engine put together: store, workers, sources, flights. The agent and a plain `pull` are both built on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cacheagent.flights import Flights
+from cacheagent.progress import JobStatus
+from cacheagent.source import open_source
+from cacheagent.store import Store, StorePolicy
+from cacheagent.threads import in_thread
+from cacheagent.transfer.pool import TransferConfig, WorkerPool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """What owns one cache directory while it lives."""
+
+    store: Store
+    transport: WorkerPool
+    flights: Flights
+
+
+@asynccontextmanager
+async def open_node(
+    root: Path,
+    *,
+    store_policy: StorePolicy | None = None,
+    transfer: TransferConfig | None = None,
+    on_event: Callable[[JobStatus], None] = lambda _: None,
+) -> AsyncIterator[Node]:
+    """Own the cache directory for the length of the block: adopt what is there, start the workers, and at the end stop
+    everything within seconds with partial work kept. Raises StoreBusy, UnknownLayout, DiskFault before anything starts."""
+    store = await in_thread(partial(Store.open, root, store_policy or StorePolicy()))
+    try:
+        async with WorkerPool(transfer or TransferConfig()) as pool:
+            flights = Flights(store, pool, open_source, on_event=on_event)
+            try:
+                yield Node(store=store, transport=pool, flights=flights)
+            finally:
+                await flights.close()
+    finally:
+        await in_thread(store.close)

@@ -1,0 +1,291 @@
+"""One download however many ask: single flight, sharing of blobs, cancellation, failures, and what stays on disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cacheagent.errors import CorruptModel, NotCached, OriginUnavailable, PickleRefused, SourceChanged, UnsafeContent
+from cacheagent.flights import Flights, source_key
+from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.progress import JobStatus
+from cacheagent.spec import ModelSpec, SourceSpec
+from cacheagent.store import Record, Store
+from tests.fakes.memory import MemoryOrigin, MemoryTransport
+
+pytestmark = pytest.mark.asyncio
+
+LARGE = 2 * PIECE_SIZE_BYTES + 4097
+
+
+def large(seed: int) -> bytes:
+    block = bytes((seed * 7 + n) % 251 for n in range(4096))
+    return (block * (LARGE // len(block) + 1))[:LARGE]
+
+
+def tree(name: str, uri: str = "memory://a") -> ModelSpec:
+    return ModelSpec(name=name, kind="tree", source=SourceSpec(uri=uri))
+
+
+class Node:
+    """A store and flights over origins in memory."""
+
+    def __init__(self, root: Path, origins: dict[str, MemoryOrigin]) -> None:
+        self.root = root
+        self.origins = origins
+        self.store = Store.open(root)
+        self.transport = MemoryTransport(*origins.values())
+        self.events: list[JobStatus] = []
+        self.flights = Flights(self.store, self.transport, lambda spec: origins[spec.uri], on_event=self.events.append)
+
+    def files(self, record: Record) -> dict[str, bytes]:
+        base = self.store.path(record.digest) / "files"
+        return {str(path.relative_to(base)): path.read_bytes() for path in base.rglob("*") if path.is_file()}
+
+    def on_disk(self, *names: str) -> set[str]:
+        return {
+            str(path.relative_to(self.root))
+            for name in names
+            for path in (self.root / name).rglob("*")
+            if path.is_file()
+        }
+
+
+@asynccontextmanager
+async def node(root: Path, **origins: MemoryOrigin) -> AsyncIterator[Node]:
+    made = Node(root, {f"memory://{name}": origin for name, origin in origins.items()})
+    try:
+        yield made
+    finally:
+        await made.flights.close()
+        made.store.close()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+async def test_a_model_arrives_whole_and_the_second_asking_is_a_hit(root: Path) -> None:
+    """Bytes are equal, the story is told in order, the origin is not asked again."""
+    objects = {"config.json": b"{}", "empty": b"", "w/1.bin": large(1)}
+    async with node(root, a=MemoryOrigin(dict(objects))) as here:
+        record = await here.flights.ensure(tree("m"))
+        assert here.files(record) == objects
+        phases = list(dict.fromkeys(event.phase for event in here.events))
+        assert phases == ["resolving", "reserving", "fetching", "publishing", "ready"]
+        assert here.events[-1].bytes_fetched == here.events[-1].bytes_total == LARGE + 2
+        assert await here.flights.ensure(tree("another name")) == here.store.record(record.digest)
+        assert here.origins["memory://a"].listings == 1
+        assert here.on_disk("staging", "trash") <= {"staging/small/journal"}
+
+
+async def test_twenty_askers_make_one_download(root: Path) -> None:
+    """All get the same record; each file travelled once."""
+    async with node(root, a=MemoryOrigin({"x": large(1), "y": b"small"})) as here:
+        records = await asyncio.gather(*(here.flights.ensure(tree("m")) for _ in range(20)))
+        assert {record.digest for record in records} == {records[0].digest}
+        assert here.transport.fetches == {"x": 1, "y": 1}
+
+
+async def test_an_asker_who_leaves_cancels_nothing(root: Path) -> None:
+    """The other asker, and the job itself, go on."""
+    async with node(root, a=MemoryOrigin({"x": large(1)})) as here:
+        here.transport.hold("x")
+        leaving = asyncio.create_task(here.flights.ensure(tree("m")))
+        staying = asyncio.create_task(here.flights.ensure(tree("m")))
+        await here.transport.wait_until_started("x")
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        here.transport.release("x")
+        assert here.files(await staying) == {"x": large(1)}
+        assert here.transport.fetches == {"x": 1}
+
+
+async def test_a_second_revision_fetches_only_what_changed_also_while_the_first_is_on_its_way(root: Path) -> None:
+    """One shard of thirty differs: 31 shards travel for two models, none twice."""
+    first = {f"shard-{n:02d}": large(n) for n in range(30)}
+    second = {**first, "shard-07": large(99)}
+    async with node(root, a=MemoryOrigin(first), b=MemoryOrigin(second)) as here:
+        here.origins["memory://b"].trust_domain = here.origins["memory://a"].trust_domain
+        for number in range(30):
+            here.transport.hold(f"shard-{number:02d}")
+        one = asyncio.create_task(here.flights.ensure(tree("v1", "memory://a")))
+        await here.transport.wait_until_started("shard-00")
+        two = asyncio.create_task(here.flights.ensure(tree("v2", "memory://b")))
+        for number in range(30):
+            await here.transport.wait_until_started(f"shard-{number:02d}")
+            here.transport.origins = tuple(here.origins.values())
+        here.transport.origins = (MemoryBoth(first, second),)  # type: ignore[assignment]
+        for number in range(30):
+            here.transport.release(f"shard-{number:02d}")
+        assert here.files(await one) == first
+        assert here.files(await two) == second
+        assert sum(here.transport.fetches.values()) == 31
+
+
+class MemoryBoth(MemoryOrigin):
+    """Serves whichever version is asked for by its ETag."""
+
+    def __init__(self, *versions: dict[str, bytes]) -> None:
+        super().__init__(versions[0])
+        self.versions = versions
+
+    def bytes_of(self, path: str, etag: str) -> bytes:
+        for version in self.versions:
+            self.objects = version
+            try:
+                return super().bytes_of(path, etag)
+            except SourceChanged:
+                continue
+        raise SourceChanged(path)
+
+
+async def test_blobs_are_never_shared_across_trust_domains(root: Path) -> None:
+    """The same bytes under the same key at another endpoint travel again: knowing a name gives nothing."""
+    mine, theirs = MemoryOrigin({"x": large(1)}), MemoryOrigin({"x": large(1)}, endpoint="memory://other")
+    async with node(root, a=mine, b=theirs) as here:
+        await here.flights.ensure(tree("m", "memory://a"))
+        assert here.transport.fetches["x"] == 1
+        await here.flights.ensure(tree("n", "memory://b"))
+        assert here.transport.fetches["x"] == 2
+
+
+async def test_when_the_one_who_fetches_is_dropped_the_other_goes_on(root: Path) -> None:
+    """A joined flight that is cancelled is taken over by whoever waits for the blob."""
+    shared = {"x": large(1)}
+    async with node(root, a=MemoryOrigin({**shared, "a": b"1"}), b=MemoryOrigin({**shared, "b": b"2"})) as here:
+        here.transport.hold("x")
+        here.flights.start(tree("dropped", "memory://a"), wanted_s=-1)
+        await here.transport.wait_until_started("x")
+        staying = asyncio.create_task(here.flights.ensure(tree("stays", "memory://b")))
+        await here.transport.wait_until_started("b")
+        here.flights.drop_unwanted()
+        here.transport.release("x")
+        assert here.files(await staying) == {**shared, "b": b"2"}
+        assert [job.name for job in here.flights.jobs() if job.phase == "ready"] == ["stays"]
+
+
+async def test_a_failure_is_told_with_its_reason_and_the_next_try_succeeds(root: Path) -> None:
+    """What arrived is kept for it: only the file that failed is fetched again."""
+    objects = {"bad": large(1), "good": large(2), "tiny": b"t"}
+    async with node(root, a=MemoryOrigin(objects)) as here:
+        here.transport.failures["bad"] = [OriginUnavailable("the origin is away", hint="try later")]
+        here.transport.hold("bad")
+        first = asyncio.create_task(here.flights.ensure(tree("m")))
+        for path in objects:
+            await here.transport.wait_until_started(path)
+        here.transport.release("bad")
+        with pytest.raises(OriginUnavailable, match="the origin is away"):
+            await first
+        (job,) = here.flights.jobs()
+        assert (job.phase, job.error, job.hint) == ("failed", "origin-unavailable", "try later")
+        assert here.on_disk("models", "records", "blobs") == set()
+        assert here.files(await here.flights.ensure(tree("m"))) == objects
+        assert here.transport.fetches["bad"] == 2
+
+
+async def test_an_object_that_changed_leaves_nothing_of_itself(root: Path) -> None:
+    """Its staging is gone: pieces of two versions can never meet."""
+    origin = MemoryOrigin({"x": large(1)})
+    async with node(root, a=origin) as here:
+        here.transport.hold("x")
+        pull = asyncio.create_task(here.flights.ensure(tree("m")))
+        await here.transport.wait_until_started("x")
+        origin.objects["x"] = large(2)
+        here.transport.release("x")
+        with pytest.raises(SourceChanged):
+            await pull
+        assert here.on_disk("models", "records", "blobs", "staging") <= {"staging/small/journal"}
+        assert here.files(await here.flights.ensure(tree("m"))) == {"x": large(2)}
+
+
+async def test_a_lying_safetensors_header_is_never_published(root: Path) -> None:
+    """Refused with the file's name and nothing visible; the honest file under the same name is accepted."""
+    body = b'{"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}}'
+    lie = len(body).to_bytes(8, "little") + body + bytes(8)
+    origin = MemoryOrigin({"m.safetensors": lie})
+    spec = ModelSpec(name="m", source=SourceSpec(uri="memory://a"))
+    async with node(root, a=origin) as here:
+        with pytest.raises(UnsafeContent, match=r"m\.safetensors: not a safetensors file: its tensors end at 9"):
+            await here.flights.ensure(spec)
+        assert here.on_disk("models", "records", "blobs") == set()
+        origin.objects["m.safetensors"] = lie + b"\0"
+        assert here.files(await here.flights.ensure(spec)) == {"m.safetensors": lie + b"\0"}
+
+
+async def test_a_refused_model_reserves_and_fetches_nothing(root: Path) -> None:
+    """Policy speaks before the first byte."""
+    async with node(root, a=MemoryOrigin({"w.bin": large(1)})) as here:
+        with pytest.raises(PickleRefused):
+            await here.flights.ensure(ModelSpec(name="m", source=SourceSpec(uri="memory://a")))
+        assert not here.transport.fetches
+        assert here.origins["memory://a"].closed == 1
+
+
+async def test_refresh_asks_the_origin_and_keeps_the_old_version(root: Path) -> None:
+    """Without refresh a moved revision is not noticed; with it both versions stand beside each other."""
+    origin = MemoryOrigin({"x": b"old"})
+    async with node(root, a=origin) as here:
+        old = await here.flights.ensure(tree("m"))
+        origin.objects["x"] = b"new"
+        assert (await here.flights.ensure(tree("m"))).digest == old.digest
+        new = await here.flights.ensure(tree("m"), refresh=True)
+        assert here.files(new) == {"x": b"new"}
+        assert here.files(old) == {"x": b"old"}
+        assert (await here.flights.ensure(tree("m"))).digest == new.digest
+
+
+async def test_an_interrupted_pull_is_resumed_from_what_is_proved(root: Path) -> None:
+    """Pieces on disk are proved and kept by the next agent; only the others travel."""
+    objects = {"a": large(1), "tiny": b"t"}
+    async with node(root, a=MemoryOrigin(objects)) as here:
+        plan = here.flights.ensure(tree("m"))
+        here.transport.hold("a")
+        pull = asyncio.create_task(plan)
+        await here.transport.wait_until_started("a")
+        await here.transport.wait_until_started("tiny")
+        await here.flights.close()
+        with pytest.raises(asyncio.CancelledError):
+            await pull
+        assert any(path.startswith("staging/") for path in here.on_disk("staging"))
+    async with node(root, a=MemoryOrigin(objects)) as again:
+        assert again.files(await again.flights.ensure(tree("m"))) == objects
+
+
+async def test_verify_finds_a_byte_that_changed_at_rest(root: Path) -> None:
+    """The sound model passes first; then one flipped bit is named by file and piece."""
+    async with node(root, a=MemoryOrigin({"x": large(1), "y": b"y"})) as here:
+        record = await here.flights.ensure(tree("m"))
+        await here.flights.verify(record.digest)
+        path = here.store.path(record.digest) / "files" / "x"
+        path.chmod(0o644)
+        with path.open("r+b") as stream:
+            stream.seek(PIECE_SIZE_BYTES + 5)
+            stream.write(b"\xff")
+        with pytest.raises(CorruptModel, match="x piece 1"):
+            await here.flights.verify(record.digest)
+        with pytest.raises(NotCached):
+            await here.flights.verify("sha256:" + "0" * 64)
+
+
+async def test_a_waiting_asker_raises_the_priority_of_what_starts_after(root: Path) -> None:
+    """Background work takes the priority of whoever waits for it."""
+    async with node(root, a=MemoryOrigin({"x": large(1)})) as here:
+        await here.flights.ensure(tree("m"), priority=100)
+        assert here.transport.priorities == {"x": 100}
+
+
+async def test_the_key_of_a_request_ignores_what_does_not_change_the_files() -> None:
+    """Name, priority and pin are not part of it; patterns, revision and policy are."""
+    spec = tree("m")
+    same = msgspec.structs.replace(spec, name="n", priority=5, pin=True, keep_warm=False)
+    other = msgspec.structs.replace(spec, source=SourceSpec(uri="memory://a", exclude=("*.md",)))
+    assert source_key(spec) == source_key(same)
+    assert source_key(spec) != source_key(other)
