@@ -69,8 +69,18 @@ def say(sentence: str) -> None:
     print(f"prepare: {sentence}", flush=True)
 
 
-def run(*arguments: str | Path, environment: dict[str, str] | None = None) -> None:
-    subprocess.run(arguments, check=True, cwd=ROOT, stdin=subprocess.DEVNULL, env=environment)
+def run(*arguments: str | Path) -> None:
+    subprocess.run(arguments, check=True, cwd=ROOT, stdin=subprocess.DEVNULL)
+
+
+def run_quietly(*arguments: str, environment: dict[str, str]) -> None:
+    """What the command prints is shown only when it fails."""
+    result = subprocess.run(
+        arguments, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+    )
+    if result.returncode:
+        print(result.stdout, result.stderr, sep="\n", flush=True)
+        result.check_returncode()
 
 
 def is_debian() -> bool:
@@ -90,8 +100,8 @@ def install_debian_packages(packages: list[Package]) -> None:
         return
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     names = [package.name for package in missing]
-    run("apt-get", "update", "-qq", environment=environment)
-    run("apt-get", "install", "-qq", "--yes", "--no-install-recommends", *names, environment=environment)
+    run_quietly("apt-get", "update", "-qq", environment=environment)
+    run_quietly("apt-get", "install", "-qq", "--yes", "--no-install-recommends", *names, environment=environment)
     importlib.invalidate_caches()
 
 
