@@ -7,10 +7,25 @@ from collections.abc import Iterator
 import pytest
 
 from cacheagent.demo.seaweedfs import S3Server, running_seaweedfs
+from tests.fakes.origin import Origin
+from tests.fakes.tls import Tls
 
 
 @pytest.fixture(scope="session")
 def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One real S3 server for the whole run; a test takes a bucket of its own (`tests.fakes.s3.new_bucket`)."""
     with running_seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """One throw-away authority for the whole run."""
+    return Tls(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def origin() -> Iterator[Origin]:
+    """A web server without files yet."""
+    with Origin() as server:
         yield server
