@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, dataclass_transform
 
 import msgspec
 
@@ -25,6 +25,7 @@ Algorithm = Literal["crc32", "crc32c", "crc64nvme", "sha1", "sha256", "git-sha1"
 """`git-sha1` is SHA-1 over `blob <size>\\0` + bytes: the blob id of a small file on the Hugging Face Hub."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """An immutable value that is parsed strictly at the border."""
 

@@ -9,10 +9,10 @@ from cacheagent.model import Value
 Phase = Literal["queued", "resolving", "reserving", "fetching", "publishing", "ready", "failed"]
 
 
-class JobStatus(Value):
+class JobStatus(Value, forbid_unknown_fields=False):
     """One model's state at one moment. Bytes are of the whole model; `bytes_linked` were already on this node,
     `bytes_fetched` travelled in this job, `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1
-    while unknown.
+    while unknown. An older client ignores fields that a newer agent adds.
     """
 
     name: str

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from cacheagent.model import Kind, Value
+
+ModelName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\\Z")]
+"""A DNS label: what Kubernetes, labels and paths all take. Checked where a value is parsed."""
 
 
 class SourceSpec(Value):
@@ -10,9 +17,9 @@ class SourceSpec(Value):
 
     `uri`: `s3://bucket/prefix`, `hf://org/name[@revision]`, `https://host/path/`, `file:///path`,
     `nfs://server/export/path`. `revision`: branch, tag or commit (hf). `endpoint`: S3 endpoint or Hub mirror URL.
-    `credential`: the *name* of a credential (AWS profile, or a token file's name), never a secret; part of the trust
-    domain. `ca_bundle`: PEM file for private CAs. `path_style`: None lets the source choose. `include`/`exclude`:
-    patterns on paths (see `cacheagent.select`).
+    `region`: of the S3 bucket. `credential`: the *name* of a credential (AWS profile, or a token file's name), never a
+    secret; part of the trust domain. `ca_bundle`: PEM file for private CAs. `path_style`: None lets the source choose.
+    `include`/`exclude`: patterns on paths (see `cacheagent.select`).
     """
 
     uri: str
@@ -38,7 +45,7 @@ class ModelSpec(Value):
     Hub. `keep_warm`: the agent fetches it by itself and fetches it again if it goes.
     """
 
-    name: str
+    name: ModelName
     source: SourceSpec
     kind: Kind = "checkpoint"
     policy: Policy = Policy()
