@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from cacheagent.store import Record, Store
 from cacheagent.threads import in_thread
 from cacheagent.tracking import Tracker
 from cacheagent.transfer.base import Transport
+
+LOG: Final = logging.getLogger(__name__)
 
 INTEREST_S: Final = 600.0
 """How long one asking keeps a job alive: twice the kubelet's longest pause between two calls for a volume (5 minutes
@@ -89,6 +92,12 @@ class Flights:
         running = [job.tracker.status() for job in self._running.values()]
         return running + [status for key, status in self._ended.items() if key not in self._running]
 
+    def job(self, spec: ModelSpec) -> JobStatus | None:
+        """How far the job for this request is, or how the last one ended."""
+        key = source_key(spec)
+        running = self._running.get(key)
+        return running.tracker.status() if running else self._ended.get(key)
+
     def drop_unwanted(self) -> None:
         """Cancel jobs that nobody has asked for within their time; what they proved is kept."""
         for job in self._running.values():
@@ -140,20 +149,26 @@ class Flights:
             await in_thread(partial(self._store.set_resolution, key, spec.name, spec.source.uri, record.digest))
             tracker.ready(str(self._store.path(record.digest)), record.manifest)
             return record
-        except BaseExceptionGroup as group:
-            error = _first(group)
-            tracker.failed(error)
-            raise error from group
-        except CacheAgentError as error:
-            tracker.failed(error)
-            raise
+        except Exception as error:  # what lanes raise comes as a group; cancellation is no failure
+            known = _first(error)
+            if known is None:
+                LOG.exception("a defect ended a job", extra={"model": spec.name})
+                tracker.failed(
+                    CacheAgentError(f"{spec.name}: a defect: {error!r}"[:500], hint="report it with the log")
+                )
+                raise
+            tracker.failed(known)
+            if known is error:
+                raise
+            raise known from error
         finally:
             del self._running[key]
             self._remember(key, tracker.status())
 
     def _remember(self, key: str, status: JobStatus) -> None:
         self._ended.pop(key, None)
-        self._ended[key] = status
+        if status.finished:  # a cancelled job leaves nothing to tell
+            self._ended[key] = status
         while len(self._ended) > ENDED_JOBS_KEPT:
             self._ended.pop(next(iter(self._ended)))
 
@@ -167,12 +182,8 @@ def source_key(spec: ModelSpec) -> str:
     return hashlib.sha256(canonical_json(asked)).hexdigest()
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> CacheAgentError:
-    """The error to tell of when several lanes failed: the first that is ours; anything else is a defect and stays
-    one."""
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            return _first(error)
-        if isinstance(error, CacheAgentError):
-            return error
-    raise group
+def _first(error: BaseException) -> CacheAgentError | None:
+    """The error to tell of, also when several lanes failed: the first that is ours; anything else is a defect."""
+    if isinstance(error, BaseExceptionGroup):
+        return next((known for known in map(_first, error.exceptions) if known is not None), None)
+    return error if isinstance(error, CacheAgentError) else None
