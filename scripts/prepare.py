@@ -42,6 +42,7 @@ VENV_PACKAGE = Package(
 FUSE = Package("fuse3", command("fusermount3"), "file systems that fail or hang on purpose, in the tests of faults")
 NGINX = Package("nginx-light", command("nginx"), "a fast HTTP origin to measure against")
 FIO = Package("fio", command("fio"), "measures what the disk can take")
+IPROUTE = Package("iproute2", command("tc"), "a link with a speed limit between the origin and us")
 BUILDAH = Package("buildah", command("buildah"), "builds the image")
 MMDEBSTRAP = Package("mmdebstrap", command("mmdebstrap"), "makes the base image: Debian with its own Python")
 
@@ -60,7 +61,7 @@ TARGETS = {
     "demo": Target("demo"),
     "test": Target("dev", (FUSE,)),
     "lint": Target("dev"),
-    "bench": Target("bench", (NGINX, FIO)),
+    "bench": Target("bench", (NGINX, FIO, IPROUTE)),
     "image": Target("dev", (BUILDAH, MMDEBSTRAP)),
 }
 

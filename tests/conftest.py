@@ -1,4 +1,4 @@
-"""What every test may rely on: how a missing tool is treated, and which tiers must have run."""
+"""What every test may rely on: a clean environment, how a missing tool is treated, and which tiers must have run."""
 
 import os
 import shutil
@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.fakes.fixtures"]
@@ -20,6 +21,30 @@ REQUIRED_TIERS = {
 """Marker and what it stands for: a complete run under CI=true in which no test of a tier passed is a failed run."""
 
 _passed_of_tier: Counter[str] = Counter()
+
+_NOT_THE_DEVELOPERS = {
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT": "http://127.0.0.1:9",  # the discard port: refused at once
+    "HF_HOME": "/nonexistent",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "NO_PROXY": "*",
+}
+
+hypothesis.settings.register_profile("developer", deadline=None, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
+hypothesis.settings.load_profile("ci" if IN_CI else "developer")
+
+
+def _forget_the_developers_settings() -> None:
+    """No test, and no process that one starts, sees the developer's credentials, mirrors or proxies."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "HF_", "HUGGING", "CACHEAGENT_")) or name.lower().endswith("_proxy"):
+            del os.environ[name]
+    os.environ.update(_NOT_THE_DEVELOPERS)
+
+
+_forget_the_developers_settings()  # now, since some libraries read their variables when they are imported
 
 
 def missing(what: str, reason: str) -> NoReturn:
