@@ -49,7 +49,7 @@ class Source(Protocol):
     async def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
         """The whole of one small file (an index, a config), pinned to its identity. ValueError above the limit."""
 
-    async def locate(self, files: Sequence[RemoteFile]) -> list[Location]:
+    async def locate(self, files: Sequence[RemoteFile]) -> Sequence[Location]:
         """Where workers get the bytes of each file, fresh: signed URLs are valid for at least an hour."""
 
     async def close(self) -> None:

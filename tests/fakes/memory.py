@@ -51,7 +51,7 @@ class MemoryOrigin:
     async def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
         return self.bytes_of(file.path, file.identity["etag"])
 
-    async def locate(self, files: Sequence[RemoteFile]) -> list[Location]:
+    async def locate(self, files: Sequence[RemoteFile]) -> Sequence[Location]:
         return [HttpLocation(url=file.path, etag=file.identity["etag"]) for file in files]
 
     async def close(self) -> None:
