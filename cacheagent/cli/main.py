@@ -71,5 +71,3 @@ def _tell(error: CacheAgentError) -> None:
     click.echo(f"cacheagent: {error.message}", err=True)
     if error.hint:
         click.echo(f"  next: {error.hint}", err=True)
-
-

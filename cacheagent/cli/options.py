@@ -9,9 +9,25 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from cacheagent.quantity import Rate
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOCKET_NAME: Final = "agent.sock"
+
+
+class _RateType(click.ParamType[int]):
+    name = "RATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return Rate.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+RATE: Final = _RateType()
+"""`200MB/s`, `10Gbit/s`."""
 
 
 def default_root() -> Path:

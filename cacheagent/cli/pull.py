@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
+from cacheagent.api.catalog import ready_status
+from cacheagent.api.client import AgentClient
+from cacheagent.api.errors import from_code
+from cacheagent.api.schema import LONGEST_WAIT_S
 from cacheagent.cli.bars import Watcher, describe, watcher
-from cacheagent.cli.output import Format
-from cacheagent.cli.options import root_and_socket, where_options
+from cacheagent.cli.desk import agent_answers
+from cacheagent.cli.options import RATE, root_and_socket, where_options
 from cacheagent.errors import UsageError, WaitTimedOut
-from cacheagent.model import Kind
+from cacheagent.node import open_node
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, Policy, SourceSpec
+from cacheagent.transfer.pool import TransferConfig
 
 
 @click.command()
@@ -41,35 +49,13 @@ from cacheagent.spec import ModelSpec, Policy, SourceSpec
 @click.option("--refresh", is_flag=True, help="Ask the origin again what the model is now.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long (exit code 3).")
 @click.option("--connections", type=click.IntRange(1, 256), help="Fixed number of connections. [default: adaptive]")
-@click.option("--ingress-cap", metavar="RATE", help="Upper limit, such as 200MB/s (without an agent).")
+@click.option("--ingress-cap", type=RATE, default=0, help="Upper limit, such as 200MB/s (without an agent).")
 @where_options
-def pull(  # noqa: PLR0913, PLR0917 - click hands every option as an argument
-    uri: str,
-    revision: str,
-    endpoint: str,
-    region: str,
-    credential: str,
-    ca_bundle: str,
-    path_style: bool | None,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    kind: Kind,
-    allow_pickle: bool,
-    name: str,
-    repo_id: str,
-    pin: bool,
-    refresh: bool,
-    timeout: float | None,
-    connections: int | None,
-    ingress_cap: str | None,
-    root: Path | None,
-    socket: Path | None,
-    output: Format,
-) -> None:
+def pull(uri: str, **given: Any) -> None:
     """Fetch a model into this node's cache, verified, and print where it is.
 
-    A model that is here already is found in milliseconds; an interrupted pull goes on where it stopped. If an agent runs on
-    this cache, it does the work and this command watches.
+    A model that is here already is found in milliseconds; an interrupted pull goes on where it stopped. If an agent
+    runs on this cache, it does the work and this command watches.
 
     \b
     Examples:
@@ -79,22 +65,92 @@ def pull(  # noqa: PLR0913, PLR0917 - click hands every option as an argument
       cacheagent pull file:///mnt/lustre/models/llama-3-70b
       cacheagent pull s3://data/images --kind tree -o json
     """
-    source = SourceSpec(
-        uri=uri,
-        revision=revision,
-        endpoint=endpoint,
-        region=region,
-        credential=credential,
-        ca_bundle=ca_bundle,
-        path_style=path_style,
-        include=include,
-        exclude=exclude,
-    )
-    spec = ModelSpec(
-        name=name or name_of(uri),
+    spec = _spec(uri, given)
+    root, socket = root_and_socket(given["root"], given["socket"])
+    transfer = TransferConfig(connections=given["connections"] or 0, ingress_cap_bytes_per_s=given["ingress_cap"])
+    view = watcher(given["output"])
+    cache = Cache(root, socket, transfer)
+    status = asyncio.run(_pull(spec, cache, view, refresh=given["refresh"], timeout_s=given["timeout"]))
+    if given["output"] == "text":
+        click.echo(describe(status), err=True)
+        click.echo(f"{status.path}/files")
+
+
+def name_of(uri: str) -> str:
+    """A name from the URI's last part: `hf://org/Llama-3@main` gives `llama-3`. Raises UsageError for a URI without any."""
+    path = re.sub(r"^[a-z0-9]+://|[?#].*$|@[^/]*$", "", uri)
+    last = path.rstrip("/").rpartition("/")[2]
+    name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:63].strip("-")
+    if not name:
+        raise UsageError(f"no name can be made of {uri!r}", hint="give one with --name")
+    return name
+
+
+def _spec(uri: str, given: dict[str, Any]) -> ModelSpec:
+    source = SourceSpec(uri=uri, **{field: given[field] for field in SourceSpec.__struct_fields__ if field != "uri"})
+    return ModelSpec(
+        name=given["name"] or name_of(uri),
         source=source,
-        kind=kind,
-        policy=Policy(allow_pickle=allow_pickle),
-        pin=pin,
-        repo_id=repo_id,
+        kind=given["kind"],
+        policy=Policy(allow_pickle=given["allow_pickle"]),
+        pin=given["pin"],
+        repo_id=given["repo_id"],
     )
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Which cache, which agent, and how bytes travel where no agent runs."""
+
+    root: Path
+    socket: Path
+    transfer: TransferConfig
+
+
+async def _pull(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool, timeout_s: float | None) -> JobStatus:
+    with view:
+        try:
+            async with asyncio.timeout(timeout_s), AgentClient(cache.socket) as client:
+                if await agent_answers(client):
+                    return await _ask(client, spec, view, refresh=refresh)
+                return await _do(spec, cache, view, refresh=refresh)
+        except TimeoutError:
+            raise WaitTimedOut(
+                f"{spec.name}: not there after {timeout_s:g} s",
+                hint="what was proved is kept; the same command goes on from there",
+            ) from None
+
+
+async def _ask(client: AgentClient, spec: ModelSpec, view: Watcher, *, refresh: bool) -> JobStatus:
+    """Let the agent do it and show what it tells."""
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(_show(client, spec, view))
+        try:
+            status = await client.ensure(spec, refresh=refresh, wait_s=LONGEST_WAIT_S)
+            while not status.finished:
+                status = await client.ensure(spec, wait_s=LONGEST_WAIT_S)
+        finally:
+            watching.cancel()
+    view.show(status)
+    if status.phase == "failed":
+        raise from_code(status.error, status.message, status.hint)
+    return status
+
+
+async def _show(client: AgentClient, spec: ModelSpec, view: Watcher) -> None:
+    async for status in client.events(spec.name):
+        if not status.finished:
+            view.show(status)
+
+
+async def _do(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool) -> JobStatus:
+    """Do it in this process; Ctrl-C stops it cleanly."""
+    async with open_node(cache.root, transfer=cache.transfer, on_event=view.show) as node:
+        started = time.monotonic()
+        hit = None if refresh else node.flights.find(spec)
+        record = await node.flights.ensure(spec, refresh=refresh)
+        if hit is None:
+            return next(job for job in node.flights.jobs() if job.digest == record.digest)
+        status = ready_status(record, node.store.path(record.digest), elapsed_s=time.monotonic() - started)
+        view.show(status)
+        return status
