@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cacheagent.demo.seaweedfs import S3Server, running_seaweedfs
+from tests.fakes.hub import Hub
 from tests.fakes.origin import Origin
 from tests.fakes.tls import Tls
 
@@ -28,4 +29,11 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 def origin() -> Iterator[Origin]:
     """A web server without files yet."""
     with Origin() as server:
+        yield server
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """A Hugging Face Hub without repositories yet."""
+    with Hub() as server:
         yield server

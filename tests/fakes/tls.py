@@ -28,3 +28,7 @@ class Tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.certificate.chain, self.certificate.key)
         return context
+
+    def client_context(self) -> ssl.SSLContext:
+        """A fresh context that trusts the authority and nobody else."""
+        return ssl.create_default_context(cafile=str(self.ca_bundle))

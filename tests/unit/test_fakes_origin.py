@@ -129,7 +129,7 @@ def test_tls_is_served_to_those_who_trust_the_authority(tmp_path: Path, tls: Tls
     with Origin({"a.bin": tmp_path / "file" if place == "disk" else BODY}, tls=tls.server_context()) as origin:
         with Client(origin, context=ssl.create_default_context()) as stranger, pytest.raises(ssl.SSLError):
             stranger.get("/a.bin")
-        with Client(origin, context=ssl.create_default_context(cafile=str(tls.ca_bundle))) as client:
+        with Client(origin, context=tls.client_context()) as client:
             assert client.get("/a.bin", RANGE).read() == BODY_RANGE
 
 
@@ -164,7 +164,7 @@ def test_a_status_comes_with_its_retry_after(origin: Origin, client: Client, sta
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_reset_arrives_after_the_bytes_before_it(tls: Tls, scheme: str) -> None:
     """The client gets exactly the promised bytes and then ECONNRESET (Python's TLS calls it an end)."""
-    context = ssl.create_default_context(cafile=str(tls.ca_bundle)) if scheme == "https" else None
+    context = tls.client_context() if scheme == "https" else None
     with Origin({"a.bin": BODY}, tls=tls.server_context() if scheme == "https" else None) as origin:
         origin.inject(faults.Reset(after_bytes=5000))
         with Client(origin, context=context) as client:
