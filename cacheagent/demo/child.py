@@ -10,9 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeVar
 
 from cacheagent.errors import CacheAgentError
+
+T = TypeVar("T")
 
 # prctl(PR_SET_PDEATHSIG, signal): the kernel sends it when the thread that started the child ends, even by kill -9.
 # A fresh interpreter sets it and becomes the server, because Python code in a forked, threaded parent may deadlock.
@@ -22,6 +26,10 @@ _DIE_WITH_PARENT = (
     "os.getppid() == int(sys.argv[2]) or os._exit(1); "  # the parent died before prctl
     "os.execv(sys.argv[3], sys.argv[3:])"
 )
+
+
+class ChildEnded(CacheAgentError):
+    """The server ended before it was ready; the message holds the end of its log."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -34,13 +42,28 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
+def on_free_ports(count: int, start: Callable[[list[int]], AbstractContextManager[T]]) -> Iterator[T]:
+    """Enter `start(ports)`; when that raises `ChildEnded`, twice more with others: somebody may have taken one."""
+    with contextlib.ExitStack() as stack:
+        yield _enter_on_free_ports(stack, count, start)
+
+
+def _enter_on_free_ports(
+    stack: contextlib.ExitStack, count: int, start: Callable[[list[int]], AbstractContextManager[T]]
+) -> T:
+    for _ in range(2):
+        with contextlib.suppress(ChildEnded):
+            return stack.enter_context(start(free_ports(count)))
+    return stack.enter_context(start(free_ports(count)))
+
+
+@contextlib.contextmanager
 def running_child(
     command: Sequence[str | Path],
     *,
     log_path: Path,
     stop_signal: signal.Signals = signal.SIGTERM,
     stop_timeout_s: float = 10.0,
-    environment: dict[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` (an absolute path first) in its own process group until the block ends, however it ends.
 
@@ -56,7 +79,6 @@ def running_child(
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
         )
     try:
         yield child
@@ -73,10 +95,6 @@ def stop_group(child: subprocess.Popen[bytes], *, stop_signal: signal.Signals, s
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
-
-
-class ChildEnded(CacheAgentError):
-    """The server ended before it was ready; the message holds the end of its log."""
 
 
 def wait_until_ready(

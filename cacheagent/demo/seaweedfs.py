@@ -32,11 +32,12 @@ import signal
 import ssl
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 
-from cacheagent.demo.child import ChildEnded, free_ports, running_child, wait_until_ready
+from cacheagent.demo.child import on_free_ports, running_child, wait_until_ready
 from cacheagent.errors import UsageError
 
 
@@ -94,8 +95,13 @@ def running_seaweedfs(
     secret_key = secret_key or secrets.token_hex(20)
     data_dir.mkdir(parents=True, exist_ok=True)
     _write_credentials(data_dir, access_key, secret_key)
-    with contextlib.ExitStack() as stack:
-        plan, pid = _start(stack, data_dir, certificate, volumes, ready_timeout_s)
+
+    def start(ports: list[int]) -> AbstractContextManager[tuple[_Plan, int]]:
+        named = _Ports(**dict(zip(_Ports.__struct_fields__, ports, strict=True)))
+        plan = _Plan(data_dir=data_dir, ports=named, certificate=certificate, volumes=volumes)
+        return _running(plan, ready_timeout_s)
+
+    with on_free_ports(len(_Ports.__struct_fields__), start) as (plan, pid):
         yield S3Server(
             endpoint=f"{'https' if certificate else 'http'}://127.0.0.1:{plan.ports.s3}",
             access_key=access_key,
@@ -105,28 +111,8 @@ def running_seaweedfs(
         )
 
 
-def _start(
-    stack: contextlib.ExitStack,
-    data_dir: Path,
-    certificate: Certificate | None,
-    volumes: int,
-    ready_timeout_s: float,
-) -> tuple[_Plan, int]:
-    tries = 3
-    while True:
-        names = _Ports.__struct_fields__
-        ports = _Ports(**dict(zip(names, free_ports(len(names)), strict=True)))
-        plan = _Plan(data_dir=data_dir, ports=ports, certificate=certificate, volumes=volumes)
-        tries -= 1
-        try:
-            return plan, stack.enter_context(_running(plan, ready_timeout_s))
-        except ChildEnded:  # another process may have taken one of the ports
-            if not tries:
-                raise
-
-
 @contextlib.contextmanager
-def _running(plan: _Plan, ready_timeout_s: float) -> Iterator[int]:
+def _running(plan: _Plan, ready_timeout_s: float) -> Iterator[tuple[_Plan, int]]:
     log_path = plan.data_dir / "weed.log"
     command = [str(_find_program()), *_arguments(plan)]
     # Its own way to stop takes 16 s. A kill loses nothing: what was written is in files.
@@ -135,7 +121,7 @@ def _running(plan: _Plan, ready_timeout_s: float) -> Iterator[int]:
             wait_until_ready(
                 child, lambda: _answers(plan), name="SeaweedFS", log_path=log_path, timeout_s=ready_timeout_s
             )
-            yield child.pid
+            yield plan, child.pid
         finally:
             for path in _socket_paths(plan.ports):
                 path.unlink(missing_ok=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from cacheagent.demo.seaweedfs import S3Server, running_seaweedfs
+from tests.conftest import require
 from tests.fakes.hub import Hub
 from tests.fakes.origin import Origin
 from tests.fakes.tls import Tls
@@ -37,3 +39,9 @@ def hub() -> Iterator[Hub]:
     """A Hugging Face Hub without repositories yet."""
     with Hub() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def nginx_program() -> Path:
+    """Debian's nginx; the test is skipped (or fails under CI=true) where there is none."""
+    return require("nginx", "apt-get install nginx-light")
