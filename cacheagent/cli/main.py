@@ -44,7 +44,7 @@ for command in (pull, ls, status, verify, pin, unpin, evict, agent, demo):
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code. A traceback is a bug; `CACHEAGENT_DEBUG=1` shows it."""
+    """Run the command line and end the process with its exit code. A traceback is a bug; CACHEAGENT_DEBUG=1 shows it."""
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:
