@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cacheagent.model import Value
 
 
@@ -17,6 +19,14 @@ class HttpLocation(Value, tag="http"):
     etag: str = ""
     ca_bundle: str = ""
     checksum_headers: bool = False
+
+    def __repr__(self) -> str:
+        """Without what may be secret: tracebacks and assertion messages show values."""
+        return f"HttpLocation({self.url.partition('?')[0]!r}, …)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        """The same for rich's tracebacks."""
+        return [("url", self.url.partition("?")[0])]
 
 
 class PathLocation(Value, tag="path"):

@@ -300,9 +300,10 @@ def _open_connection(address: BucketAddress, wanted_region: str) -> _Connection:
     core = botocore.session.Session(profile=address.profile or None)
     region = wanted_region or core.get_config_variable("region") or "us-east-1"
     credentials = core.get_credentials()
+    session = boto3.Session(botocore_session=core)
 
     def make(addressing_style: Literal["auto", "path", "virtual"]) -> S3Client:
-        client: S3Client = boto3.Session(botocore_session=core).client(
+        client: S3Client = session.client(
             "s3",
             region_name=region,
             endpoint_url=address.endpoint or None,
