@@ -13,6 +13,7 @@ from itertools import accumulate, chain, pairwise, repeat
 from typing import Final, NamedTuple
 
 from awscrt import checksums as crt
+from isal import isal_zlib
 
 from cacheagent.errors import ChecksumMismatch
 from cacheagent.model import Algorithm, Checksum
@@ -28,7 +29,7 @@ class Crc(NamedTuple):
 
 
 CRCS: Final[dict[str, Crc]] = {
-    "crc32": Crc(crt.crc32, crt.combine_crc32, 4),
+    "crc32": Crc(isal_zlib.crc32, crt.combine_crc32, 4),
     "crc32c": Crc(crt.crc32c, crt.combine_crc32c, 4),
     "crc64nvme": Crc(crt.crc64nvme, crt.combine_crc64nvme, 8),
 }

@@ -1,0 +1,78 @@
+"""What is computed of the bytes while they are in a buffer: CRCs by segment, BLAKE3 by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from blake3 import blake3
+
+from cacheagent.checksum import CRCS
+from cacheagent.transfer.orders import PieceHash, Segment
+
+STRIDE_BYTES = 256 * 1024
+"""Bytes that go through all hashes before the next ones do, so that they stay in the core's own cache."""
+
+
+class SegmentSums:
+    """CRCs of consecutive bytes from `offset` on, a new segment at each cut. The caller feeds them in order."""
+
+    def __init__(self, offset: int, crcs: Iterable[str], cuts: Iterable[int] = ()) -> None:
+        self._crcs = [(name, CRCS[name].update) for name in crcs]
+        self._cuts = iter(sorted(cut for cut in cuts if cut > offset))
+        self._next_cut = next(self._cuts, None)
+        self._start = self._at = offset
+        self._values = dict.fromkeys((name for name, _ in self._crcs), 0)
+        self._done: list[Segment] = []
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes. Releases the GIL while it computes."""
+        while self._next_cut is not None and self._at + len(data) >= self._next_cut:
+            before = self._next_cut - self._at
+            self._add(data[:before])
+            data = data[before:]
+            self._end_segment()
+            self._next_cut = next(self._cuts, None)
+        self._add(data)
+
+    def segments(self) -> tuple[Segment, ...]:
+        """All so far; call it once, at the end."""
+        if self._at > self._start:
+            self._end_segment()
+        return tuple(self._done)
+
+    def _add(self, data: memoryview) -> None:
+        for name, update in self._crcs:
+            self._values[name] = update(data, self._values[name])
+        self._at += len(data)
+
+    def _end_segment(self) -> None:
+        self._done.append(Segment(offset=self._start, length=self._at - self._start, crcs=dict(self._values)))
+        self._start = self._at
+        self._values = dict.fromkeys(self._values, 0)
+
+
+class PieceSums:
+    """Everything that a piece's report says about its bytes, which come in order."""
+
+    def __init__(self, index: int, offset: int, crcs: Iterable[str], cuts: Iterable[int]) -> None:
+        self._index = index
+        self._length = 0
+        self._blake3 = blake3()
+        self._segments = SegmentSums(offset, crcs, cuts)
+
+    def update(self, data: memoryview) -> None:
+        """The next bytes. Releases the GIL while it computes."""
+        for at in range(0, len(data), STRIDE_BYTES):
+            stride = data[at : at + STRIDE_BYTES]
+            self._segments.update(stride)
+            self._blake3.update(stride)
+        self._length += len(data)
+
+    def result(self) -> PieceHash:
+        """The piece; call it once, at the end."""
+        return PieceHash(
+            index=self._index,
+            length=self._length,
+            blake3=self._blake3.hexdigest(),
+            segments=self._segments.segments(),
+        )

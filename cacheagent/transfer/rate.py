@@ -1,0 +1,143 @@
+"""Memory that the pool and its workers share: one ingress cap for all of them, and what each has received.
+
+Layout of the memfd, unsigned 64-bit numbers in native order. Line 0 (64 bytes): the cap in bytes/s (0: none), and the
+time at which the next byte is free (CLOCK_MONOTONIC, ns). Then one line for each worker: bytes received, bytes
+written through the page cache because the filesystem refused O_DIRECT.
+
+The bucket is a virtual schedule (GCRA): a reservation of n bytes moves the free time on by n / cap, and the caller
+waits until the time it got. So sleepers that oversleep lose nothing, and no worker needs to know of any other.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_LINE: Final = 64  # a cache line, so that workers' counters don't slow each other down
+_PER_LINE: Final = _LINE // 8
+_CAP, _FREE_AT = 0, 1
+_RECEIVED, _BUFFERED = 0, 1
+
+BURST_NS: Final = 10_000_000
+"""Unused time that may be caught up: 10 ms is 1 % of the second within which the cap holds. Chosen, not measured."""
+
+LARGEST_SLICE_BYTES: Final = 256 * 1024
+SMALLEST_SLICE_BYTES: Final = 16 * 1024
+"""Reservations are 10 ms of the cap within these bounds: small enough for 3 % of a second, large enough to be cheap."""
+
+
+class SharedRate:
+    """One end of the shared memory. Thread-safe; safe between processes, one of which may die at any point."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
+        self._numbers = memoryview(self._memory).cast("Q")
+        self._lock = threading.Lock()
+
+    @classmethod
+    def create(cls, workers: int, cap_bytes_per_s: int = 0) -> SharedRate:
+        """For the parent: `fd` is inherited by the workers, whose slots are 0 to workers - 1."""
+        fd = os.memfd_create("cacheagent-rate")
+        os.ftruncate(fd, _LINE * (1 + workers))
+        shared = cls(fd)
+        shared.set_cap(cap_bytes_per_s)
+        return shared
+
+    def close(self) -> None:
+        """Let go of the memory and the descriptor."""
+        self._numbers.release()
+        self._memory.close()
+        os.close(self.fd)
+
+    @property
+    def cap_bytes_per_s(self) -> int:
+        """0: none."""
+        return self._numbers[_CAP]
+
+    def set_cap(self, bytes_per_s: int) -> None:
+        """At any time; reservations made before keep their time."""
+        with self._exclusive():
+            self._numbers[_CAP] = bytes_per_s
+
+    @property
+    def slice_bytes(self) -> int:
+        """How much to reserve and receive at once; 0 while there is no cap."""
+        cap = self._numbers[_CAP]
+        return cap and min(LARGEST_SLICE_BYTES, max(SMALLEST_SLICE_BYTES, cap // 100))
+
+    def reserve(self, length: int) -> float:
+        """Seconds to wait before `length` bytes may be received."""
+        if self._numbers[_CAP] == 0:
+            return 0.0
+        with self._exclusive():
+            cap = self._numbers[_CAP] or 1 << 62  # it may have been lifted meanwhile
+            now = time.monotonic_ns()
+            mine = max(self._numbers[_FREE_AT], now - BURST_NS)
+            self._numbers[_FREE_AT] = mine + length * 1_000_000_000 // cap
+        return max(0, mine - now) / 1e9
+
+    def received_bytes(self, slot: int) -> int:
+        """Since the memory was created: a replaced worker goes on where the last one was."""
+        return self._numbers[_PER_LINE * (1 + slot) + _RECEIVED]
+
+    def buffered_bytes(self, slot: int) -> int:
+        """As `received_bytes`."""
+        return self._numbers[_PER_LINE * (1 + slot) + _BUFFERED]
+
+    def meter(self, slot: int) -> Meter:
+        """What the worker of this slot counts with."""
+        return Meter(self, self._numbers[_PER_LINE * (1 + slot) : _PER_LINE * (2 + slot)])
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Threads by a lock, processes by a record lock, which the kernel takes from whoever dies."""
+        with self._lock:
+            fcntl.lockf(self.fd, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.lockf(self.fd, fcntl.LOCK_UN)
+
+
+class Meter:
+    """A worker's own view: every byte it receives goes past here. Thread-safe."""
+
+    def __init__(self, shared: SharedRate, counters: memoryview) -> None:
+        self._shared = shared
+        self._counters = counters
+        self._lock = threading.Lock()  # other processes never write this line, but several threads do
+
+    def pace(self, view: memoryview, sleep: Callable[[float], None]) -> Iterator[memoryview]:
+        """`view` in the slices that the cap allows, each after its waiting time and counted once the caller has filled
+        it; all at once where there is no cap.
+        """
+        step = self._shared.slice_bytes or len(view)
+        for at in range(0, len(view), step):
+            part = view[at : at + step]
+            if wait_s := self._shared.reserve(len(part)):
+                sleep(wait_s)
+            yield part
+            self.count_received(len(part))
+
+    def reserve(self, length: int) -> float:
+        """Seconds to wait before `length` bytes may be received: for those who can't take them in slices."""
+        return self._shared.reserve(length)
+
+    def count_received(self, length: int) -> None:
+        """Bytes off the network or a mounted source."""
+        self._count(_RECEIVED, length)
+
+    def count_buffered(self, length: int) -> None:
+        """Bytes that had to go through the page cache."""
+        self._count(_BUFFERED, length)
+
+    def _count(self, which: int, length: int) -> None:
+        with self._lock:
+            self._counters[which] += length

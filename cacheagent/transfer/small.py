@@ -1,0 +1,214 @@
+"""Many small files over one connection: a file costs a request, an answer, a hash, an open and a write, no more.
+
+Requests are sent a few ahead (HTTP pipelining), and answers are taken out of one buffer in which head and body
+usually arrive together.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from itertools import islice
+from typing import Final
+
+from blake3 import blake3
+
+from cacheagent.checksum import check_bytes
+from cacheagent.errors import ChecksumMismatch
+from cacheagent.location import HttpLocation
+from cacheagent.model import Checksum
+from cacheagent.transfer.answer import (
+    HEAD_LIMIT_BYTES,
+    Head,
+    find_end,
+    offered_checksums,
+    parse_head,
+    require_length,
+    require_same,
+)
+from cacheagent.transfer.connection import Connection
+from cacheagent.transfer.disk import Buffer, aligned_up
+from cacheagent.transfer.failure import OrderFailed, as_failure, disk_failure
+from cacheagent.transfer.http1 import refusal
+from cacheagent.transfer.orders import Failed, FetchSmall, SmallDone, SmallFile, SmallItem
+from cacheagent.transfer.request import Request, describe, make_request
+from cacheagent.transfer.running import Running
+from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range
+
+PIPELINED: Final = 4
+"""Requests on their way at once."""
+
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+def fetch_small(order: FetchSmall, running: Running, tools: Tools, buffer: Buffer) -> SmallDone | Failed:
+    """All files in order of the batch; a failure tells which were done before it."""
+    batch = _Batch(order, running, tools, buffer)
+    try:
+        batch.run()
+    except Exception as error:
+        return as_failure(error, stopped=running.stopped).report(order.id, tuple(batch.done))
+    return SmallDone(id=order.id, files=tuple(batch.done))
+
+
+class _Batch:
+    """One FetchSmall. `done` holds what is on disk and verified, also after a failure."""
+
+    def __init__(self, order: FetchSmall, running: Running, tools: Tools, buffer: Buffer) -> None:
+        self.done: list[SmallFile] = []
+        self._order = order
+        self._running = running
+        self._tools = tools
+        largest = max((item.size_bytes for item in order.items), default=0)
+        self._memory = buffer.view(max(BUFFER_BYTES, aligned_up(largest + HEAD_LIMIT_BYTES)))
+
+    def run(self) -> None:
+        """Raises OrderFailed at the first that fails."""
+        waiting = deque(self._order.items)
+        while waiting:
+            if isinstance(waiting[0].location, HttpLocation):
+                self._fetch_http(waiting)
+            else:
+                self._fetch_mounted(waiting.popleft())
+    def _fetch_mounted(self, item: SmallItem) -> None:
+        view = self._memory[: item.size_bytes]
+        with open_range(item.location, self._running, self._tools) as source:
+            source.open(0, item.size_bytes, item.size_bytes)
+            source.receive(view)
+            source.finish()
+        self._keep(item, item.checksums, view)
+
+    def _fetch_http(self, waiting: deque[SmallItem]) -> None:
+        """As many from the front as one connection serves. A connection that ends between two answers is replaced by
+        the next call; a new one that ends before its first answer is a failure.
+        """
+        endpoint = _request(waiting[0]).endpoint
+        connection = self._tools.connections.borrow(endpoint, self._running)
+        inbox = Inbox(self._memory, connection)
+        left = len(waiting)
+        try:
+            keep_alive = self._converse(connection, inbox, waiting)
+        except BaseException as failure:
+            connection.close()
+            progress = connection.reused or len(waiting) < left
+            ended = isinstance(failure, OrderFailed) and failure.kind == "reset" and inbox.is_empty
+            if not (progress and ended and not self._running.stopped):
+                raise
+            return
+        if keep_alive:
+            self._tools.connections.give_back(connection)
+        else:
+            connection.close()
+
+    def _converse(self, connection: Connection, inbox: Inbox, waiting: deque[SmallItem]) -> bool:
+        """Ask and take answers until none is waiting for this endpoint. False: the server closes the connection."""
+        asked: deque[Request] = deque()
+        while waiting:
+            self._ask_ahead(connection, asked, waiting)
+            if not asked:
+                return True  # the next one is elsewhere
+            item, request = waiting[0], asked.popleft()
+            head = inbox.take_head()
+            if head.status != 200:
+                raise refusal(connection, request, head, inbox.rest())
+            require_same(head, request.location.etag)
+            require_length(head, item.size_bytes)
+            body = inbox.take_body(item.size_bytes)
+            promised = offered_checksums(head) if request.location.checksum_headers else ()
+            self._tools.meter.count_received(item.size_bytes)
+            self._keep(item, item.checksums + promised, body)
+            waiting.popleft()
+            if not head.keep_alive:
+                return False
+        return True
+
+    def _ask_ahead(self, connection: Connection, asked: deque[Request], waiting: deque[SmallItem]) -> None:
+        """Keep a few requests on their way, in one call; each waits for its share of the ingress cap."""
+        if len(asked) > PIPELINED // 2:
+            return
+        sent = []
+        for item in islice(waiting, len(asked), PIPELINED):
+            if not isinstance(item.location, HttpLocation):
+                break
+            request = make_request(item.location)
+            if request.endpoint != connection.endpoint:
+                break
+            if wait_s := self._tools.meter.reserve(item.size_bytes):
+                self._running.sleep(wait_s)
+            sent.append(request.whole())
+            asked.append(request)
+        if sent:
+            connection.send(b"".join(sent))
+
+    def _keep(self, item: SmallItem, checksums: tuple[Checksum, ...], data: memoryview) -> None:
+        """Check first, write after: a target with wrong bytes never exists."""
+        self._running.require_wanted()
+        try:
+            agreed = check_bytes(describe(item.location), checksums, data) if checksums else ()
+        except ChecksumMismatch as error:
+            raise OrderFailed("mismatch", error.message) from error
+        try:
+            _write_new(item.target, data)
+        except OSError as error:
+            raise disk_failure(error, item.target) from error
+        self.done.append(SmallFile(blob_id=item.blob_id, blake3=blake3(data).hexdigest(), verified_by=agreed))
+
+
+class Inbox:
+    """Answers one after the other, out of one buffer. What is taken is valid until the next call."""
+
+    def __init__(self, memory: memoryview, connection: Connection) -> None:
+        self._memory = memory
+        self._connection = connection
+        self._start = self._filled = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """True between two answers."""
+        return self._start == self._filled
+
+    def take_head(self) -> Head:
+        """Raises OrderFailed."""
+        self._make_room(HEAD_LIMIT_BYTES)
+        while (end := find_end(self._memory[self._start :], self._filled - self._start)) < 0:
+            self._filled += self._connection.receive_some(self._memory[self._filled :])
+        head = parse_head(bytes(self._memory[self._start : self._start + end]))
+        self._start += end
+        return head
+
+    def take_body(self, length: int) -> memoryview:
+        """Raises OrderFailed."""
+        self._make_room(length)
+        end = self._start + length
+        if self._filled < end:
+            self._connection.fill(self._memory[self._filled : end])
+            self._filled = end
+        body = self._memory[self._start : end]
+        self._start = end
+        return body
+
+    def rest(self) -> memoryview:
+        """What came after what was taken."""
+        return self._memory[self._start : self._filled]
+
+    def _make_room(self, length: int) -> None:
+        if self.is_empty:
+            self._start = self._filled = 0
+        elif self._start + length > len(self._memory):
+            rest = bytes(self.rest())
+            self._memory[: len(rest)] = rest
+            self._start, self._filled = 0, len(rest)
+
+
+def _request(item: SmallItem) -> Request:
+    assert isinstance(item.location, HttpLocation)
+    return make_request(item.location)
+
+
+def _write_new(path: str, data: memoryview) -> None:
+    fd = os.open(path, _CREATE, 0o644)
+    try:
+        while len(data):
+            data = data[os.write(fd, data) :]
+    finally:
+        os.close(fd)

@@ -1,0 +1,194 @@
+"""One file whose own hash is serial (SHA-1, SHA-256): received by several threads, hashed in file order.
+
+Lanes take spans in file order, receive them side by side into their own memory, write them, and then wait for their
+turn to hash. So at most one span for each lane is ahead of the hash, and the first piece is on disk as early as
+without a hash. There are two turnstiles, one behind the other, because SHA-256 (0.7 CPU-s/GB) and BLAKE3 with its
+bookkeeping (0.2) may work on different spans at the same time.
+
+A piece that a journal claims is read back, put through the same hash, and fetched if it turns out to be wrong: the
+serial hash then goes on from a copy made before it.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from cacheagent.checksum import SerialHashes
+from cacheagent.errors import ChecksumMismatch
+from cacheagent.model import MIB, PIECE_SIZE_BYTES, piece_range
+from cacheagent.transfer.disk import Buffer, DirectFile
+from cacheagent.transfer.failure import OrderFailed, as_failure, cancelled
+from cacheagent.transfer.hashing import PieceSums, SegmentSums
+from cacheagent.transfer.orders import Failed, FetchStream, PieceHash, Segment, StreamDone, StreamPiece
+from cacheagent.transfer.piece import steps
+from cacheagent.transfer.request import describe
+from cacheagent.transfer.running import Running
+from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range, open_target
+
+SPAN_BYTES: Final = 4 * MIB
+"""What one lane of several receives at once: it divides a piece, bounds memory, and a request for it costs little.
+Chosen, not measured."""
+
+
+class Span(NamedTuple):
+    """A range that one lane works on. `claim`: the BLAKE3 of what should be on disk already, else empty."""
+
+    offset: int
+    length: int
+    claim: str
+
+
+class Turnstile:
+    """Lets ranges through in file order. The condition is the order's: stopping it wakes everybody."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._position = 0
+
+    def wait(self, offset: int) -> None:
+        """Until everything before `offset` has passed. Raises OrderFailed("cancelled") when the order is stopped."""
+        with self._running.condition:
+            self._running.condition.wait_for(lambda: self._running.stopped or self._position == offset)
+            self._running.require_wanted()
+
+    def advance(self, position: int) -> None:
+        """The caller, whose turn it was, is through up to `position`."""
+        with self._running.condition:
+            self._position = position
+            self._running.condition.notify_all()
+
+
+class Stream:
+    """One FetchStream. Each of `order.lanes` threads calls `work`; the last one out reports, exactly once."""
+
+    def __init__(self, order: FetchStream, running: Running, tools: Tools) -> None:
+        self._order = order
+        self._running = running
+        self._tools = tools
+        self._lock = threading.Lock()
+        self._step_bytes = SPAN_BYTES if order.lanes > 1 else BUFFER_BYTES
+        self._next = 0
+        self._inside = 0
+        self._over = False
+        self._failure: OrderFailed | None = None
+        self._serial = SerialHashes(order.checksums, order.file_size)
+        self._serial_turn = Turnstile(running)
+        self._piece_turn = Turnstile(running)
+        self._blake3 = blake3()
+        self._segments: list[Segment] = []
+
+    def work(self, buffer: Buffer) -> StreamDone | Failed | None:
+        """One lane's life. The last lane out returns the order's report; the others return None."""
+        with self._lock:
+            if self._over:
+                return None
+            self._inside += 1
+        try:
+            self._run_lane(buffer)
+        except Exception as error:
+            self._fail(error)
+        with self._lock:
+            self._inside -= 1
+            if self._inside:
+                return None
+            self._over = True
+        return self._result()
+
+    def _run_lane(self, buffer: Buffer) -> None:
+        memory = buffer.view(self._step_bytes)
+        with open_target(self._order.target, self._tools) as target:
+            while (span := self._take()) is not None:
+                if not (span.claim and self._prove(span, target, memory)):
+                    self._fetch(span, target, memory)
+
+    def _take(self) -> Span | None:
+        """The next range that nobody has; None when there is none, or no use in one."""
+        with self._lock:
+            offset = self._next
+            if offset >= self._order.file_size or self._running.stopped:
+                return None
+            index, inside = divmod(offset, PIECE_SIZE_BYTES)
+            claim = self._order.claimed.get(index, "") if inside == 0 else ""
+            length = piece_range(self._order.file_size, index)[1] if claim else self._unclaimed_bytes(offset)
+            self._next += length
+            return Span(offset, length, claim)
+
+    def _unclaimed_bytes(self, offset: int) -> int:
+        """One span; with a single lane everything up to the next claimed piece, so that one request serves it."""
+        if self._order.lanes > 1:
+            return min(SPAN_BYTES, self._order.file_size - offset)
+        claimed = (index * PIECE_SIZE_BYTES for index in self._order.claimed)
+        return min((start for start in claimed if start > offset), default=self._order.file_size) - offset
+
+    def _fetch(self, span: Span, target: DirectFile, memory: memoryview) -> None:
+        with open_range(self._order.location, self._running, self._tools) as source:
+            source.open(span.offset, span.length, self._order.file_size)
+            for done, length in steps(span.length, self._step_bytes):
+                view = memory[:length]
+                source.receive(view)
+                target.write(view, span.offset + done)
+                self._absorb(view, span.offset + done)
+            source.finish()
+
+    def _absorb(self, view: memoryview, offset: int) -> None:
+        """Through all hashes. The CRCs fold, so they need no turn."""
+        end = offset + len(view)
+        sums = SegmentSums(offset, self._order.crcs, self._order.cuts)
+        sums.update(view)
+        self._serial_turn.wait(offset)
+        self._serial.update(view)
+        self._serial_turn.advance(end)
+        self._piece_turn.wait(offset)
+        self._blake3.update(view)
+        self._segments += sums.segments()
+        if end % PIECE_SIZE_BYTES == 0 or end == self._order.file_size:
+            self._end_piece(end)
+        self._piece_turn.advance(end)
+
+    def _end_piece(self, end: int) -> None:
+        index = (end - 1) // PIECE_SIZE_BYTES
+        length = piece_range(self._order.file_size, index)[1]
+        piece = PieceHash(index=index, length=length, blake3=self._blake3.hexdigest(), segments=tuple(self._segments))
+        self._blake3, self._segments = blake3(), []
+        self._tools.report(StreamPiece(id=self._order.id, piece=piece, fetched=True))
+
+    def _prove(self, span: Span, target: DirectFile, memory: memoryview) -> bool:
+        """Read a claimed piece back, in its turn. False, with all as it was before, when the claim is wrong."""
+        sums = PieceSums(span.offset // PIECE_SIZE_BYTES, span.offset, self._order.crcs, self._order.cuts)
+        before: SerialHashes | None = None
+        for done, length in steps(span.length, self._step_bytes):
+            view = target.read(memory, length, span.offset + done)
+            sums.update(view)
+            if before is None:
+                self._serial_turn.wait(span.offset)
+                before = self._serial.copy()
+            self._serial.update(view)
+        piece = sums.result()
+        if piece.blake3 != span.claim:
+            assert before is not None
+            self._serial = before
+            return False
+        self._serial_turn.advance(span.offset + span.length)
+        self._piece_turn.wait(span.offset)
+        self._tools.report(StreamPiece(id=self._order.id, piece=piece, fetched=False))
+        self._piece_turn.advance(span.offset + span.length)
+        return True
+
+    def _fail(self, error: Exception) -> None:
+        """The first failure counts: those of the other lanes follow from being stopped."""
+        with self._lock:
+            if self._failure is None:
+                self._failure = as_failure(error, stopped=self._running.stopped)
+        self._running.stop()
+
+    def _result(self) -> StreamDone | Failed:
+        if self._failure is not None or self._running.stopped:
+            return (self._failure or cancelled()).report(self._order.id)
+        try:
+            agreed = self._serial.check(describe(self._order.location))
+        except ChecksumMismatch as error:
+            return OrderFailed("mismatch", error.message).report(self._order.id)
+        return StreamDone(id=self._order.id, whole=self._serial.digests(), verified_by=agreed)
