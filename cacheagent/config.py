@@ -97,28 +97,34 @@ class TransferSettings(Value):
 
     `workers` (processes, default 0 = one for each CPU, at most 8): more CPUs than one are only used by more workers.
 
-    `connections` (default 64): the most connections to one origin at a time; how many are really used follows the
-    measured goodput. Each costs about 4 MB of kernel memory and 2 MiB of buffer. Chosen.
+    `connections` (to one origin, default 0 = adapted to the measured goodput): a fixed number, for experiments.
+
+    `max_connections` (to one origin, default 64): the most that adapting goes up to. Each costs about 4 MB of kernel
+    memory and 2 MiB of buffer. Chosen.
 
     `ingress_cap_bytes_per_s` (`ingress_cap`, bytes a second, default 0 = none): the most that all downloads together
     read from the network, for nodes that share their link with traffic that matters more.
 
     `idle_timeout_s` (`idle_timeout`, seconds, default 30s): a connection that brings nothing for so long is given up
     and its piece asked for again. Longer than any healthy origin pauses. Chosen.
+
+    `give_up_after_s` (`give_up_after`, seconds, default 5m): a job fails when its origin brings nothing at all for so
+    long; a configured model is tried again later by itself. Longer than a rolling restart of a store. Chosen.
     """
 
     workers: int = 0
-    connections: int = 64
+    connections: int = 0
+    max_connections: int = 64
     ingress_cap_bytes_per_s: Rate = msgspec.field(default=Rate(0), name="ingress_cap")
     idle_timeout_s: Duration = msgspec.field(default=Duration(30), name="idle_timeout")
+    give_up_after_s: Duration = msgspec.field(default=Duration(300), name="give_up_after")
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ValueError(f"expected workers to be 0 or more, got {self.workers}")
-        if self.connections < 1:
-            raise ValueError(f"expected connections to be 1 or more, got {self.connections}")
-        if self.idle_timeout_s <= 0:
-            raise ValueError("expected idle_timeout to be longer than 0")
+        for key, least in (("workers", 0), ("connections", 0), ("max_connections", 1)):
+            if getattr(self, key) < least:
+                raise ValueError(f"expected {key} to be {least} or more, got {getattr(self, key)}")
+        if self.idle_timeout_s <= 0 or self.give_up_after_s <= 0:
+            raise ValueError("expected idle_timeout and give_up_after to be longer than 0")
 
 
 class LogSettings(Value):

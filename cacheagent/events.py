@@ -51,6 +51,11 @@ class EventHub:
     def __init__(self) -> None:
         self._subscriptions: set[Subscription] = set()
 
+    @property
+    def listeners(self) -> int:
+        """How many listen."""
+        return len(self._subscriptions)
+
     def publish(self, status: JobStatus) -> None:
         """Hand a state to all listeners; one that is `BACKLOG` states behind is dropped."""
         for subscription in self._subscriptions:

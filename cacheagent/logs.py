@@ -15,6 +15,9 @@ from typing import Any, Final, TextIO
 import msgspec
 
 from cacheagent.config import LogSettings
+from cacheagent.progress import JobStatus
+
+LOG: Final = logging.getLogger(__name__)
 
 _HIDDEN: Final = "[hidden]"
 _SECRETS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
@@ -103,3 +106,31 @@ def start_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("cacheagent").setLevel(settings.level.upper())
     logging.captureWarnings(True)
+
+
+class JobLog:
+    """One line for each step of each job, and none for its progress."""
+
+    def __init__(self) -> None:
+        self._phases: dict[tuple[str, str], str] = {}
+
+    def follow(self, status: JobStatus) -> None:
+        """Every state of every job passes here, in order."""
+        key = (status.name, status.uri)
+        if self._phases.get(key) == status.phase and not status.finished:
+            return
+        self._phases[key] = status.phase
+        if status.finished:
+            del self._phases[key]
+        level = {"failed": logging.WARNING, "ready": logging.INFO, "fetching": logging.INFO}.get(
+            status.phase, logging.DEBUG
+        )
+        LOG.log(level, "%s: %s", status.name, status.message or status.phase, extra=_facts(status))
+
+
+def _facts(status: JobStatus) -> dict[str, Any]:
+    """What is worth a field: everything that is set, but the rates that change all the time."""
+    facts = msgspec.structs.asdict(status)
+    for name in ("message", "rate_bytes_per_s", "eta_s"):
+        del facts[name]
+    return {{"name": "model"}.get(name, name): value for name, value in facts.items() if value}

@@ -1,4 +1,4 @@
-"""What a store holds, in the words of the API: used by the agent's server, and by commands that work without an agent."""
+"""What a store holds, in the words of the API: for the agent's server, and for commands that work without an agent."""
 
 from __future__ import annotations
 

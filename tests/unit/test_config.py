@@ -145,8 +145,14 @@ def test_relative_paths_are_taken_from_the_files_directory(tmp_path: Path) -> No
             "line 3, transfer.ingress_cap: expected a rate such as 200MB/s",
         ),
         (MINIMAL + "transfer: {idle_timeout: 30}\n", "line 2, transfer.idle_timeout: expected a duration such as 30s"),
-        (MINIMAL + "transfer: {idle_timeout: 0s}\n", "line 2, transfer: expected idle_timeout to be longer than 0"),
-        (MINIMAL + "transfer: {connections: 0}\n", "line 2, transfer: expected connections to be 1 or more, got 0"),
+        (
+            MINIMAL + "transfer: {idle_timeout: 0s}\n",
+            "line 2, transfer: expected idle_timeout and give_up_after to be longer than 0",
+        ),
+        (
+            MINIMAL + "transfer: {max_connections: 0}\n",
+            "line 2, transfer: expected max_connections to be 1 or more, got 0",
+        ),
         (MINIMAL + "transfer: {workers: -1}\n", "line 2, transfer: expected workers to be 0 or more, got -1"),
         (MINIMAL + "logs: {format: xml}\n", "line 2, logs.format: invalid enum value 'xml'"),
         (MINIMAL + "models:\n  - source: s3://b/p\n", "line 3, models[0]: object missing required field `name`"),

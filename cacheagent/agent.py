@@ -1,0 +1,196 @@
+"""The agent: everything put together, in the order in which it starts. It ends in the opposite order.
+
+own the directory and start the workers  (node.py)
+  keep the configured models here        (warming.py, reload.py)
+  answer on the unix socket              (api/)
+  answer probes and Prometheus           (api/health.py)
+    until SIGTERM or SIGINT, or until a root task ends, which none ever should
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from cacheagent import __version__
+from cacheagent.api.answers import Answers
+from cacheagent.api.health import health_routes
+from cacheagent.api.listen import listen_tcp, listen_unix
+from cacheagent.api.server import make_api
+from cacheagent.config import AgentConfig, load_config
+from cacheagent.disk_watch import DiskWatch
+from cacheagent.errors import CacheAgentError
+from cacheagent.events import EventHub
+from cacheagent.logs import JobLog, start_logging
+from cacheagent.metrics import Metrics, Reading
+from cacheagent.node import Node, open_node
+from cacheagent.progress import JobStatus
+from cacheagent.reload import LiveConfig
+from cacheagent.warming import Warming
+
+LOG: Final = logging.getLogger(__name__)
+
+STOP_WITHIN_S: Final = 4.5
+"""After this long from the order to stop, the process ends as it is: what is proved is on disk at any instant. The
+agent promises 5 s; the kubelet waits 30 s by default."""
+
+
+class RootTaskEnded(CacheAgentError):
+    """A task that runs as long as the agent has ended: a defect."""
+
+    code = "root-task-ended"
+
+
+def run(config_path: Path) -> int:
+    """Run an agent until it is told to stop; returns the exit code: 0 after SIGTERM, 130 after SIGINT.
+
+    Raises ConfigError, StoreBusy, UnknownLayout, DiskFault before anything has started.
+    """
+    config = load_config(config_path)
+    start_logging(config.logs)
+    return asyncio.run(_run(config_path, config))
+
+
+async def _run(config_path: Path, config: AgentConfig) -> int:
+    orders = Orders()
+    with orders.from_signals():
+        await serve(config_path, config, orders)
+    LOG.info("stopped", extra={"by": orders.stopped_by})
+    return 128 + signal.SIGINT if orders.stopped_by == "SIGINT" else 0
+
+
+async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
+    """An agent from its start to its end; returns when `orders.stop` is set."""
+    hub, jobs = EventHub(), JobLog()
+    metrics = Metrics(lambda: _reading(node, warming, hub))
+    listeners = [hub.publish, metrics.follow, jobs.follow]
+
+    def tell(status: JobStatus) -> None:
+        for listener in listeners:
+            listener(status)
+
+    async with AsyncExitStack() as stack:
+        node = await stack.enter_async_context(open_node(config.root, on_event=tell))
+        warming = Warming(node.flights, config.models)
+        listeners.append(warming.heard)
+        live = LiveConfig(config_path, config, warming, on_reload=metrics.count_reload)
+        disk = DiskWatch(config.root)
+        answers = Answers(config.root, node.store, node.flights, live, count=metrics.count_ensure)
+        health = health_routes(
+            live={"disk": disk.check},
+            ready={"workers": lambda: "" if node.transport else "no worker runs"},
+            scrape=partial(_scrape, metrics),
+        )
+
+        api = make_api(answers, hub)
+        api.add_routes(health)
+        await stack.enter_async_context(listen_unix(api, config.socket))
+        address = ""
+        if config.listen:
+            probes = web.Application()
+            probes.add_routes(health)
+            address = await stack.enter_async_context(listen_tcp(probes, config.listen.host, config.listen.port))
+        stack.callback(hub.close)  # first of all at the end: streams would otherwise hold up the server
+        LOG.info("ready", extra={"version": __version__, "socket": str(config.socket), "listen": address})
+        await until_stopped(
+            {
+                "keeping models warm": warming.run(),
+                "reloading": live.run(orders.reload),
+                "watching the disk": disk.run(),
+            },
+            orders.stop,
+        )
+
+
+async def until_stopped(roots: Mapping[str, Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
+    """Run the root tasks until `stop`, then cancel them and wait for their end.
+
+    None of them ever ends by itself: if one does, all are stopped and RootTaskEnded says which and why.
+    """
+    tasks = {asyncio.create_task(work, name=name) for name, work in roots.items()}
+    stopping = asyncio.create_task(stop.wait())
+    ended, running = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    for task in ended - {stopping}:
+        reason = repr(task.exception()) if task.exception() else "it returned"
+        raise RootTaskEnded(
+            f"the agent stopped because {task.get_name()} ended: {reason}", hint="report it with the log"
+        ) from task.exception()
+
+
+class Orders:
+    """What the outside wants of a running agent."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+        self.reload = asyncio.Event()
+        self.stopped_by = ""
+
+    @contextmanager
+    def from_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT stop, a second one ends at once; SIGHUP reloads."""
+        loop = asyncio.get_running_loop()
+        actions: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: partial(self._stop, "SIGTERM"),
+            signal.SIGINT: partial(self._stop, "SIGINT"),
+            signal.SIGHUP: self.reload.set,
+        }
+        for number, action in actions.items():
+            loop.add_signal_handler(number, action)
+        try:
+            yield
+        finally:
+            for number in actions:
+                loop.remove_signal_handler(number)
+
+    def _stop(self, name: str) -> None:
+        if self.stop.is_set():
+            end_now("told twice to stop")
+        self.stopped_by = name
+        self.stop.set()
+        LOG.info("stopping", extra={"by": name})
+        late = threading.Timer(STOP_WITHIN_S, end_now, ["something did not stop in time"])
+        late.daemon = True  # it must not keep alive what has stopped
+        late.start()
+
+
+def end_now(why: str) -> None:
+    """End the process as kill -9 would: nothing is lost that was proved."""
+    LOG.error("ended at once: %s; what was proved is on disk", why)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+async def _scrape(metrics: Metrics) -> bytes:
+    return metrics.render()
+
+
+def _reading(node: Node, warming: Warming, hub: EventHub) -> Reading:
+    usage = node.store.usage()
+    return Reading(
+        capacity_bytes=usage.capacity,
+        free_bytes=usage.free,
+        used_bytes=usage.used,
+        reserved_bytes=usage.reserved,
+        evictable_bytes=usage.evictable,
+        floor_bytes=usage.floor,
+        models=usage.models,
+        blobs=usage.blobs,
+        leases=len(node.store.leases()),
+        jobs_running=sum(not job.finished for job in node.flights.jobs()),
+        models_ready={wanted.name: wanted.state == "ready" for wanted in warming.wanted()},
+        listeners=hub.listeners,
+    )

@@ -1,0 +1,284 @@
+"""Every metric there is: name, help, unit and labels. `docs/metrics.md` is generated from here.
+
+Two kinds: counters and histograms that are told of events as they happen, and readings that are taken when somebody
+scrapes. Labels are `model` (a configured or pulled name), `source` (kind of source) and `result`; never a file, a pod
+or a URL, which would grow without bound and may hold secrets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cacheagent import __version__
+from cacheagent.progress import JobStatus
+from cacheagent.transfer.observer import TransferObserver
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+_JOB_SECONDS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
+"""From a small model on a fast link to a terabyte on a slow one. Chosen."""
+_KINDS: Final = {"http": "https", "file": "posix", "nfs": "posix"}
+_PIECE_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_SOURCES: Final = ("s3", "hf", "https", "posix")
+_VERIFICATION_ERRORS: Final = frozenset({"checksum-mismatch", "corrupt"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What is read at a scrape. Bytes, counts since the start, parts of a whole."""
+
+    capacity_bytes: int = 0
+    free_bytes: int = 0
+    used_bytes: int = 0
+    reserved_bytes: int = 0
+    evictable_bytes: int = 0
+    floor_bytes: int = 0
+    models: int = 0
+    blobs: int = 0
+    leases: int = 0
+    evictions: dict[str, int] = field(default_factory=dict)
+    jobs_running: int = 0
+    models_ready: dict[str, bool] = field(default_factory=dict)
+    listeners: int = 0
+    workers: int = 0
+    connections: int = 0
+    ingress_cap_bytes_per_s: int = 0
+    ingress_bytes_per_s: float = 0.0
+    scrub_progress: float = 0.0
+    scrubbed_bytes: int = 0
+    scrub_pieces: dict[str, int] = field(default_factory=dict)
+
+
+class Metrics(TransferObserver):
+    """The agent's own registry. `take` is called at every scrape. Used from the event loop only."""
+
+    def __init__(self, take: Callable[[], Reading]) -> None:
+        # One more series for each counter, of use to nobody. The function has no types.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        count = partial(Counter, registry=self.registry)
+        self.ensures = count(
+            "cacheagent_ensure_requests", "Requests for a model: hit (it was here) or miss", ["model", "result"]
+        )
+        self.model_bytes = count(
+            "cacheagent_model_bytes",
+            "Bytes of models: fetched from the origin, kept from an interrupted job, or linked because they were here",
+            ["source", "result"],
+        )
+        self.jobs = count("cacheagent_jobs", "Jobs that ended: ready, or the code of the error", ["source", "result"])
+        self.job_seconds = Histogram(
+            "cacheagent_job_duration_seconds",
+            "How long jobs took, from asking the origin to the published model, or to the failure",
+            ["source", "result"],
+            buckets=_JOB_SECONDS,
+            registry=self.registry,
+        )
+        self.transfer_bytes = count("cacheagent_transfer_bytes", "Bytes that travelled and are on disk", ["source"])
+        self.piece_seconds = Histogram(
+            "cacheagent_transfer_piece_duration_seconds",
+            "From the request of a piece (16 MiB) to its last write; serial streams and small files are not in it",
+            ["source"],
+            buckets=_PIECE_SECONDS,
+            registry=self.registry,
+        )
+        self.retries = count("cacheagent_transfer_retries", "Things asked for again, by why", ["source", "result"])
+        self.throttles = count(
+            "cacheagent_transfer_throttled", "Answers that asked us to slow down (429, 503)", ["source"]
+        )
+        self.throttled_seconds = count("cacheagent_transfer_throttled_seconds", "How long we did", ["source"])
+        self.hedges = count(
+            "cacheagent_transfer_hedges",
+            "Late pieces asked for twice: the second answer won, or lost",
+            ["source", "result"],
+        )
+        self.workers_lost = count("cacheagent_transfer_workers_lost", "Transfer processes that died and were replaced")
+        self.workers_abandoned = count(
+            "cacheagent_transfer_workers_abandoned",
+            "Transfer processes that hang in the kernel (a mount that stopped answering) and were replaced",
+        )
+        self.buffered_bytes = count(
+            "cacheagent_transfer_buffered_bytes",
+            "Bytes written through the page cache because the filesystem refuses O_DIRECT",
+        )
+        self.verification_failures = count(
+            "cacheagent_verification_failures",
+            "Bytes that were not what they should be: checksum-mismatch from an origin, corrupt at rest",
+            ["source", "result"],
+        )
+        self.reloads = count(
+            "cacheagent_config_reloads",
+            "Orders to read the configuration again: applied, or refused because the file was wrong",
+            ["result"],
+        )
+        self.registry.register(_Readings(take))
+        for result in ("applied", "refused"):  # at zero from the start, so that the first one is seen as an increase
+            self.reloads.labels(result)
+        self.verification_failures.labels("disk", "corrupt")
+        for source in _SOURCES:
+            self.verification_failures.labels(source, "checksum-mismatch")
+        self._seen: dict[tuple[str, str], JobStatus] = {}
+
+    def count_ensure(self, name: str, *, hit: bool) -> None:
+        """Somebody asked for a model."""
+        self.ensures.labels(name, "hit" if hit else "miss").inc()
+
+    def count_reload(self, result: str) -> None:
+        """`applied` or `refused`."""
+        self.reloads.labels(result).inc()
+
+    def count_corrupt(self) -> None:
+        """A model at rest was not what was recorded."""
+        self.verification_failures.labels("disk", "corrupt").inc()
+
+    def follow(self, status: JobStatus) -> None:
+        """Count what is new in a job's state; every state of every job passes here, in order."""
+        source, key = source_kind(status.uri), (status.name, status.uri)
+        before = self._seen.pop(key, None)
+        for result in ("fetched", "kept", "linked"):
+            now, then = (getattr(state, f"bytes_{result}") if state else 0 for state in (status, before))
+            self.model_bytes.labels(source, result).inc(max(0, now - then))
+        if not status.finished:
+            self._seen[key] = status
+            return
+        self.jobs.labels(source, status.error or "ready").inc()
+        self.job_seconds.labels(source, "failed" if status.error else "ready").observe(status.elapsed_s)
+        if status.error in _VERIFICATION_ERRORS:
+            self.verification_failures.labels(source, status.error).inc()
+
+    def piece_done(self, source_kind: str, size_bytes: int, seconds: float) -> None:
+        self.transfer_bytes.labels(source_kind).inc(size_bytes)
+        if seconds > 0:
+            self.piece_seconds.labels(source_kind).observe(seconds)
+
+    def retry(self, source_kind: str, reason: str) -> None:
+        self.retries.labels(source_kind, reason).inc()
+
+    def throttled(self, source_kind: str, pause_s: float) -> None:
+        self.throttles.labels(source_kind).inc()
+        self.throttled_seconds.labels(source_kind).inc(pause_s)
+
+    def hedge(self, source_kind: str, *, won: bool) -> None:
+        self.hedges.labels(source_kind, "won" if won else "lost").inc()
+
+    def worker_lost(self) -> None:
+        self.workers_lost.inc()
+
+    def worker_abandoned(self) -> None:
+        self.workers_abandoned.inc()
+
+    def fallback_buffered(self, size_bytes: int) -> None:
+        self.buffered_bytes.inc(size_bytes)
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)
+
+
+def source_kind(uri: str) -> str:
+    """The label of a URI: s3, hf, https or posix; `other` for anything else, so that no URI invents a label."""
+    scheme = uri.partition("://")[0].lower()
+    kind = _KINDS.get(scheme, scheme)
+    return kind if kind in _SOURCES else "other"
+
+
+@dataclass(frozen=True)
+class _Read:
+    """One metric that is read: `get` gives a number, or numbers by the value of the one label."""
+
+    name: str
+    help: str
+    get: Callable[[Reading], float | dict[str, int] | dict[str, bool]]
+    label: str = ""
+
+    def family(self, now: Reading) -> Metric:
+        kind = CounterMetricFamily if self.name.endswith("_total") else GaugeMetricFamily
+        family = kind(self.name, self.help, labels=[self.label] if self.label else [])
+        value = self.get(now)
+        values = {(label,): number for label, number in value.items()} if isinstance(value, dict) else {(): value}
+        for labels, number in values.items():
+            family.add_metric(labels, number)
+        return family
+
+
+def _cap_utilisation(now: Reading) -> float:
+    return now.ingress_bytes_per_s / now.ingress_cap_bytes_per_s if now.ingress_cap_bytes_per_s else 0.0
+
+
+_READINGS: Final = (
+    _Read("cacheagent_build_info", "1; the label is the version", lambda _: {__version__: 1}, "version"),
+    _Read("cacheagent_store_capacity_bytes", "Size of the cache's filesystem", lambda now: now.capacity_bytes),
+    _Read("cacheagent_store_free_bytes", "Free space of the cache's filesystem", lambda now: now.free_bytes),
+    _Read("cacheagent_store_used_bytes", "Bytes of all blobs", lambda now: now.used_bytes),
+    _Read(
+        "cacheagent_store_reserved_bytes", "Bytes that running jobs still will write", lambda now: now.reserved_bytes
+    ),
+    _Read("cacheagent_store_evictable_bytes", "Bytes that could be freed now", lambda now: now.evictable_bytes),
+    _Read("cacheagent_store_floor_bytes", "Free space that is never used", lambda now: now.floor_bytes),
+    _Read("cacheagent_store_models", "Published versions", lambda now: now.models),
+    _Read("cacheagent_store_blobs", "Files at rest, each counted once", lambda now: now.blobs),
+    _Read("cacheagent_leases", "Mounted volumes", lambda now: now.leases),
+    _Read("cacheagent_evictions_total", "Versions that were removed, by why", lambda now: now.evictions, "result"),
+    _Read("cacheagent_model_ready", "1 if a configured model is here, else 0", lambda now: now.models_ready, "model"),
+    _Read("cacheagent_jobs_running", "Jobs in flight", lambda now: now.jobs_running),
+    _Read("cacheagent_event_listeners", "Clients that follow the event stream", lambda now: now.listeners),
+    _Read("cacheagent_transfer_workers", "Transfer processes that run", lambda now: now.workers),
+    _Read("cacheagent_transfer_connections", "Connections that may be used now", lambda now: now.connections),
+    _Read(
+        "cacheagent_ingress_cap_bytes_per_second",
+        "What may be read from the network; 0: no limit",
+        lambda now: now.ingress_cap_bytes_per_s,
+    ),
+    _Read("cacheagent_ingress_bytes_per_second", "What is read from the network", lambda now: now.ingress_bytes_per_s),
+    _Read("cacheagent_ingress_cap_utilisation_ratio", "Part of the cap that is used; 0 without one", _cap_utilisation),
+    _Read(
+        "cacheagent_scrub_progress_ratio",
+        "Part of everything at rest that this round re-read",
+        lambda now: now.scrub_progress,
+    ),
+    _Read("cacheagent_scrub_bytes_total", "Bytes at rest that were re-read", lambda now: now.scrubbed_bytes),
+    _Read(
+        "cacheagent_scrub_bad_pieces_total",
+        "Pieces at rest that were wrong: repaired, or beyond repair",
+        lambda now: now.scrub_pieces,
+        "result",
+    ),
+)
+
+
+class _Readings(Collector):
+    def __init__(self, take: Callable[[], Reading]) -> None:
+        self._take = take
+
+    def describe(self) -> Iterable[Metric]:
+        """Without a reading: at registration there may be nothing to read yet."""
+        return [read.family(Reading()) for read in _READINGS]
+
+    def collect(self) -> Iterable[Metric]:
+        now = self._take()
+        return [read.family(now) for read in _READINGS]
+
+
+def table() -> list[tuple[str, str, str, str, str]]:
+    """Name, type, unit, labels and help of every metric, for the documentation."""
+    metrics = Metrics(Reading)
+    rows = [(read.name, read.family(Reading()).type, read.label, read.help) for read in _READINGS]
+    for metric in vars(metrics).values():
+        if isinstance(metric, Counter | Histogram):
+            (family,) = metric.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            rows.append((name, family.type, ", ".join(metric._labelnames), family.documentation))
+    return [(name, kind, _unit(name), labels or "-", text) for name, kind, labels, text in sorted(rows)]
+
+
+def _unit(name: str) -> str:
+    base = name.removesuffix("_total")
+    for ending, unit in (("bytes_per_second", "bytes/s"), ("bytes", "bytes"), ("seconds", "s"), ("ratio", "0-1")):
+        if base.endswith(f"_{ending}"):
+            return unit
+    return "-"
