@@ -1,0 +1,179 @@
+"""Every metric is documented, named by the rules, and counts what it says."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from cacheagent import __version__
+from cacheagent.metrics import Metrics, Reading, source_kind, table
+from cacheagent.progress import JobStatus
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
+    """(name, label value, …) in the labels' alphabetical order -> value, of what a scrape reads."""
+    found = {}
+    for family in text_string_to_metric_families(metrics.render().decode()):
+        for sample in family.samples:
+            found[sample.name, *(sample.labels[key] for key in sorted(sample.labels))] = sample.value
+    return found
+
+
+def test_the_documentation_is_what_the_module_says() -> None:
+    """docs/metrics.md is generated; this is the comparison."""
+    page = runpy.run_path(str(REPOSITORY / "scripts/metrics_table.py"))["document"]()
+    assert (REPOSITORY / "docs/metrics.md").read_text() == page, "run python scripts/metrics_table.py"
+
+
+def test_names_and_labels_follow_the_rules() -> None:
+    """One prefix, base units, a meaning for each, and no label that grows with files, pods or URLs."""
+    rows = table()
+    assert len(rows) > 30
+    for name, kind, _, labels, text in rows:
+        assert name.startswith("cacheagent_")
+        assert name.endswith("_total") == (kind == "counter"), name
+        assert not re.search(r"_(ms|kb|mb|gb|percent|minutes|hours)(_|$)", name), name
+        assert set(labels.split(", ")) <= {"-", "model", "source", "result", "version"}, name
+        assert text[0].isupper() or text[0].isdigit(), name
+
+
+def test_what_is_documented_is_scraped() -> None:
+    """Nothing is only on paper: each name of the table stands in the text, also before anything has happened."""
+    scraped = {line.split()[2] for line in Metrics(Reading).render().decode().splitlines() if line.startswith("# TYPE")}
+    assert scraped == {row[0] for row in table()}
+
+
+def test_readings_are_taken_at_the_scrape() -> None:
+    """A gauge is as old as the scrape, never older."""
+    now = Reading(
+        used_bytes=7,
+        floor_bytes=3,
+        evictions={"room": 2},
+        models_ready={"llama": True, "minilm": False},
+        ingress_cap_bytes_per_s=200,
+        ingress_bytes_per_s=150.0,
+    )
+    metrics = Metrics(lambda: now)
+    found = samples(metrics)
+    assert found["cacheagent_store_used_bytes",] == 7
+    assert found["cacheagent_store_floor_bytes",] == 3
+    assert found["cacheagent_evictions_total", "room"] == 2
+    assert found["cacheagent_model_ready", "llama"] == 1
+    assert found["cacheagent_model_ready", "minilm"] == 0
+    assert found["cacheagent_ingress_cap_utilisation_ratio",] == 0.75
+    assert found["cacheagent_build_info", __version__] == 1
+    now = Reading(used_bytes=8)
+    found = samples(metrics)
+    assert found["cacheagent_store_used_bytes",] == 8
+    assert found["cacheagent_ingress_cap_utilisation_ratio",] == 0
+
+
+def job(phase: str, *, uri: str = "s3://bucket/llama", error: str = "", **bytes_: int) -> JobStatus:
+    """One state of one job."""
+    counts = {f"bytes_{name}": count for name, count in bytes_.items()}
+    return JobStatus(name="llama", uri=uri, phase=phase, error=error, elapsed_s=42.0, **counts)  # type: ignore[arg-type]
+
+
+def test_bytes_are_counted_once_however_often_a_job_tells_of_them() -> None:
+    """States hold totals; counters take the differences, and a second job starts from nothing."""
+    metrics = Metrics(Reading)
+    for _ in range(2):
+        for status in (
+            job("resolving"),
+            job("fetching", linked=5, kept=2),
+            job("fetching", linked=5, kept=2, fetched=10),
+            job("fetching", linked=5, kept=2, fetched=10),
+            job("ready", linked=5, kept=2, fetched=30),
+        ):
+            metrics.follow(status)
+    found = samples(metrics)
+    assert found["cacheagent_model_bytes_total", "fetched", "s3"] == 60
+    assert found["cacheagent_model_bytes_total", "kept", "s3"] == 4
+    assert found["cacheagent_model_bytes_total", "linked", "s3"] == 10
+    assert found["cacheagent_jobs_total", "ready", "s3"] == 2
+    assert found["cacheagent_job_duration_seconds_sum", "ready", "s3"] == 84
+
+
+def test_a_job_that_was_cancelled_does_not_disturb_the_next() -> None:
+    """It never tells of its end; the next of that name begins at zero again."""
+    metrics = Metrics(Reading)
+    metrics.follow(job("fetching", fetched=100))
+    metrics.follow(job("resolving"))
+    metrics.follow(job("ready", fetched=40))
+    assert samples(metrics)["cacheagent_model_bytes_total", "fetched", "s3"] == 140
+
+
+def test_a_failure_is_counted_by_its_code() -> None:
+    """And a wrong byte besides, whose counter is there at zero before."""
+    metrics = Metrics(Reading)
+    assert samples(metrics)["cacheagent_verification_failures_total", "checksum-mismatch", "s3"] == 0
+    metrics.follow(job("failed", error="checksum-mismatch"))
+    metrics.follow(job("failed", error="no-room", uri="hf://org/name"))
+    metrics.count_corrupt()
+    found = samples(metrics)
+    assert found["cacheagent_jobs_total", "checksum-mismatch", "s3"] == 1
+    assert found["cacheagent_jobs_total", "no-room", "hf"] == 1
+    assert found["cacheagent_verification_failures_total", "checksum-mismatch", "s3"] == 1
+    assert found["cacheagent_verification_failures_total", "corrupt", "disk"] == 1
+    assert found["cacheagent_job_duration_seconds_count", "failed", "s3"] == 1
+
+
+def test_the_data_plane_is_counted_as_it_tells() -> None:
+    """Each call of the observer moves its own counter."""
+    metrics = Metrics(Reading)
+    metrics.piece_done("s3", 16, 0.5)
+    metrics.piece_done("s3", 4, 0)
+    metrics.retry("s3", "reset")
+    metrics.throttled("s3", 2.5)
+    metrics.hedge("s3", won=True)
+    metrics.hedge("s3", won=False)
+    metrics.worker_lost()
+    metrics.worker_abandoned()
+    metrics.fallback_buffered(9)
+    found = samples(metrics)
+    assert found["cacheagent_transfer_bytes_total", "s3"] == 20
+    assert found["cacheagent_transfer_piece_duration_seconds_count", "s3"] == 1
+    assert found["cacheagent_transfer_retries_total", "reset", "s3"] == 1
+    assert found["cacheagent_transfer_throttled_total", "s3"] == 1
+    assert found["cacheagent_transfer_throttled_seconds_total", "s3"] == 2.5
+    assert found["cacheagent_transfer_hedges_total", "won", "s3"] == 1
+    assert found["cacheagent_transfer_hedges_total", "lost", "s3"] == 1
+    assert found["cacheagent_transfer_workers_lost_total",] == 1
+    assert found["cacheagent_transfer_workers_abandoned_total",] == 1
+    assert found["cacheagent_transfer_buffered_bytes_total",] == 9
+
+
+def test_hits_and_reloads_are_counted() -> None:
+    """By model and result, and by result."""
+    metrics = Metrics(Reading)
+    metrics.count_ensure("llama", hit=True)
+    metrics.count_ensure("llama", hit=False)
+    metrics.count_ensure("llama", hit=True)
+    metrics.count_reload("refused")
+    found = samples(metrics)
+    assert found["cacheagent_ensure_requests_total", "llama", "hit"] == 2
+    assert found["cacheagent_ensure_requests_total", "llama", "miss"] == 1
+    assert found["cacheagent_config_reloads_total", "refused"] == 1
+    assert found["cacheagent_config_reloads_total", "applied"] == 0
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("s3://bucket/prefix", "s3"),
+        ("hf://org/name@main", "hf"),
+        ("http://host/path/", "https"),
+        ("https://host/path/", "https"),
+        ("file:///mnt/x", "posix"),
+        ("nfs://server/export", "posix"),
+        ("secret://token", "other"),
+        ("", "other"),
+    ],
+)
+def test_no_uri_invents_a_label(uri: str, kind: str) -> None:
+    """A scheme that nobody knows is `other`."""
+    assert source_kind(uri) == kind
