@@ -28,7 +28,7 @@ from cacheagent.api.answers import Answers
 from cacheagent.api.health import health_routes
 from cacheagent.api.listen import listen_tcp, listen_unix
 from cacheagent.api.server import make_api
-from cacheagent.config import AgentConfig, load_config
+from cacheagent.config import AgentConfig, TransferSettings, load_config
 from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import CacheAgentError
 from cacheagent.events import EventHub
@@ -37,6 +37,7 @@ from cacheagent.metrics import Metrics, Reading
 from cacheagent.node import Node, open_node
 from cacheagent.progress import JobStatus
 from cacheagent.reload import LiveConfig
+from cacheagent.transfer.pool import TransferConfig
 from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
@@ -81,7 +82,9 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
             listener(status)
 
     async with AsyncExitStack() as stack:
-        node = await stack.enter_async_context(open_node(config.root, on_event=tell))
+        node = await stack.enter_async_context(
+            open_node(config.root, transfer=_transfer(config.transfer), on_event=tell, observer=metrics)
+        )
         warming = Warming(node.flights, config.models)
         listeners.append(warming.heard)
         live = LiveConfig(config_path, config, warming, on_reload=metrics.count_reload)
@@ -172,6 +175,17 @@ def end_now(why: str) -> None:
     LOG.error("ended at once: %s; what was proved is on disk", why)
     sys.stderr.flush()
     os._exit(1)
+
+
+def _transfer(settings: TransferSettings) -> TransferConfig:
+    return TransferConfig(
+        workers=settings.workers,
+        connections=settings.connections,
+        max_connections=settings.max_connections,
+        ingress_cap_bytes_per_s=settings.ingress_cap_bytes_per_s,
+        idle_timeout_s=settings.idle_timeout_s,
+        give_up_after_s=settings.give_up_after_s,
+    )
 
 
 async def _scrape(metrics: Metrics) -> bytes:

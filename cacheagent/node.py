@@ -13,6 +13,7 @@ from cacheagent.progress import JobStatus
 from cacheagent.source import open_source
 from cacheagent.store import Store, StorePolicy
 from cacheagent.threads import in_thread
+from cacheagent.transfer.observer import TransferObserver
 from cacheagent.transfer.pool import TransferConfig, WorkerPool
 
 
@@ -32,12 +33,13 @@ async def open_node(
     store_policy: StorePolicy | None = None,
     transfer: TransferConfig | None = None,
     on_event: Callable[[JobStatus], None] = lambda _: None,
+    observer: TransferObserver | None = None,
 ) -> AsyncIterator[Node]:
     """Own the cache directory for the length of the block: adopt what is there, start the workers, and at the end stop
     everything within seconds with partial work kept. Raises StoreBusy, UnknownLayout, DiskFault before anything starts."""
     store = await in_thread(partial(Store.open, root, store_policy or StorePolicy()))
     try:
-        async with WorkerPool(transfer or TransferConfig()) as pool:
+        async with WorkerPool(transfer, observer=observer) as pool:
             flights = Flights(store, pool, open_source, on_event=on_event)
             try:
                 yield Node(store=store, transport=pool, flights=flights)

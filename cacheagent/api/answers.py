@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 from cacheagent import __version__
 from cacheagent.api.catalog import (
@@ -39,8 +38,6 @@ from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec
 from cacheagent.store import Record, Store
 from cacheagent.threads import in_thread
-
-_VOLUME_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Configured(Protocol):
@@ -147,12 +144,10 @@ class Answers:
 
     async def lease(self, volume_id: str, request: LeaseRequest) -> Lease:
         digest = self.record(request.ref).digest
-        _require_volume_id(volume_id)
         await in_thread(partial(self._store.lease, volume_id, digest, owner=request.owner))
         return lease_of(self._store, volume_id, digest, request.owner)
 
     async def release(self, volume_id: str) -> Done:
-        _require_volume_id(volume_id)
         await in_thread(partial(self._store.release, volume_id))
         return Done()
 
@@ -208,11 +203,3 @@ class Answers:
                 f"{spec.name}: the work was stopped before it ended", hint="the agent is stopping; ask again"
             )
         return status
-
-
-def _require_volume_id(volume_id: str) -> None:
-    if not _VOLUME_ID.fullmatch(volume_id):
-        raise UsageError(
-            f"expected a volume id of letters, digits, '.', '_' and '-', got {volume_id[:200]!r}",
-            hint="the kubelet's volume ids are of this form",
-        )

@@ -1,0 +1,189 @@
+"""Configured models are brought, by priority, again after a failure, and never in a storm."""
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from cacheagent.flights import INTEREST_S, Flights
+from cacheagent.spec import ModelSpec, SourceSpec
+from cacheagent.warming import FIRST_RETRY_S, LONGEST_RETRY_S, WARM_AT_ONCE, Warming
+from tests.fakes.fake_flights import FakeFlights
+
+
+def spec(name: str, *, priority: int = 0, keep_warm: bool = True, uri: str = "") -> ModelSpec:
+    """A configured model."""
+    source = SourceSpec(uri=uri or f"s3://bucket/{name}")
+    return ModelSpec(name=name, source=source, priority=priority, keep_warm=keep_warm)
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def warming(flights: FakeFlights, *specs: ModelSpec, clock: Clock | None = None) -> Warming:
+    """On fake flights, without chance."""
+    made = Warming(cast(Flights, flights), specs, now=clock or Clock(), jitter=lambda: 0.0)
+    flights.listener = made.heard
+    return made
+
+
+def states(under_test: Warming) -> dict[str, str]:
+    """State by name."""
+    return {wanted.name: wanted.state for wanted in under_test.wanted()}
+
+
+def test_the_most_important_start_first_and_not_all_at_once() -> None:
+    """What has to wait says so, and its turn comes when another is ready."""
+    flights = FakeFlights()
+    under_test = warming(flights, *(spec(f"m{n}", priority=n) for n in range(WARM_AT_ONCE + 2)))
+    under_test.step()
+    under_test.step()
+    assert flights.started == [f"m{n}" for n in range(WARM_AT_ONCE + 1, 1, -1)]
+    assert states(under_test)["m1"] == states(under_test)["m0"] == "waiting"
+    flights.finish("m3")
+    under_test.step()
+    assert flights.started[-1] == "m1"
+    assert states(under_test) == {
+        "m5": "working",
+        "m4": "working",
+        "m3": "ready",
+        "m2": "working",
+        "m1": "working",
+        "m0": "waiting",
+    }
+
+
+def test_interest_is_renewed_while_a_job_runs() -> None:
+    """So that a job of hours is not ended for want of interest; what was started lapses by itself after a removal."""
+    flights = FakeFlights()
+    under_test = warming(flights, spec("llama"))
+    under_test.step()
+    flights.wanted_s.clear()
+    under_test.step()
+    assert flights.wanted_s == {"llama": INTEREST_S}
+    assert flights.started == ["llama"]
+    assert flights.dropped == 2
+    flights.wanted_s.clear()
+    under_test.want([])
+    under_test.step()
+    assert flights.wanted_s == {}
+
+
+def test_a_failed_model_is_tried_again_later_and_later() -> None:
+    """Its state says why it failed and when it is tried again; success forgets the failures."""
+    flights, clock = FakeFlights(), Clock()
+    under_test = warming(flights, spec("llama"), clock=clock)
+    pauses = []
+    for _ in range(10):
+        under_test.step()
+        flights.fail("llama")
+        under_test.step()
+        (wanted,) = under_test.wanted()
+        assert (wanted.state, wanted.error, wanted.message) == ("failed", "origin-unavailable", "llama: no answer")
+        assert wanted.hint == "look there"
+        pauses.append(wanted.retry_in_s)
+        count = len(flights.started)
+        clock.now += wanted.retry_in_s - 0.1
+        under_test.step()
+        assert len(flights.started) == count, "too early"
+        clock.now += 0.2
+    assert pauses[:3] == [FIRST_RETRY_S, 2 * FIRST_RETRY_S, 4 * FIRST_RETRY_S]
+    assert pauses[-1] == LONGEST_RETRY_S
+    under_test.step()
+    flights.finish("llama")
+    under_test.step()
+    assert states(under_test) == {"llama": "ready"}
+    flights.here.clear()
+    under_test.step()
+    flights.fail("llama")
+    under_test.step()
+    assert under_test.wanted()[0].retry_in_s == FIRST_RETRY_S
+
+
+def test_a_failure_holds_up_nobody_else() -> None:
+    """The next one's turn comes at once."""
+    flights = FakeFlights()
+    specs = [spec("broken", priority=9), *(spec(f"m{n}") for n in range(WARM_AT_ONCE))]
+    under_test = warming(flights, *specs)
+    under_test.step()
+    assert "m3" not in flights.started
+    flights.fail("broken")
+    under_test.step()
+    assert "m3" in flights.started
+    assert states(under_test)["broken"] == "failed"
+
+
+def test_a_model_that_is_gone_is_fetched_again() -> None:
+    """Somebody evicted it; it is configured, so it comes back."""
+    flights = FakeFlights()
+    under_test = warming(flights, spec("llama"))
+    under_test.step()
+    flights.finish("llama")
+    under_test.step()
+    assert flights.started == ["llama"]
+    flights.here.clear()
+    under_test.step()
+    assert flights.started == ["llama", "llama"]
+
+
+def test_a_model_that_leaves_again_at_once_is_not_chased() -> None:
+    """Two models that never fit together would evict each other for ever: coming back pauses like a failure."""
+    flights = FakeFlights()
+    under_test = warming(flights, spec("llama"))
+    under_test.step()
+    flights.finish("llama")
+    flights.here.clear()  # evicted before anybody looked
+    under_test.step()
+    assert flights.started == ["llama"]
+
+
+def test_on_demand_models_are_left_alone() -> None:
+    """Also while somebody else's job brings one: it lives by their interest."""
+    flights = FakeFlights()
+    under_test = warming(flights, spec("rare", keep_warm=False))
+    under_test.step()
+    assert flights.started == []
+    assert states(under_test) == {"rare": "on-demand"}
+    flights.start(spec("rare"), wanted_s=1.0)
+    under_test.step()
+    assert flights.wanted_s == {"rare": 1.0}
+    assert states(under_test) == {"rare": "working"}
+
+
+def test_a_new_configuration_forgives() -> None:
+    """Whoever mends a credential sends SIGHUP and need not wait for the next retry."""
+    flights = FakeFlights()
+    under_test = warming(flights, spec("llama"))
+    under_test.step()
+    flights.fail("llama")
+    under_test.step()
+    under_test.step()
+    assert flights.started == ["llama"]
+    under_test.want([spec("llama"), spec("new")])
+    under_test.step()
+    assert flights.started == ["llama", "llama", "new"]
+
+
+@pytest.mark.asyncio
+async def test_the_loop_wakes_for_what_ends_and_what_is_wanted() -> None:
+    """Nothing waits for the next regular look."""
+    flights = FakeFlights()
+    under_test = warming(flights, *(spec(f"m{n}", priority=-n) for n in range(WARM_AT_ONCE + 1)))
+    running = asyncio.create_task(under_test.run())
+    async with asyncio.timeout(4):  # below LOOK_AGAIN_S: a loop that only polls fails here
+        await flights.start_of[f"m{WARM_AT_ONCE - 1}"].wait()
+        flights.finish("m0")
+        await flights.start_of[f"m{WARM_AT_ONCE}"].wait()
+        flights.finish("m1")
+        under_test.want([spec("new")])
+        await flights.start_of["new"].wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
