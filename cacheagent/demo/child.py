@@ -64,12 +64,13 @@ def running_child(
     log_path: Path,
     stop_signal: signal.Signals = signal.SIGTERM,
     stop_timeout_s: float = 10.0,
+    environment: dict[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `command` (an absolute path first) in its own process group until the block ends, however it ends.
 
     `stop_signal` goes to the group at the end of the block, and to the child when the *thread* that entered the block
     ends: enter it from a thread that lives as long as the server should. After `stop_timeout_s` the group is killed.
-    Output goes to `log_path`.
+    Output goes to `log_path`; `environment` is added to our own.
     """
     prefix = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(int(stop_signal)), str(os.getpid())]
     with log_path.open("ab") as log:
@@ -79,6 +80,7 @@ def running_child(
             stdout=log,
             stderr=log,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     try:
         yield child

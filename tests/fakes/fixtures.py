@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cacheagent.demo.seaweedfs import S3Server, running_seaweedfs
-from tests.conftest import require
+from tests.conftest import missing, require
+from tests.fakes.fusefs import FaultyDisk, find_obstacle
 from tests.fakes.hub import Hub
 from tests.fakes.origin import Origin
 from tests.fakes.tls import Tls
@@ -45,3 +46,13 @@ def hub() -> Iterator[Hub]:
 def nginx_program() -> Path:
     """Debian's nginx; the test is skipped (or fails under CI=true) where there is none."""
     return require("nginx", "apt-get install nginx-light")
+
+
+@pytest.fixture
+def faulty_disk(tmp_path: Path) -> Iterator[FaultyDisk]:
+    """A FUSE disk without faults yet; the test is skipped (or fails under CI=true) where FUSE can't be used."""
+    obstacle = find_obstacle()
+    if obstacle:
+        missing("FUSE", obstacle)
+    with FaultyDisk(tmp_path / "backing", tmp_path / "disk") as disk:
+        yield disk
