@@ -133,6 +133,12 @@ class LocationExpired(TransferFailed):
     code = "location-expired"
 
 
+class TargetAbandoned(TransferFailed):
+    """A worker hangs in the kernel and may still write into the file: discard that file, never write to it again."""
+
+    code = "target-abandoned"
+
+
 # --- this node's disk
 # --------------------------------------------------------------------------------------------------------
 

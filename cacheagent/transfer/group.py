@@ -1,0 +1,241 @@
+"""Workers that serve the same kind of origin, and the loop that hands work to them.
+
+HTTP has one group; every mounted file system has its own, so that a mount that hangs takes only its own workers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from cacheagent.errors import TargetAbandoned
+from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.transfer.job import Flight, Job, Setting
+from cacheagent.transfer.orders import FetchPiece, FetchSmall, Rehash
+from cacheagent.transfer.origin import Origin
+from cacheagent.transfer.process import Work, Worker, WorkerLost, wait_out
+from cacheagent.transfer.rate import SharedRate
+from cacheagent.transfer.schedule import Queue, find_victims, is_overdue
+
+log = logging.getLogger(__name__)
+
+StartWorker = Callable[[Callable[[Worker], None]], Worker]
+AnyJob = Job[Any]
+AnyFlight = Flight[Any]
+
+
+class WorkerGroup:
+    """Used on the event loop only. Workers are started when there is work, and replaced when they are lost."""
+
+    def __init__(self, setting: Setting, start_worker: StartWorker, shared: SharedRate) -> None:
+        self.workers: list[Worker] = []
+        self._setting = setting
+        self._start_worker = start_worker
+        self._shared = shared
+        self._size = setting.config.worker_count()
+        self._loop = asyncio.get_running_loop()
+        self._queue: Queue[AnyJob] = Queue()
+        self._flights: set[AnyFlight] = set()
+        self._received: dict[int, int] = {}
+        self._ticked_at = 0.0
+        self._ticking: asyncio.TimerHandle | None = None
+        self._closed = False
+        self._stuck: list[Worker] = []
+
+    def start_workers(self) -> None:
+        """Fill up to the group's size. Starting does not wait: orders queue in the socket until the worker listens."""
+        while len(self.workers) < self._size and not self._closed:
+            try:
+                worker = self._start_worker(self._on_worker_end)
+            except OSError:  # no memory or no process to spare: those that run go on, and the next tick tries again
+                log.exception("a transfer worker can't be started")
+                return
+            self._received[worker.slot] = self._shared.received_bytes(worker.slot)
+            self.workers.append(worker)
+
+    def add(self, job: AnyJob) -> None:
+        """The job is asked for units from now on, in its turn."""
+        job.wake = self.pump
+        self._queue.add(job)
+        if self._ticking is None and not self._closed:
+            self._ticked_at = self._loop.time()
+            self._ticking = self._loop.call_later(self._setting.config.tick_s, self._tick)
+        self.pump()
+
+    async def remove(self, jobs: Sequence[AnyJob]) -> None:
+        """Take them out, stop what is under way, and wait for that (a cancellation comes after it)."""
+        for job in jobs:
+            self._queue.remove(job)
+            job.stop()
+        await wait_out([task for job in jobs for task in job.tasks])
+
+    def pump(self) -> None:
+        """Start whatever can be started."""
+        now = self._loop.time()
+        for job in self._queue:
+            while job.waiting:
+                connections = job.origin.capacity(now)
+                if connections == 0:
+                    break
+                worker = self._freest()
+                if worker is None:
+                    return
+                self._launch(job, worker, now, min(connections, worker.free_threads))
+
+    def forget_stuck(self) -> None:
+        """At the very end: let go of workers that could not be ended."""
+        for worker in self._stuck:
+            worker.forget()
+
+    def close(self) -> Sequence[Worker]:
+        """Start nothing more. Returns the workers, which the pool ends."""
+        self._closed = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+        return tuple(self.workers)
+
+    def _freest(self, avoid: Worker | None = None) -> Worker | None:
+        self.start_workers()
+        able = [worker for worker in self.workers if worker.free_threads > 0 and not worker.is_ending]
+        return max(able, key=lambda worker: (worker is not avoid, worker.free_threads), default=None)
+
+    def _launch(self, job: AnyJob, worker: Worker, now: float, connections: int) -> None:
+        unit = job.take(connections)
+        flight: AnyFlight = Flight(
+            unit=unit,
+            worker=worker,
+            origin=job.origin,
+            started=now,
+            priority=job.priority,
+            lasting=job.lasting,
+            work_id=self._setting.next_number(),
+            second=self._loop.create_future(),
+            hedged=not job.hedgeable,
+        )
+        _occupy(flight.origin, worker, unit.slots)
+        self._flights.add(flight)
+        task = self._loop.create_task(self._fly(job, flight), name=f"transfer of {job.name(unit)}")
+        job.tasks.add(task)
+        task.add_done_callback(partial(self._after, job, flight))
+
+    @staticmethod
+    async def _fly(job: AnyJob, flight: AnyFlight) -> None:
+        try:
+            job.landed(flight, await job.fly(flight))
+        except WorkerLost as error:
+            job.lost(flight.unit, error)
+        except TargetAbandoned as error:
+            job.abandoned = error
+            job.fail(error)
+        except Exception as error:  # whatever a caller's on_piece raises is the caller's answer
+            job.fail(error)
+
+    def _after(self, job: AnyJob, flight: AnyFlight, task: asyncio.Task[None]) -> None:
+        job.tasks.discard(task)
+        self._flights.discard(flight)
+        _release(flight.origin, flight.worker, flight.unit.slots)
+        if flight.second.done():
+            _release(flight.origin, flight.second.result(), 1)
+        self.pump()
+
+    def _on_worker_end(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        if worker.is_stuck:
+            self._stuck.append(worker)
+        if self._closed:
+            return
+        if worker.is_stuck:
+            self._setting.observer.worker_abandoned()
+        else:
+            log.warning("transfer worker %d ended; another one takes its place", worker.pid)
+            self._setting.observer.worker_lost()
+        self._loop.call_soon(self.pump)
+
+    def _tick(self) -> None:
+        if not self._queue and not self._flights:
+            self._ticking = None
+            return
+        self._ticking = self._loop.call_later(self._setting.config.tick_s, self._tick)
+        now = self._loop.time()
+        self._measure(now)
+        self._stop_overdue(now)
+        self._make_way(now)
+        self.pump()
+        self._hedge(now)
+
+    def _measure(self, now: float) -> None:
+        received = 0
+        for worker in self.workers:
+            total = self._shared.received_bytes(worker.slot)
+            fresh = total - self._received.get(worker.slot, total)
+            self._received[worker.slot] = total
+            received += fresh
+            if fresh:
+                worker.alive_at = now
+        goodput = received / max(now - self._ticked_at, 1e-3)
+        self._ticked_at = now
+        origins = {flight.origin for flight in self._flights}
+        connections = sum(origin.in_flight for origin in origins)
+        for origin in origins:
+            share = goodput * origin.in_flight / connections
+            origin.limit.sample(now, share, saturated=origin.in_flight >= origin.limit.current)
+
+    def _stop_overdue(self, now: float) -> None:
+        idle_timeout_s = self._setting.config.idle_timeout_s
+        for worker in self.workers:
+            for asked in worker.asked:
+                if is_overdue(now, asked.asked_at, worker.alive_at, _length(asked.work), idle_timeout_s):
+                    log.warning("transfer worker %d shows no sign of life: its order is cancelled", worker.pid)
+                    worker.cancel(asked.work.id)
+
+    def _make_way(self, now: float) -> None:
+        """Something urgent does not wait for something that is not urgent and lasts."""
+        for job in self._queue:
+            if not job.waiting or job.origin.is_down or now < job.origin.paused_until:
+                continue
+            if job.origin.capacity(now) == 0:
+                in_the_way: Iterable[AnyFlight] = (each for each in self._flights if each.origin is job.origin)
+            elif self._freest() is None:
+                in_the_way = self._flights
+            else:
+                continue
+            candidates = [flight for flight in in_the_way if not flight.preempted]
+            for flight in find_victims(now, job.priority, min(job.waiting, job.origin.limit.current), candidates):
+                flight.preempted = True
+                flight.worker.cancel(flight.work_id)
+            return
+
+    def _hedge(self, now: float) -> None:
+        for origin in {flight.origin for flight in self._flights}:
+            flights = [flight for flight in self._flights if flight.origin is origin]
+            for flight in origin.hedging.choose(now, flights, spare=origin.capacity(now)):
+                worker = self._freest(avoid=flight.worker)
+                if worker is None:
+                    return
+                flight.hedged = True
+                _occupy(origin, worker, 1)
+                flight.second.set_result(worker)
+
+
+def _occupy(origin: Origin, worker: Worker, connections: int) -> None:
+    origin.in_flight += connections
+    worker.used_threads += connections
+
+
+def _release(origin: Origin, worker: Worker, connections: int) -> None:
+    origin.in_flight -= connections
+    worker.used_threads -= connections
+
+
+def _length(work: Work) -> int:
+    """Bytes that an order moves before its next sign of life."""
+    if isinstance(work, FetchPiece):
+        return work.length
+    if isinstance(work, FetchSmall):
+        return sum(item.size_bytes for item in work.items)
+    if isinstance(work, Rehash):
+        return PIECE_SIZE_BYTES * len(work.indexes)
+    return PIECE_SIZE_BYTES

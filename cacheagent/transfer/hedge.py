@@ -1,0 +1,71 @@
+"""Which pieces are so late that asking a second time is worth it. Pure; time is an argument (seconds)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Final, Protocol, TypeVar
+
+from cacheagent.model import PIECE_SIZE_BYTES
+
+LATE_FACTOR: Final = 2.0
+QUANTILE: Final = 0.9
+"""The expected time is that of the slower ones among the recent pieces: half of all are slower than the median."""
+RECENT: Final = 64
+FEWEST: Final = 8
+"""Below this many finished pieces nothing is known."""
+LATE_AT_LEAST_S: Final = 0.5
+"""Faster than this a hedge can't win: it needs a connection, a request and a copy of its own. Chosen."""
+EXTRA_SHARE: Final = 0.05
+"""Bytes asked for twice, as a share of the bytes that arrived."""
+
+
+class InFlight(Protocol):
+    """A piece on its way: when it was asked for, how long it is in bytes, and whether it was asked for twice."""
+
+    started: float
+    length: int
+    hedged: bool
+
+
+F = TypeVar("F", bound=InFlight)
+
+
+class Hedging:
+    """The recent paces of one origin's pieces, and what was spent on second requests."""
+
+    def __init__(self) -> None:
+        self._paces: deque[float] = deque(maxlen=RECENT)
+        self._arrived_bytes = 0
+        self._extra_bytes = 0
+
+    def arrived(self, length: int, seconds: float) -> None:
+        """A piece is here. Short ones (a file's tail) count as bytes but say little about the pace."""
+        self._arrived_bytes += length
+        if length >= PIECE_SIZE_BYTES // 2:
+            self._paces.append(seconds / length)
+
+    def expected_s(self, length: int) -> float | None:
+        """How long a piece of this length takes, None while too little is known."""
+        if len(self._paces) < FEWEST:
+            return None
+        ordered = sorted(self._paces)
+        return ordered[int(QUANTILE * (len(ordered) - 1))] * length
+
+    def choose(self, now: float, flights: Iterable[F], *, spare: int) -> list[F]:
+        """The latest pieces first, at most `spare` of them, within the share of extra bytes; they count as spent."""
+        late = sorted(self._late(now, flights), key=lambda flight: flight.started)
+        chosen: list[F] = []
+        for flight in islice(late, max(0, spare)):
+            if self._extra_bytes + flight.length > EXTRA_SHARE * self._arrived_bytes:
+                break
+            self._extra_bytes += flight.length
+            chosen.append(flight)
+        return chosen
+
+    def _late(self, now: float, flights: Iterable[F]) -> Iterator[F]:
+        for flight in flights:
+            expected_s = None if flight.hedged else self.expected_s(flight.length)
+            if expected_s is not None and now - flight.started > max(LATE_AT_LEAST_S, LATE_FACTOR * expected_s):
+                yield flight

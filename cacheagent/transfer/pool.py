@@ -1,0 +1,260 @@
+"""The Transport that moves real bytes: a pool of worker processes, driven from the event loop.
+
+The loop gives orders and counts; it never touches weight bytes. How it works: docs/design.md, "The data plane".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count, groupby
+from typing import Any, Final, Self
+
+from cacheagent.checksum import check_bytes, needs_serial
+from cacheagent.errors import TransferFailed
+from cacheagent.location import Location, PathLocation
+from cacheagent.model import FileHashes
+from cacheagent.threads import in_thread
+from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, SmallOrder
+from cacheagent.transfer.blob import Pieces
+from cacheagent.transfer.concurrency import FixedLimit
+from cacheagent.transfer.config import TransferConfig
+from cacheagent.transfer.group import WorkerGroup
+from cacheagent.transfer.job import Job, Setting, first_abandoned
+from cacheagent.transfer.observer import TransferObserver
+from cacheagent.transfer.orders import PieceHash
+from cacheagent.transfer.origin import Origin, make_limit
+from cacheagent.transfer.process import Launch, Worker
+from cacheagent.transfer.rate import SharedRate
+from cacheagent.transfer.rehash import AtRest, RehashJob
+from cacheagent.transfer.remote_file import PieceJob, StreamJob
+from cacheagent.transfer.small_files import SmallCall, SmallJob
+from cacheagent.transfer.whereabouts import HTTP_GROUP, Located, display_name, group_key, origin_key, read_mountinfo
+
+__all__ = ["TransferConfig", "TransferObserver", "WorkerPool"]
+
+WORKER: Final = (sys.executable, "-P", "-m", "cacheagent.transfer.worker")
+MOST_SLOTS: Final = 1024
+"""Workers at a time, over all groups: 64 bytes of shared memory each. A node mounts fewer file systems than that."""
+READERS_PER_WORKER: Final = 2
+"""Re-hashing what is on disk: two readers per CPU keep a disk busy. Chosen."""
+LEAVE_WITHIN_S: Final = 0.9
+"""At close, before a worker is killed; with the second that SIGKILL may take, close ends within two."""
+
+AnyJob = Job[Any]
+
+
+class WorkerPool:
+    """Implements `cacheagent.transfer.base.Transport`. An async context manager; used on one event loop.
+
+    Inside `async with`, the workers for HTTP run already; those for a mounted file system start when it is first
+    asked for. `worker_argv` is how a worker is started (tests script their own).
+    """
+
+    def __init__(
+        self,
+        config: TransferConfig | None = None,
+        *,
+        observer: TransferObserver | None = None,
+        worker_argv: Sequence[str] = WORKER,
+    ) -> None:
+        self._config = config or TransferConfig()
+        self._setting = Setting(config=self._config, observer=observer or TransferObserver())
+        self._argv = worker_argv
+        self._groups: dict[str, WorkerGroup] = {}
+        self._disks: dict[str, Origin] = {}
+        self._origins: dict[str, Origin] = {}
+        self._outcomes: set[asyncio.Future[None]] = set()
+        self._slots = count()
+        self._shared: SharedRate | None = None
+
+    async def __aenter__(self) -> Self:
+        self._shared = SharedRate.create(MOST_SLOTS, self._config.ingress_cap_bytes_per_s)
+        self._group(HTTP_GROUP).start_workers()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
+        """See Transport. `on_piece` may raise: its error ends the fetch and is raised.
+
+        Raises TargetAbandoned, or CancelledError with a TargetAbandoned as its cause, when a hung worker may still
+        write into the target, which must then be discarded.
+        """
+        if order.size_bytes == 0:
+            return FileHashes(pieces=(), verified_by=check_bytes(order.target, order.checksums, b""))
+        self._require_open()
+        asked_at = asyncio.get_running_loop().time()
+        located = Located(location=await locate(), asked_at=asked_at)
+        pieces = Pieces(order, on_piece)
+        outcome = self._new_outcome()
+        if needs_serial(order.checksums):
+            whole = await self._stream(located, locate, pieces, outcome)
+        else:
+            whole = await self._piece_by_piece(located, locate, pieces, outcome)
+        return await in_thread(partial(pieces.judge, display_name(located.location), whole))
+
+    async def fetch_small(
+        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0
+    ) -> None:
+        """See Transport."""
+        mountinfo = read_mountinfo() if any(isinstance(order.location, PathLocation) for order in orders) else ""
+
+        def key_of(order: SmallOrder) -> str:
+            return origin_key(order.location, mountinfo)
+
+        for key, some in groupby(sorted(orders, key=key_of), key=key_of):
+            self._require_open()
+            call = SmallCall(orders=tuple(some), source_kind=source_kind, priority=priority, on_done=on_done)
+            outcome = self._new_outcome()
+            job = SmallJob(self._setting, self._origin(key), call, outcome)
+            await self._carry_out(self._group(group_key(call.orders[0].location, key)), [job], outcome)
+
+    async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
+        """See Transport."""
+        self._require_open()
+        if not indexes:
+            return {}
+        found: dict[int, str] = {}
+        outcome = self._new_outcome()
+
+        def on_pieces(pieces: Sequence[PieceHash]) -> None:
+            found.update((piece.index, piece.blake3) for piece in pieces)
+            if len(found) == len(set(indexes)) and not outcome.done():
+                outcome.set_result(None)
+
+        at_rest = AtRest(target=target, size_bytes=size_bytes, indexes=indexes, on_pieces=on_pieces)
+        job = RehashJob(self._setting, self._disk(HTTP_GROUP), at_rest, outcome)
+        await self._carry_out(self._group(HTTP_GROUP), [job], outcome)
+        return found
+
+    async def close(self) -> None:
+        """See Transport. What is still asked for fails with TransferFailed. May be called twice."""
+        if self._shared is None:
+            return
+        shared, self._shared = self._shared, None
+        for outcome in self._outcomes:
+            if not outcome.done():
+                outcome.set_exception(_closed())
+        workers = [worker for group in self._groups.values() for worker in group.close()]
+        for worker in workers:
+            worker.hang_up()
+        await _wait_until_ended(workers, LEAVE_WITHIN_S)
+        for worker in workers:
+            worker.kill()
+        await _wait_until_ended(workers, None)
+        for group in self._groups.values():
+            group.forget_stuck()
+        shared.close()
+
+    async def _stream(
+        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None]
+    ) -> dict[str, str]:
+        group, origin, _ = self._place(located.location)
+        job = StreamJob(self._setting, origin, located, pieces, outcome)
+        job.relocate_with(locate)
+        await self._carry_out(group, [job], outcome)
+        return job.whole
+
+    async def _piece_by_piece(
+        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None]
+    ) -> dict[str, str]:
+        """Claims are proved while the rest travels already; what turns out wrong travels too."""
+        group, origin, disk = self._place(located.location)
+        job = PieceJob(self._setting, origin, located, pieces, outcome)
+        job.relocate_with(locate)
+        job.want(pieces.unclaimed())
+        jobs: list[AnyJob] = [job]
+        if pieces.claimed:
+            jobs.append(RehashJob(self._setting, disk, pieces.at_rest(job.prove), outcome))
+        await self._carry_out(group, jobs, outcome)
+        return {}
+
+    async def _carry_out(self, group: WorkerGroup, jobs: Sequence[AnyJob], outcome: asyncio.Future[None]) -> None:
+        self._outcomes.add(outcome)
+        try:
+            for job in jobs:
+                group.add(job)
+            await outcome
+        except BaseException as error:
+            await self._withdraw(group, jobs, error)
+            raise
+        finally:
+            self._outcomes.discard(outcome)
+        await self._withdraw(group, jobs, None)
+
+    @staticmethod
+    async def _withdraw(group: WorkerGroup, jobs: Sequence[AnyJob], error: BaseException | None) -> None:
+        """Returns when no worker touches any target of these jobs; raises if one still may."""
+        try:
+            await group.remove(jobs)
+        except asyncio.CancelledError as cancelled:
+            error = cancelled
+        abandoned = first_abandoned(jobs)
+        if isinstance(error, asyncio.CancelledError):
+            raise asyncio.CancelledError from abandoned
+        if abandoned is not None and error is not abandoned:
+            raise abandoned from error
+
+    def _place(self, location: Location) -> tuple[WorkerGroup, Origin, Origin]:
+        """The group that serves a location, its origin, and our own disk as that group sees it."""
+        key = origin_key(location, read_mountinfo() if isinstance(location, PathLocation) else "")
+        group = group_key(location, key)
+        return self._group(group), self._origin(key), self._disk(group)
+
+    def _group(self, key: str) -> WorkerGroup:
+        if key not in self._groups:
+            assert self._shared is not None
+            self._groups[key] = WorkerGroup(self._setting, self._start_worker, self._shared)
+        return self._groups[key]
+
+    def _origin(self, key: str) -> Origin:
+        if key not in self._origins:
+            self._origins[key] = Origin(make_limit(self._config), self._config, self._setting.random)
+        return self._origins[key]
+
+    def _disk(self, group: str) -> Origin:
+        if group not in self._disks:
+            limit = FixedLimit(READERS_PER_WORKER * self._config.worker_count())
+            self._disks[group] = Origin(limit, self._config, self._setting.random)
+        return self._disks[group]
+
+    def _start_worker(self, on_end: Callable[[Worker], None]) -> Worker:
+        assert self._shared is not None
+        used = {worker.slot for group in self._groups.values() for worker in group.workers}
+        slot = next(slot for number in self._slots if (slot := number % MOST_SLOTS) not in used)
+        launch = Launch(
+            argv=self._argv,
+            slot=slot,
+            shared_fd=self._shared.fd,
+            threads=self._config.threads_per_worker(),
+            idle_timeout_s=self._config.idle_timeout_s,
+            answer_limit_s=self._config.answer_limit_s,
+        )
+        return Worker(launch, on_end)
+
+    def _require_open(self) -> None:
+        if self._shared is None:
+            raise _closed()
+
+    @staticmethod
+    def _new_outcome() -> asyncio.Future[None]:
+        outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # A caller that is cancelled in the same instant never looks at the error: that is no reason to complain.
+        outcome.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return outcome
+
+
+async def _wait_until_ended(workers: Sequence[Worker], timeout_s: float | None) -> None:
+    waits = [asyncio.ensure_future(worker.ended.wait()) for worker in workers if not worker.ended.is_set()]
+    if waits:
+        _, late = await asyncio.wait(waits, timeout=timeout_s)
+        for wait in late:
+            wait.cancel()
+
+
+def _closed() -> TransferFailed:
+    return TransferFailed("the worker pool is closed", hint="start the agent, or open the pool, before fetching")

@@ -1,0 +1,247 @@
+"""Jobs that fetch one large file: piece by piece, or as one stream where its checksum must be computed in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cacheagent.errors import TransferFailed
+from cacheagent.model import piece_range
+from cacheagent.transfer.base import BlobOrder, Locate
+from cacheagent.transfer.blob import Pieces
+from cacheagent.transfer.job import Flight, RemoteJob, Setting, Unit
+from cacheagent.transfer.orders import (
+    Failed,
+    FetchPiece,
+    FetchStream,
+    PieceDone,
+    PieceHash,
+    Report,
+    StreamDone,
+    StreamPiece,
+)
+from cacheagent.transfer.origin import Origin
+from cacheagent.transfer.race import fetch_racing
+from cacheagent.transfer.retry import is_refusal, refusal_error
+from cacheagent.transfer.schedule import lanes_of_stream
+from cacheagent.transfer.whereabouts import Located, display_name
+
+MOST_REFUSALS = 3
+"""Of one unit, each with a fresh location, while others get through. Chosen."""
+
+
+@dataclass(eq=False, kw_only=True)
+class FileUnit(Unit):
+    """A piece, or the whole file. `located`: with which location it was asked for last."""
+
+    index: int = -1
+    located: Located | None = None
+
+
+class FileJob(RemoteJob[FileUnit]):
+    """What both ways share: the file's location, asked for again (once, whoever noticed) when it has expired."""
+
+    def __init__(
+        self, setting: Setting, origin: Origin, located: Located, pieces: Pieces, outcome: asyncio.Future[None]
+    ) -> None:
+        order = pieces.order
+        super().__init__(setting, origin, order.priority, outcome, order.source_kind)
+        self.pieces = pieces
+        self.located = located
+        self._locate: Locate | None = None
+        self._relocating: asyncio.Task[None] | None = None
+
+    @property
+    def order(self) -> BlobOrder:
+        """What was asked for."""
+        return self.pieces.order
+
+    @property
+    def waiting(self) -> int:
+        """Nothing while it is not known where the bytes are."""
+        return 0 if self._relocating is not None else super().waiting
+
+    def relocate_with(self, locate: Locate) -> None:
+        """How to ask again."""
+        self._locate = locate
+
+    def name(self, unit: FileUnit) -> str:
+        """URL without secrets, or path; the piece where it is one."""
+        whole = display_name(self.located.location)
+        return whole if unit.index < 0 else f"{whole}, piece {unit.index} of {self.pieces.count}"
+
+    def failed(self, flight: Flight[FileUnit], failed: Failed) -> None:
+        """A refusal may mean that the location is too old; everything else is judged as for all."""
+        if not is_refusal(failed):
+            super().failed(flight, failed)
+            return
+        unit = flight.unit
+        unit.refusals += 1
+        now = self._loop.time()
+        if unit.refusals > MOST_REFUSALS:
+            self.fail(refusal_error(failed, self.name(unit)))
+        elif unit.located is not self.located:  # somebody noticed before
+            self.put_back(unit)
+        elif self.located.may_have_expired(now, self._setting.config.fresh_location_s):
+            self._setting.observer.retry(self.source_kind, "expired")
+            self._relocate()
+            self.put_back(unit)
+        else:
+            self.fail(refusal_error(failed, self.name(unit)))
+
+    def stop(self) -> None:
+        """See Job."""
+        if self._relocating is not None:
+            self.tasks.add(self._relocating)
+        super().stop()
+
+    def got_something(self, origin: Origin, unit: FileUnit) -> None:
+        """The origin answered with bytes."""
+        self.succeeded(origin)
+        if unit.located is not None:
+            unit.located.worked = True
+
+    def finish_if_complete(self) -> None:
+        """The call goes on to judge the whole."""
+        if self.pieces.is_complete and not self.outcome.done():
+            self.outcome.set_result(None)
+
+    def _relocate(self) -> None:
+        if self._relocating is None:
+            self._relocating = self._loop.create_task(self._ask_again())
+
+    async def _ask_again(self) -> None:
+        assert self._locate is not None
+        try:
+            location = await self._locate()
+        except Exception as error:
+            self.fail(error)
+        else:
+            self.located = Located(location=location, asked_at=self._loop.time())
+        finally:
+            self._relocating = None
+        self.wake()
+
+
+class PieceJob(FileJob):
+    """Every piece is an order of its own, by whichever worker is free."""
+
+    hedgeable = True
+
+    def want(self, indexes: Sequence[int]) -> None:
+        """These have to travel."""
+        for index in indexes:
+            _, length = piece_range(self.order.size_bytes, index)
+            self._pending.append(FileUnit(length=length, index=index))
+        self.wake()
+
+    def prove(self, pieces: Sequence[PieceHash]) -> None:
+        """What was claimed and is now read back: right, or it has to travel."""
+        wrong: list[int] = []
+        for piece in pieces:
+            if self.pieces.claimed.get(piece.index) == piece.blake3:
+                self.pieces.add(piece, "kept")
+            else:
+                wrong.append(piece.index)
+        self.want(wrong)
+        self.finish_if_complete()
+
+    async def fly(self, flight: Flight[FileUnit]) -> Report:
+        """See Job. Late pieces are raced for."""
+        unit = flight.unit
+        unit.located = self.located
+        offset, length = piece_range(self.order.size_bytes, unit.index)
+        order = FetchPiece(
+            id=flight.work_id,
+            location=self.located.location,
+            index=unit.index,
+            offset=offset,
+            length=length,
+            target=self.order.target,
+            write_at=offset,
+            file_size=self.order.size_bytes,
+            crcs=self.pieces.crcs,
+            cuts=self.pieces.cuts(unit.index),
+        )
+        report, won = await fetch_racing(flight, order, self._setting.next_number)
+        if won is not None:
+            self._setting.observer.hedge(self.source_kind, won=won)
+        return report
+
+    def landed(self, flight: Flight[FileUnit], report: Report) -> None:
+        """See Job."""
+        if isinstance(report, Failed):
+            self.failed(flight, report)
+            return
+        assert isinstance(report, PieceDone), report
+        self.got_something(flight.origin, flight.unit)
+        flight.origin.hedging.arrived(report.piece.length, report.seconds)
+        self._setting.observer.piece_done(self.source_kind, report.piece.length, report.seconds)
+        self.pieces.add(report.piece, "fetched")
+        self.finish_if_complete()
+
+
+class StreamJob(FileJob):
+    """One order for the whole file, on one worker; what is proved when it breaks off is claimed by the next one."""
+
+    lasting = True
+
+    def __init__(
+        self, setting: Setting, origin: Origin, located: Located, pieces: Pieces, outcome: asyncio.Future[None]
+    ) -> None:
+        super().__init__(setting, origin, located, pieces, outcome)
+        self.whole: dict[str, str] = {}
+        self._pending.append(FileUnit(length=self.order.size_bytes))
+        origin.streams += 1
+
+    def take(self, connections: int) -> FileUnit:
+        """See Job: the file gets its share of the connections, for as long as it lasts."""
+        unit = super().take(connections)
+        unit.slots = lanes_of_stream(self.origin.limit.current, self.origin.streams, connections)
+        return unit
+
+    async def fly(self, flight: Flight[FileUnit]) -> Report:
+        """See Job."""
+        flight.unit.located = self.located
+        order = FetchStream(
+            id=flight.work_id,
+            location=self.located.location,
+            file_size=self.order.size_bytes,
+            target=self.order.target,
+            lanes=flight.unit.slots,
+            checksums=self.order.checksums,
+            claimed=self.pieces.claimed | self.pieces.proved(),
+            crcs=self.pieces.crcs,
+            cuts=self.pieces.all_cuts(),
+        )
+
+        def on_part(part: StreamPiece) -> None:
+            try:
+                self._take_part(flight, part)
+            except Exception as error:  # of the caller's on_piece: its answer, not the socket's
+                self.fail(error)
+
+        return await flight.worker.ask(order, on_part)
+
+    def landed(self, flight: Flight[FileUnit], report: Report) -> None:
+        """See Job."""
+        if isinstance(report, Failed):
+            self.failed(flight, report)
+            return
+        assert isinstance(report, StreamDone), report
+        self.got_something(flight.origin, flight.unit)
+        self.whole = dict(report.whole)
+        self.finish_if_complete()
+        self.fail(TransferFailed(f"{self.name(flight.unit)}: the worker says it is done, and pieces are missing"))
+
+    def stop(self) -> None:
+        """See Job."""
+        self.origin.streams -= 1
+        super().stop()
+
+    def _take_part(self, flight: Flight[FileUnit], part: StreamPiece) -> None:
+        if part.fetched:
+            self.got_something(flight.origin, flight.unit)
+            self._setting.observer.piece_done(self.source_kind, part.piece.length, 0.0)
+        self.pieces.add(part.piece, "fetched" if part.fetched else "kept")
