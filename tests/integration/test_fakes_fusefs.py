@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes.fusefs import REPOSITORY, DiskFaults, FaultyDisk
 
-pytestmark = pytest.mark.fuse
+pytestmark = [pytest.mark.fuse, pytest.mark.usefixtures("fuse")]
 
 MIB = 2**20
 

@@ -24,7 +24,7 @@ from tests.fakes.s3 import client_for, new_bucket
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-pytestmark = pytest.mark.s3_real
+pytestmark = [pytest.mark.s3_real, pytest.mark.usefixtures("seaweedfs")]
 
 MIB = 2**20
 
