@@ -28,7 +28,7 @@ from cacheagent.api.answers import Answers
 from cacheagent.api.health import health_routes
 from cacheagent.api.listen import listen_tcp, listen_unix
 from cacheagent.api.server import make_api
-from cacheagent.config import AgentConfig, TransferSettings, load_config
+from cacheagent.config import AgentConfig, StoreSettings, TransferSettings, load_config
 from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import CacheAgentError
 from cacheagent.events import EventHub
@@ -37,6 +37,7 @@ from cacheagent.metrics import Metrics, Reading
 from cacheagent.node import Node, open_node
 from cacheagent.progress import JobStatus
 from cacheagent.reload import LiveConfig
+from cacheagent.store import StorePolicy
 from cacheagent.transfer.pool import TransferConfig
 from cacheagent.warming import Warming
 
@@ -83,16 +84,22 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
 
     async with AsyncExitStack() as stack:
         node = await stack.enter_async_context(
-            open_node(config.root, transfer=_transfer(config.transfer), on_event=tell, observer=metrics)
+            open_node(
+                config.root,
+                store_policy=_policy(config.store),
+                transfer=_transfer(config.transfer),
+                on_event=tell,
+                observer=metrics,
+            )
         )
         warming = Warming(node.flights, config.models)
         listeners.append(warming.heard)
-        live = LiveConfig(config_path, config, warming, on_reload=metrics.count_reload)
+        live = LiveConfig(config_path, config, node, warming, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
         answers = Answers(config.root, node.store, node.flights, live, count=metrics.count_ensure)
         health = health_routes(
             live={"disk": disk.check},
-            ready={"workers": lambda: "" if node.transport else "no worker runs"},
+            ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
             scrape=partial(_scrape, metrics),
         )
 
@@ -103,7 +110,8 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         if config.listen:
             probes = web.Application()
             probes.add_routes(health)
-            address = await stack.enter_async_context(listen_tcp(probes, config.listen.host, config.listen.port))
+            where = await stack.enter_async_context(listen_tcp(probes, config.listen.host, config.listen.port))
+            address = f"{where[0]}:{where[1]}"
         stack.callback(hub.close)  # first of all at the end: streams would otherwise hold up the server
         LOG.info("ready", extra={"version": __version__, "socket": str(config.socket), "listen": address})
         await until_stopped(
@@ -177,6 +185,16 @@ def end_now(why: str) -> None:
     os._exit(1)
 
 
+def _policy(settings: StoreSettings) -> StorePolicy:
+    return StorePolicy(
+        floor_bytes=settings.floor_bytes,
+        high_watermark=settings.high_watermark,
+        low_watermark=settings.low_watermark,
+        boot_grace_s=settings.boot_grace_s,
+        quarantine_bytes=settings.quarantine_bytes,
+    )
+
+
 def _transfer(settings: TransferSettings) -> TransferConfig:
     return TransferConfig(
         workers=settings.workers,
@@ -207,4 +225,6 @@ def _reading(node: Node, warming: Warming, hub: EventHub) -> Reading:
         jobs_running=sum(not job.finished for job in node.flights.jobs()),
         models_ready={wanted.name: wanted.state == "ready" for wanted in warming.wanted()},
         listeners=hub.listeners,
+        workers=node.transport.running_workers,
+        connections=node.transport.connections_in_use,
     )

@@ -80,12 +80,20 @@ class StoreSettings(Value):
 
     `scrub_period_s` (`scrub_period`, seconds, default 7d, 0 = never): how long one re-reading of everything at rest
     takes. Disks lose bits silently; a week bounds how long a lost bit stays unseen. Chosen.
+
+    `boot_grace_s` (`boot_grace`, seconds, default 10m): how long after a boot nothing is evicted to make room: nobody
+    knows yet what is mounted. The kubelet takes at most 5 minutes between two calls for a volume.
+
+    `quarantine_bytes` (`quarantine`, bytes, default 10GiB): how much is kept, for the operator, of files that rotted
+    beyond repair; the oldest go first. Chosen: a few shards.
     """
 
     floor_bytes: Size = msgspec.field(default=Size(10 * 2**30), name="floor")
     high_watermark: Fraction = Fraction(0.95)
     low_watermark: Fraction = Fraction(0.90)
     scrub_period_s: Duration = msgspec.field(default=Duration(7 * 86400), name="scrub_period")
+    boot_grace_s: Duration = msgspec.field(default=Duration(600), name="boot_grace")
+    quarantine_bytes: Size = msgspec.field(default=Size(10 * 2**30), name="quarantine")
 
     def __post_init__(self) -> None:
         if self.low_watermark > self.high_watermark:

@@ -228,7 +228,11 @@ _READINGS: Final = (
     _Read("cacheagent_jobs_running", "Jobs in flight", lambda now: now.jobs_running),
     _Read("cacheagent_event_listeners", "Clients that follow the event stream", lambda now: now.listeners),
     _Read("cacheagent_transfer_workers", "Transfer processes that run", lambda now: now.workers),
-    _Read("cacheagent_transfer_connections", "Connections that may be used now", lambda now: now.connections),
+    _Read(
+        "cacheagent_transfer_connections",
+        "Connections in use, mounted file systems included",
+        lambda now: now.connections,
+    ),
     _Read(
         "cacheagent_ingress_cap_bytes_per_second",
         "What may be read from the network; 0: no limit",

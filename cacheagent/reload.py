@@ -12,6 +12,7 @@ from typing import Final
 from cacheagent.api.schema import Wanted
 from cacheagent.config import AgentConfig, load_config
 from cacheagent.errors import ConfigError
+from cacheagent.node import Node
 from cacheagent.spec import ModelSpec
 from cacheagent.threads import in_thread
 from cacheagent.warming import Warming
@@ -24,10 +25,13 @@ _ONLY_AT_START: Final = ("root", "socket", "listen", "store", "transfer", "logs"
 class LiveConfig:
     """What the configuration says now. A file that is wrong changes nothing but `config_error`."""
 
-    def __init__(self, path: Path, config: AgentConfig, warming: Warming, *, on_reload: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, config: AgentConfig, node: Node, warming: Warming, *, on_reload: Callable[[str], None]
+    ) -> None:
         self.config = config
         self.config_error = ""
         self._path = path
+        self._node = node
         self._warming = warming
         self._on_reload = on_reload
 
@@ -41,10 +45,20 @@ class LiveConfig:
 
     async def run(self, order: asyncio.Event) -> None:
         """Read the file again whenever `order` is set; until cancelled."""
+        await self.pin_what_is_here()
         while True:
             await order.wait()
             order.clear()
             await self.reload()
+
+    async def pin_what_is_here(self) -> None:
+        """A model may be configured as pinned after it came; one that comes is pinned as it is published. What is no
+        longer configured as pinned stays so until somebody unpins it: nobody knows who pinned it.
+        """
+        for spec in self.config.models:
+            record = self._node.flights.find(spec) if spec.pin else None
+            if record is not None and not record.pin:
+                await in_thread(partial(self._node.store.pin, record.digest))
 
     async def reload(self) -> None:
         """Read the file again and put its models into force."""
@@ -61,6 +75,7 @@ class LiveConfig:
         before, after = set(self.config.models), set(new.models)
         self.config, self.config_error = new, ""
         self._warming.want(new.models)
+        await self.pin_what_is_here()
         self._on_reload("applied")
         LOG.info(
             "the configuration is read again",

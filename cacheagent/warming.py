@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import replace
+
 from cacheagent.api.schema import Wanted, WarmState
 from cacheagent.flights import INTEREST_S, Flights
 from cacheagent.progress import JobStatus
@@ -24,7 +26,8 @@ LOOK_AGAIN_S: Final = 5.0
 FIRST_RETRY_S: Final = 5.0
 LONGEST_RETRY_S: Final = 600.0
 """A failed model is tried again after 5, 10, 20 … seconds, at most 10 minutes, each up to half longer by chance, so
-that a thousand nodes don't come back in step. Chosen."""
+that a thousand nodes don't come back in step. Chosen. The same holds for one that was evicted: models that don't fit
+together would otherwise evict each other without end. Whatever stays here for the longest pause begins anew."""
 
 
 @dataclass
@@ -32,6 +35,7 @@ class _Attempts:
     """What happened to one model since somebody last changed the configuration."""
 
     under_way: bool = False
+    ready_since: float | None = None
     failures: int = 0
     retry_at: float = 0.0
 
@@ -91,11 +95,11 @@ class Warming:
         for spec in self._specs:
             attempts = self._attempts[spec]
             if self._flights.find(spec) is not None:
-                self._attempts[spec] = _Attempts()
+                self._note_ready(attempts)
                 continue
             if not _runs(self._flights.job(spec)):
-                if attempts.under_way:
-                    self._note_failure(attempts)
+                if attempts.under_way or attempts.ready_since is not None:
+                    self._note_absence(attempts)
                 if not spec.keep_warm or attempts.retry_at > self._now() or running >= WARM_AT_ONCE:
                     continue
             elif not spec.keep_warm:
@@ -108,26 +112,36 @@ class Warming:
         """The state of every configured model, the most important first."""
         return tuple(self._wanted(spec) for spec in self._specs)
 
-    def _note_failure(self, attempts: _Attempts) -> None:
-        pause = min(FIRST_RETRY_S * 2**attempts.failures, LONGEST_RETRY_S)
+    def _note_ready(self, attempts: _Attempts) -> None:
         attempts.under_way = False
+        if attempts.ready_since is None:
+            attempts.ready_since = self._now()
+        elif self._now() - attempts.ready_since > LONGEST_RETRY_S:
+            attempts.failures = 0
+
+    def _note_absence(self, attempts: _Attempts) -> None:
+        """Its job failed, or it was evicted."""
+        pause = min(FIRST_RETRY_S * 2**attempts.failures, LONGEST_RETRY_S)
+        attempts.under_way, attempts.ready_since = False, None
         attempts.failures += 1
         attempts.retry_at = self._now() + pause * (1 + self._jitter() / 2)
 
     def _wanted(self, spec: ModelSpec) -> Wanted:
         record, job = self._flights.find(spec), self._flights.job(spec)
-        failed = job if record is None and job is not None and job.phase == "failed" else None
-        return Wanted(
+        pause_s = max(0.0, self._attempts[spec].retry_at - self._now())
+        wanted = Wanted(
             name=spec.name,
             uri=spec.source.uri,
             priority=spec.priority,
             state="ready" if record is not None else _state(spec, job),
             digest=record.digest if record is not None else "",
-            error=failed.error if failed else "",
-            message=failed.message if failed else "",
-            hint=failed.hint if failed else "",
-            retry_in_s=max(0.0, self._attempts[spec].retry_at - self._now()) if failed else 0.0,
         )
+        if wanted.state == "failed" and job is not None:
+            return replace(wanted, error=job.error, message=job.message, hint=job.hint, retry_in_s=pause_s)
+        if wanted.state == "waiting":
+            reason = "it was evicted; a moment is left before it is fetched again" if pause_s else "others go first"
+            return replace(wanted, message=reason, retry_in_s=pause_s)
+        return wanted
 
 
 def _runs(job: JobStatus | None) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -128,7 +128,7 @@ class AgentClient:
         """All mounted volumes."""
         return (await self._call("GET", "/leases", Leases)).leases
 
-    async def events(self, name: str = "") -> AsyncIterator[JobStatus]:
+    async def events(self, name: str = "") -> AsyncGenerator[JobStatus, None]:
         """Job states as they change, of one model or of all: first what is known now, then news, until the caller
         stops. The stream has no end of its own: AgentUnavailable when the agent stops, falls silent for three
         heartbeats, or drops a client that reads too slowly.

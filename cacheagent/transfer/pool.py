@@ -78,6 +78,16 @@ class WorkerPool:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
+    @property
+    def running_workers(self) -> int:
+        """Processes that take orders now."""
+        return sum(len(group.workers) for group in self._groups.values())
+
+    @property
+    def connections_in_use(self) -> int:
+        """To all origins, mounted file systems included."""
+        return sum(origin.in_flight for origin in self._origins.values())
+
     async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
         """See Transport. `on_piece` may raise: its error ends the fetch and is raised.
 

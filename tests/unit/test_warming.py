@@ -77,7 +77,7 @@ def test_interest_is_renewed_while_a_job_runs() -> None:
 
 
 def test_a_failed_model_is_tried_again_later_and_later() -> None:
-    """Its state says why it failed and when it is tried again; success forgets the failures."""
+    """Its state says why it failed and when it is tried again; what stays here for a while begins anew."""
     flights, clock = FakeFlights(), Clock()
     under_test = warming(flights, spec("llama"), clock=clock)
     pauses = []
@@ -100,9 +100,9 @@ def test_a_failed_model_is_tried_again_later_and_later() -> None:
     flights.finish("llama")
     under_test.step()
     assert states(under_test) == {"llama": "ready"}
-    flights.here.clear()
+    clock.now += LONGEST_RETRY_S + 1
     under_test.step()
-    flights.fail("llama")
+    flights.here.clear()
     under_test.step()
     assert under_test.wanted()[0].retry_in_s == FIRST_RETRY_S
 
@@ -120,28 +120,37 @@ def test_a_failure_holds_up_nobody_else() -> None:
     assert states(under_test)["broken"] == "failed"
 
 
-def test_a_model_that_is_gone_is_fetched_again() -> None:
-    """Somebody evicted it; it is configured, so it comes back."""
-    flights = FakeFlights()
-    under_test = warming(flights, spec("llama"))
+def test_a_model_that_was_evicted_is_fetched_again_after_a_moment() -> None:
+    """It is configured, so it comes back, and its state says why it is not here."""
+    flights, clock = FakeFlights(), Clock()
+    under_test = warming(flights, spec("llama"), clock=clock)
     under_test.step()
     flights.finish("llama")
     under_test.step()
-    assert flights.started == ["llama"]
     flights.here.clear()
+    under_test.step()
+    (wanted,) = under_test.wanted()
+    assert (wanted.state, wanted.retry_in_s) == ("waiting", FIRST_RETRY_S)
+    assert "evicted" in wanted.message
+    assert flights.started == ["llama"]
+    clock.now += FIRST_RETRY_S
     under_test.step()
     assert flights.started == ["llama", "llama"]
 
 
-def test_a_model_that_leaves_again_at_once_is_not_chased() -> None:
-    """Two models that never fit together would evict each other for ever: coming back pauses like a failure."""
-    flights = FakeFlights()
-    under_test = warming(flights, spec("llama"))
-    under_test.step()
-    flights.finish("llama")
-    flights.here.clear()  # evicted before anybody looked
-    under_test.step()
-    assert flights.started == ["llama"]
+def test_models_that_do_not_fit_together_do_not_chase_each_other() -> None:
+    """Each evicts the other as soon as it comes; they take turns ever more slowly instead of filling the link."""
+    flights, clock = FakeFlights(), Clock()
+    under_test = warming(flights, spec("one"), spec("two"), clock=clock)
+    hour = clock.now + 3600
+    while clock.now < hour:
+        under_test.step()
+        for name in ("one", "two"):
+            if flights.running(name):
+                flights.here.clear()
+                flights.finish(name)
+        clock.now += 5
+    assert 2 < len(flights.started) < 40
 
 
 def test_on_demand_models_are_left_alone() -> None:
