@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final
 
 from cacheagent.errors import ChecksumMismatch, LocationExpired, SourceChanged
+from cacheagent.lanes import in_lanes
 from cacheagent.location import Location
 from cacheagent.model import SMALL_FILE_BYTES, RemoteFile
 from cacheagent.plan import Plan
@@ -41,15 +41,12 @@ class BlobFlights:
         The first failure of a blob that this call fetches is raised, after its other flights have stopped. A blob that
         another call fetches is waited for; if that call fails or is cancelled, this one goes on with what is proved.
         """
-        units = deque([*_chunks(plan.small, SMALL_AT_ONCE), *((blob,) for blob in plan.large)])
+        units = [*_chunks(plan.small, SMALL_AT_ONCE), *((blob,) for blob in plan.large)]
 
-        async def lane() -> None:
-            while units:
-                await self._bring_unit(units.popleft(), plan, source, tracker)
+        async def bring_unit(unit: tuple[str, ...]) -> None:
+            await self._bring_unit(unit, plan, source, tracker)
 
-        async with asyncio.TaskGroup() as lanes:
-            for _ in range(min(BLOBS_AT_ONCE, len(units))):
-                lanes.create_task(lane())
+        await in_lanes(units, bring_unit, lanes=BLOBS_AT_ONCE)
 
     async def _bring_unit(self, unit: tuple[str, ...], plan: Plan, source: Source, tracker: Tracker) -> None:
         waited_for: set[str] = set()

@@ -14,15 +14,16 @@ from typing import Final
 import msgspec
 
 from cacheagent.blobs import BlobFlights
-from cacheagent.errors import CacheAgentError, CorruptModel, NotCached
+from cacheagent.errors import CacheAgentError, NotCached
 from cacheagent.fetch import Engine, OpenSource, fetch_model
-from cacheagent.model import blob_id, canonical_json, piece_count
+from cacheagent.model import canonical_json
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec
 from cacheagent.store import Record, Store
 from cacheagent.threads import in_thread
 from cacheagent.tracking import Tracker
 from cacheagent.transfer.base import Transport
+from cacheagent.verify import verify_record
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -74,9 +75,8 @@ class Flights:
         `refresh` asks the origin again what the model is now. Cancelling the call leaves the job running for as long as
         somebody was interested in the last `INTEREST_S` seconds. Raises what `fetch.fetch_model` raises.
         """
-        if not refresh and (record := self.find(spec)) is not None:
-            self._store.touch(record.digest)
-            return record
+        if not refresh and (found := self.find(spec)) is not None and (used := self._store.touch(found.digest)):
+            return used
         job = self._start(spec, priority=priority, wanted_s=INTEREST_S)
         return await asyncio.shield(job.task)
 
@@ -109,18 +109,7 @@ class Flights:
         record = self._store.record(digest)
         if record is None:
             raise NotCached(f"{digest} is not in this cache", hint="`cacheagent ls` shows what is")
-        wrong: list[str] = []
-        for file in record.manifest.files:
-            path = self._store.blob_path(blob_id(record.domain, file))
-            found = await self._transport.rehash(str(path), file.size_bytes, range(piece_count(file.size_bytes)))
-            recorded = record.hashes[file.path].pieces
-            wrong += [f"{file.path} piece {n}" for n, blake3 in enumerate(recorded) if found.get(n) != blake3]
-        if wrong:
-            raise CorruptModel(
-                f"{record.name or digest}: {len(wrong)} piece(s) on disk differ from what was fetched, "
-                f"among them {', '.join(wrong[:3])}",
-                hint="the agent's scrub fetches them again; or evict the model and pull it once more",
-            )
+        await verify_record(self._store, self._transport, record)
 
     async def close(self) -> None:
         """Cancel all jobs and wait until none of them writes any more."""
@@ -149,18 +138,13 @@ class Flights:
             await in_thread(partial(self._store.set_resolution, key, spec.name, spec.source.uri, record.digest))
             tracker.ready(str(self._store.path(record.digest)), record.manifest)
             return record
-        except Exception as error:  # what lanes raise comes as a group; cancellation is no failure
-            known = _first(error)
-            if known is None:
-                LOG.exception("a defect ended a job", extra={"model": spec.name})
-                tracker.failed(
-                    CacheAgentError(f"{spec.name}: a defect: {error!r}"[:500], hint="report it with the log")
-                )
-                raise
-            tracker.failed(known)
-            if known is error:
-                raise
-            raise known from error
+        except CacheAgentError as error:
+            tracker.failed(error)
+            raise
+        except Exception as error:
+            LOG.exception("a defect ended a job", extra={"model": spec.name})
+            tracker.failed(CacheAgentError(f"{spec.name}: a defect: {error!r}"[:500], hint="report it with the log"))
+            raise
         finally:
             del self._running[key]
             self._remember(key, tracker.status())
@@ -180,10 +164,3 @@ def source_key(spec: ModelSpec) -> str:
     for field in ("name", "priority", "pin", "keep_warm"):
         del asked[field]
     return hashlib.sha256(canonical_json(asked)).hexdigest()
-
-
-def _first(error: BaseException) -> CacheAgentError | None:
-    """The error to tell of, also when several lanes failed: the first that is ours; anything else is a defect."""
-    if isinstance(error, BaseExceptionGroup):
-        return next((known for known in map(_first, error.exceptions) if known is not None), None)
-    return error if isinstance(error, CacheAgentError) else None
