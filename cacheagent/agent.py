@@ -186,12 +186,13 @@ def end_now(why: str) -> None:
 
 
 def _policy(settings: StoreSettings) -> StorePolicy:
+    """Plain numbers from here on: the configuration's own types know how to be parsed, not how to be encoded."""
     return StorePolicy(
-        floor_bytes=settings.floor_bytes,
-        high_watermark=settings.high_watermark,
-        low_watermark=settings.low_watermark,
-        boot_grace_s=settings.boot_grace_s,
-        quarantine_bytes=settings.quarantine_bytes,
+        floor_bytes=int(settings.floor_bytes),
+        high_watermark=float(settings.high_watermark),
+        low_watermark=float(settings.low_watermark),
+        boot_grace_s=float(settings.boot_grace_s),
+        quarantine_bytes=int(settings.quarantine_bytes),
     )
 
 
@@ -200,9 +201,9 @@ def _transfer(settings: TransferSettings) -> TransferConfig:
         workers=settings.workers,
         connections=settings.connections,
         max_connections=settings.max_connections,
-        ingress_cap_bytes_per_s=settings.ingress_cap_bytes_per_s,
-        idle_timeout_s=settings.idle_timeout_s,
-        give_up_after_s=settings.give_up_after_s,
+        ingress_cap_bytes_per_s=int(settings.ingress_cap_bytes_per_s),
+        idle_timeout_s=float(settings.idle_timeout_s),
+        give_up_after_s=float(settings.give_up_after_s),
     )
 
 

@@ -194,7 +194,10 @@ def parse_config(text: str, path: Path) -> AgentConfig:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         written = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}", hint="check indentation and quotes there") from error
+        mark = getattr(error, "problem_mark", None)
+        at = f"{path}, line {mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or error
+        raise ConfigError(f"{at}: not valid YAML: {what}", hint="check indentation and quotes there") from error
     if not isinstance(tree, yaml.MappingNode):
         raise ConfigError(f"{path}: expected keys such as root and models at the top level", hint=_see_documentation())
     _refuse_repeated_keys(tree, path)

@@ -17,7 +17,7 @@ import msgspec
 from cacheagent.config import LogSettings
 from cacheagent.progress import JobStatus
 
-LOG: Final = logging.getLogger(__name__)
+_JOBS: Final = logging.getLogger("cacheagent.jobs")
 
 _HIDDEN: Final = "[hidden]"
 _SECRETS: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
@@ -125,7 +125,7 @@ class JobLog:
         level = {"failed": logging.WARNING, "ready": logging.INFO, "fetching": logging.INFO}.get(
             status.phase, logging.DEBUG
         )
-        LOG.log(level, "%s: %s", status.name, status.message or status.phase, extra=_facts(status))
+        _JOBS.log(level, "%s: %s", status.name, status.message or status.phase, extra=_facts(status))
 
 
 def _facts(status: JobStatus) -> dict[str, Any]:
@@ -133,4 +133,5 @@ def _facts(status: JobStatus) -> dict[str, Any]:
     facts = msgspec.structs.asdict(status)
     for name in ("message", "rate_bytes_per_s", "eta_s"):
         del facts[name]
-    return {{"name": "model"}.get(name, name): value for name, value in facts.items() if value}
+    facts["model"], facts["elapsed_s"] = facts.pop("name"), round(status.elapsed_s, 3)
+    return {name: value for name, value in facts.items() if value}

@@ -175,7 +175,7 @@ def test_relative_paths_are_taken_from_the_files_directory(tmp_path: Path) -> No
         ),
         ("- root\n", "expected keys such as root and models at the top level"),
         ("", "expected keys such as root and models at the top level"),
-        ("root: [\n", "is not valid YAML: while parsing a flow node"),
+        ("root: [\n", "line 2: not valid YAML: expected the node content, but found '<stream end>'"),
     ],
 )
 def test_a_mistake_is_refused_with_its_place_and_what_was_expected(text: str, message: str) -> None:
