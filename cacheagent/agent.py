@@ -30,7 +30,7 @@ from cacheagent.api.listen import listen_tcp, listen_unix
 from cacheagent.api.server import make_api
 from cacheagent.config import AgentConfig, StoreSettings, TransferSettings, load_config
 from cacheagent.disk_watch import DiskWatch
-from cacheagent.errors import CacheAgentError
+from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub
 from cacheagent.logs import JobLog, start_logging
 from cacheagent.metrics import Metrics, Reading
@@ -46,12 +46,6 @@ LOG: Final = logging.getLogger(__name__)
 STOP_WITHIN_S: Final = 4.5
 """After this long from the order to stop, the process ends as it is: what is proved is on disk at any instant. The
 agent promises 5 s; the kubelet waits 30 s by default."""
-
-
-class RootTaskEnded(CacheAgentError):
-    """A task that runs as long as the agent has ended: a defect."""
-
-    code = "root-task-ended"
 
 
 def run(config_path: Path) -> int:

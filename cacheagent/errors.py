@@ -199,3 +199,9 @@ class AgentUnavailable(CacheAgentError):
     """No agent answers on the socket."""
 
     code = "agent-unavailable"
+
+
+class RootTaskEnded(CacheAgentError):
+    """A part of the agent that runs as long as it does has ended: a defect. The agent stops rather than go on without."""
+
+    code = "root-task-ended"
