@@ -7,6 +7,7 @@ refused, not guessed.
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final, NamedTuple
 
 from cacheagent.model import Algorithm, Checksum
@@ -20,26 +21,17 @@ HEADER_LIMIT: Final = 100
 
 _AMZ: Final[tuple[Algorithm, ...]] = ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")
 _END: Final = b"\r\n\r\n"
-_DIGITS: Final = frozenset("0123456789")
+_STATUS_LINE: Final = re.compile(r"HTTP/1\.(?P<version>[01]) (?P<code>[0-9]{3})(?: (?P<reason>.*))?")
 
 
 class Head(NamedTuple):
-    """Status and headers (names in lower case) of one answer."""
+    """Status and headers (names in lower case) of one answer. `length`: Content-Length in bytes, None without one."""
 
     status: int
     reason: str
     headers: dict[str, str]
+    length: int | None
     keep_alive: bool
-
-    @property
-    def length(self) -> int | None:
-        """Content-Length in bytes; None where it is missing. OrderFailed("protocol") where it is not a number."""
-        value = self.headers.get("content-length")
-        if value is None:
-            return None
-        if not value or not _DIGITS.issuperset(value):
-            raise _refused(f"Content-Length is {value[:40]!r}")
-        return int(value)
 
 
 def find_end(data: memoryview, filled: int) -> int:
@@ -55,29 +47,39 @@ def find_end(data: memoryview, filled: int) -> int:
 def parse_head(data: bytes) -> Head:
     """`data` ends with the empty line. Raises OrderFailed("protocol")."""
     first, *lines = data[: -len(_END)].decode("latin-1").split("\r\n")
-    version, _, rest = first.partition(" ")
-    code, _, reason = rest.partition(" ")
-    if not (version in {"HTTP/1.1", "HTTP/1.0"} and len(code) == 3 and _DIGITS.issuperset(code)):
+    found = _STATUS_LINE.fullmatch(first)
+    if found is None:
         raise _refused(f"it begins with {first[:40]!r}")
     if len(lines) > HEADER_LIMIT:
         raise _refused(f"it has {len(lines)} headers, more than {HEADER_LIMIT}")
     headers = _parse_headers(lines)
-    connection = headers.get("connection", "" if version == "HTTP/1.1" else "close").lower()
-    return Head(int(code), reason, headers, keep_alive="close" not in connection)
+    connection = headers.get("connection", "" if found["version"] == "1" else "close")
+    return Head(int(found["code"]), found["reason"] or "", headers, _parse_length(headers), "close" not in connection.lower())
 
 
 def _parse_headers(lines: list[str]) -> dict[str, str]:
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        if not colon or not name or name[0] in " \t" or name[-1] in " \t":
+        if not colon or not name or name != name.strip() or "\r" in line or "\n" in line:
             raise _refused(f"a header line is {line[:40]!r}")
-        name, value = name.lower(), value.strip(" \t")
-        if headers.setdefault(name, value) != value and name == "content-length":
-            raise _refused(f"it has two lengths, {headers[name][:20]} and {value[:20]}")
-    if "content-length" in headers and "transfer-encoding" in headers:
-        raise _refused("it has a Content-Length and a Transfer-Encoding")
+        headers[name.lower()] = value.strip(" \t")
+    if len(headers) != len(lines):
+        values = {line.partition(":")[2].strip() for line in lines if line.lower().startswith("content-length:")}
+        if len(values) > 1:
+            raise _refused(f"it has several lengths, {', '.join(sorted(values))[:60]}")
     return headers
+
+
+def _parse_length(headers: dict[str, str]) -> int | None:
+    value = headers.get("content-length")
+    if "transfer-encoding" in headers and value is not None:
+        raise _refused("it has a Content-Length and a Transfer-Encoding")
+    if value is None:
+        return None
+    if not (value.isdecimal() and value.isascii() and len(value) < 19):
+        raise _refused(f"Content-Length is {value[:40]!r}")
+    return int(value)
 
 
 def require_range(head: Head, *, offset: int, length: int, file_size: int) -> None:
@@ -89,7 +91,7 @@ def require_range(head: Head, *, offset: int, length: int, file_size: int) -> No
             raise _refused(f"the server ignored Range (status 200 for {length} of {file_size} bytes)")
         require_length(head, file_size)
         return
-    if "transfer-encoding" in head.headers or head.length is None:
+    if head.length is None:
         raise _refused("a 206 without Content-Length")
     unit, _, rest = head.headers.get("content-range", "").partition(" ")
     span, _, total = rest.partition("/")
@@ -104,7 +106,7 @@ def require_range(head: Head, *, offset: int, length: int, file_size: int) -> No
 
 def require_length(head: Head, size_bytes: int) -> None:
     """A 200 with the whole file, of the size that was listed. Raises OrderFailed."""
-    if "transfer-encoding" in head.headers or head.length is None:
+    if head.length is None:
         raise _refused("a 200 without Content-Length")
     if head.length != size_bytes:
         raise OrderFailed("changed", f"has {head.length} bytes now, not {size_bytes}")

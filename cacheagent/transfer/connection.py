@@ -60,19 +60,11 @@ class Connection:
     def send(self, request: bytes) -> None:
         """All of it. `silent` is true until the first byte of an answer."""
         self.silent = True
-        try:
-            self._socket.sendall(request)
-        except OSError as error:
-            raise self._broken(error, 0) from error
+        self._send(request)
 
     def receive_some(self, view: memoryview) -> int:
         """At least one byte, into the front of `view`."""
-        try:
-            count = self._socket.recv_into(view)
-        except OSError as error:
-            raise self._broken(error, 0) from error
-        if count == 0:
-            raise self._ended()
+        count = self._receive(view)
         self.silent = False
         return count
 
@@ -99,6 +91,21 @@ class Connection:
         limit = struct.pack("ll", seconds, int((self._idle_timeout_s - seconds) * 1e6))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.sendall(data)
+        except OSError as error:
+            raise self._broken(error, 0) from error
+
+    def _receive(self, view: memoryview) -> int:
+        try:
+            count = self._socket.recv_into(view)
+        except OSError as error:
+            raise self._broken(error, 0) from error
+        if count == 0:
+            raise self._ended()
+        return count
 
     def _broken(self, error: OSError, count: int) -> OrderFailed:
         if isinstance(error, BlockingIOError | TimeoutError):

@@ -22,6 +22,11 @@ class OrderFailed(TransferFailed):
         self.retry_after_s = retry_after_s
         self.errno = errno
 
+    def about(self, what: str) -> OrderFailed:
+        """The same failure, saying what it is about."""
+        self.message = f"{what}: {self.message}"
+        return self
+
     def report(self, order_id: int, files: tuple[SmallFile, ...] = ()) -> Failed:
         """The same as a report."""
         return Failed(

@@ -9,9 +9,6 @@ from blake3 import blake3
 from cacheagent.checksum import CRCS
 from cacheagent.transfer.orders import PieceHash, Segment
 
-STRIDE_BYTES = 256 * 1024
-"""Bytes that go through all hashes before the next ones do, so that they stay in the core's own cache."""
-
 
 class SegmentSums:
     """CRCs of consecutive bytes from `offset` on, a new segment at each cut. The caller feeds them in order."""
@@ -62,10 +59,8 @@ class PieceSums:
 
     def update(self, data: memoryview) -> None:
         """The next bytes. Releases the GIL while it computes."""
-        for at in range(0, len(data), STRIDE_BYTES):
-            stride = data[at : at + STRIDE_BYTES]
-            self._segments.update(stride)
-            self._blake3.update(stride)
+        self._segments.update(data)
+        self._blake3.update(data)
         self._length += len(data)
 
     def result(self) -> PieceHash:

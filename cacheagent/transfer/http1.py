@@ -104,8 +104,11 @@ class HttpBody:
     def open(self, offset: int, length: int, file_size: int) -> None:
         """Ask, and judge the answer's head. Raises OrderFailed."""
         head = self._ask(self._request.range(offset, length))
-        require_same(head, self._request.location.etag)
-        require_range(head, offset=offset, length=length, file_size=file_size)
+        try:
+            require_same(head, self._request.location.etag)
+            require_range(head, offset=offset, length=length, file_size=file_size)
+        except OrderFailed as failure:
+            raise failure.about(self._request.shown) from None
 
     def receive(self, view: memoryview) -> None:
         """Exactly the next `len(view)` bytes, as fast as the ingress cap allows. Raises OrderFailed."""

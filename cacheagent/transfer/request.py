@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
@@ -50,34 +51,48 @@ class Request(NamedTuple):
 
 def make_request(location: HttpLocation) -> Request:
     """Raises OrderFailed("protocol") for a URL or header that can't be sent."""
-    endpoint, authority, target = _split(location)
-    path = target.partition("?")[0]
-    headers = {"Host": authority, "User-Agent": f"cacheagent/{__version__}", "Accept-Encoding": "identity"}
-    given = {name.lower() for name in location.headers}
-    lines = [f"GET {target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() not in given]
-    lines += [f"{name}: {value}" for name, value in location.headers.items()]
-    text = "\r\n".join(lines)
-    shown = f"{endpoint.scheme}://{authority}{path}"
-    if text.count("\r") != len(lines) - 1 or text.count("\n") != len(lines) - 1 or " " in target or not text.isascii():
-        raise OrderFailed("protocol", f"{shown!a}: its URL or a header holds characters that a request can't carry")
-    return Request(endpoint, text.encode() + b"\r\n", shown, location)
-
-
-def _split(location: HttpLocation) -> tuple[Endpoint, str, str]:
     scheme, _, rest = location.url.partition("://")
-    rest = rest.partition("#")[0]
-    cut = min(at if (at := rest.find(mark)) >= 0 else len(rest) for mark in "/?")
-    authority, target = rest[:cut].rpartition("@")[2], rest[cut:]
+    cut = min(at if (at := rest.find(mark)) >= 0 else len(rest) for mark in "/?#")
+    target = rest[cut:].partition("#")[0]
     if not target.startswith("/"):
         target = "/" + target
+    origin = _origin(scheme, rest[:cut], location.ca_bundle, tuple(location.headers.items()))
+    shown = origin.shown + target.partition("?")[0]
+    if not _can_be_sent(target) or " " in target:
+        raise OrderFailed("protocol", f"{shown!a}: a URL with characters that a request can't carry")
+    return Request(origin.endpoint, f"GET {target} HTTP/1.1\r\n{origin.lines}".encode(), shown, location)
+
+
+class _Origin(NamedTuple):
+    """What all requests to one server have in common."""
+
+    endpoint: Endpoint
+    shown: str
+    lines: str
+
+
+@lru_cache(maxsize=64)
+def _origin(scheme: str, authority: str, ca_bundle: str, headers: tuple[tuple[str, str], ...]) -> _Origin:
+    authority = authority.rpartition("@")[2]
     host, colon, port = authority.rpartition(":")
     if not colon or authority.endswith("]"):  # no port, maybe an IPv6 address
         host, port = authority, ""
-    if scheme not in _PORTS or not host or not (port.isdecimal() or not port):
-        raise OrderFailed("protocol", f"not an http or https URL: {scheme[:10]}://{authority[:80]}")
-    endpoint = Endpoint(scheme, host.strip("[]"), int(port or _PORTS[scheme]), location.ca_bundle)
-    return endpoint, authority, target
+    if scheme not in _PORTS or not host or not (port.isdecimal() or not port) or not _can_be_sent(authority):
+        raise OrderFailed("protocol", f"not an http or https URL: {scheme[:10]!a}, {authority[:80]!a}")
+    common = {"Host": authority, "User-Agent": f"cacheagent/{__version__}", "Accept-Encoding": "identity"}
+    given = {name.lower() for name, _ in headers}
+    all_headers = [(name, value) for name, value in common.items() if name.lower() not in given] + list(headers)
+    for name, value in all_headers:
+        if not (_can_be_sent(name) and _can_be_sent(value)):
+            raise OrderFailed("protocol", f"{authority}: header {name!a} has characters that a request can't carry")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers)
+    endpoint = Endpoint(scheme, host.strip("[]"), int(port or _PORTS[scheme]), ca_bundle)
+    return _Origin(endpoint, f"{scheme}://{authority}", lines)
+
+
+def _can_be_sent(text: str) -> bool:
+    """No line ends above all: they would begin another header, or another request."""
+    return text.isascii() and text.isprintable()
 
 
 def describe(location: HttpLocation | PathLocation) -> str:

@@ -26,7 +26,7 @@ class Running:
             self.stopped = True
             for sock in self._sockets:
                 with contextlib.suppress(OSError):  # it may have ended by itself
-                    socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own would pull TLS from under a reader
+                    sock.shutdown(socket.SHUT_RDWR)
             self.condition.notify_all()
 
     def require_wanted(self) -> None:

@@ -70,6 +70,7 @@ class _Batch:
                 self._fetch_http(waiting)
             else:
                 self._fetch_mounted(waiting.popleft())
+
     def _fetch_mounted(self, item: SmallItem) -> None:
         view = self._memory[: item.size_bytes]
         with open_range(item.location, self._running, self._tools) as source:
@@ -111,10 +112,8 @@ class _Batch:
             head = inbox.take_head()
             if head.status != 200:
                 raise refusal(connection, request, head, inbox.rest())
-            require_same(head, request.location.etag)
-            require_length(head, item.size_bytes)
+            promised = _judge(head, request, item)
             body = inbox.take_body(item.size_bytes)
-            promised = offered_checksums(head) if request.location.checksum_headers else ()
             self._tools.meter.count_received(item.size_bytes)
             self._keep(item, item.checksums + promised, body)
             waiting.popleft()
@@ -198,6 +197,16 @@ class Inbox:
             rest = bytes(self.rest())
             self._memory[: len(rest)] = rest
             self._start, self._filled = 0, len(rest)
+
+
+def _judge(head: Head, request: Request, item: SmallItem) -> tuple[Checksum, ...]:
+    """The checksums that come with the answer. Raises OrderFailed where it isn't the file that was listed."""
+    try:
+        require_same(head, request.location.etag)
+        require_length(head, item.size_bytes)
+        return offered_checksums(head) if request.location.checksum_headers else ()
+    except OrderFailed as failure:
+        raise failure.about(request.shown) from None
 
 
 def _request(item: SmallItem) -> Request:

@@ -1,7 +1,8 @@
-"""The same connection over TLS, by Python's `ssl`: 16 KiB a call, 1.4-1.5 CPU-s/GB in all.
+"""The same connection over TLS: the socket is read in large calls, OpenSSL decrypts from memory, record by record.
 
-The kernel's receive limit does nothing here (OpenSSL reads in its own loop), so Python's time-out is used and the
-rate is watched over whole idle periods: a server that drips a byte at a time is as stalled as a silent one.
+Measured, receive to nowhere: `SSLSocket.recv_into` 1.7 CPU-s/GB (two system calls and three Python calls for each
+record of 16 KiB, and a window update to the sender after each), this way 1.3, of which AES-256 is 0.75. The kernel's
+receive limit works as on plain sockets, and so does stopping.
 """
 
 from __future__ import annotations
@@ -9,13 +10,17 @@ from __future__ import annotations
 import ssl
 import time
 from functools import lru_cache
+from typing import Final, cast
 
 from cacheagent.transfer.connection import SLOWEST_BYTES, Connection
 from cacheagent.transfer.failure import OrderFailed
 from cacheagent.transfer.request import Endpoint
 
+_READ_BYTES: Final = 256 * 1024
+"""Encrypted bytes a call: 64 KiB costs a tenth more, 1 MiB gains little and every connection holds twice as much."""
+
 _sessions: dict[Endpoint, ssl.SSLSession] = {}
-"""The latest session of each endpoint: a handshake that resumes one costs a third."""
+"""The latest session of each endpoint: a handshake that resumes one needs no certificates."""
 
 
 @lru_cache(maxsize=16)
@@ -28,50 +33,88 @@ def _context(ca_bundle: str) -> ssl.SSLContext:
 class TlsConnection(Connection):
     """As Connection; the constructor also raises OrderFailed("tls")."""
 
-    def _prepare(self) -> None:
-        plain = self._socket
-        self._running.detach(plain)
-        try:
-            context = _context(self.endpoint.ca_bundle)
-            session = _sessions.get(self.endpoint)
-            self._tls = context.wrap_socket(
-                plain, server_hostname=self.endpoint.host, do_handshake_on_connect=False, session=session
-            )
-            self._socket = self._tls
-            self._running.attach(self._socket)
-            self._tls.do_handshake()
-        except TimeoutError as error:
-            raise self._too_slow(0) from error
-        except ssl.SSLError as error:
-            raise OrderFailed("tls", f"{self.endpoint.host}:{self.endpoint.port}: {_reason(error)}") from error
-        except OSError as error:
-            raise self._broken(error, 0) from error
-
     def rest(self) -> None:
         if self._tls.session is not None:
             _sessions[self.endpoint] = self._tls.session
         super().rest()
 
+    def send(self, request: bytes) -> None:
+        self.silent = True
+        self._tls.write(request)
+        self._flush()
+
+    def receive_some(self, view: memoryview) -> int:
+        while (count := self._decrypt(view)) == 0:
+            self._pull()
+        self.silent = False
+        return count
+
     def fill(self, view: memoryview) -> None:
-        receive, clock = self._tls.recv_into, time.monotonic
+        """The rate is watched over whole idle periods: a server that drips bytes is as stalled as a silent one."""
         missing = len(view)
-        period_began, period_bytes = clock(), 0
+        began, before = time.monotonic(), missing
         while missing:
-            try:
-                count = receive(view[-missing:])
-            except OSError as error:
-                raise self._broken(error, period_bytes) from error
-            if count == 0:
-                raise self._ended()
+            count = self._decrypt(view[-missing:])
             missing -= count
-            period_bytes += count
-            if clock() - period_began >= self._idle_timeout_s:
-                if missing and period_bytes < SLOWEST_BYTES:
-                    raise self._too_slow(period_bytes)
-                period_began, period_bytes = clock(), 0
+            if count == 0:
+                self._pull()
+                if time.monotonic() - began >= self._idle_timeout_s:
+                    if before - missing < SLOWEST_BYTES:
+                        raise self._too_slow(before - missing)
+                    began, before = time.monotonic(), missing
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        self._encrypted = memoryview(bytearray(_READ_BYTES))
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        try:
+            self._tls = _context(self.endpoint.ca_bundle).wrap_bio(
+                self._incoming,
+                self._outgoing,
+                server_hostname=self.endpoint.host,
+                session=_sessions.get(self.endpoint),
+            )
+            self._handshake()
+        except OSError as error:  # ssl's own errors, and a CA bundle that can't be read
+            raise OrderFailed("tls", f"{self.endpoint.host}:{self.endpoint.port}: {_reason(error)}") from error
+
+    def _handshake(self) -> None:
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._pull()
+            except ssl.SSLError:
+                self._flush()  # the alert that tells the server why
+                raise
+            else:
+                self._flush()
+                return
+
+    def _decrypt(self, view: memoryview) -> int:
+        """Bytes put into `view`; 0 when OpenSSL needs more."""
+        try:
+            count = cast("int", self._tls.read(len(view), view))  # with a buffer it returns a number
+        except ssl.SSLWantReadError:
+            return 0
+        except ssl.SSLError as error:
+            raise self._broken(error, 0) from error
+        if count == 0:  # close_notify
+            raise self._ended()
+        return count
+
+    def _pull(self) -> None:
+        self._incoming.write(self._encrypted[: self._receive(self._encrypted)])
+
+    def _flush(self) -> None:
+        if self._outgoing.pending:
+            self._send(self._outgoing.read())
 
 
-def _reason(error: ssl.SSLError) -> str:
+def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
-    return f"the TLS handshake failed: {error.reason or error}"
+    if isinstance(error, ssl.SSLError):
+        return f"the TLS handshake failed: {error.reason or error}"
+    return f"TLS can't be set up: {error}"
