@@ -6,10 +6,10 @@ visible under `models/` before the last step, and whatever happens in between le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import BinaryIO
 
 from cacheagent.blobs import BlobFlights
 from cacheagent.model import FileHashes, Manifest, TrustDomain
@@ -83,22 +83,16 @@ def _publish(store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDom
         known = store.blob_hashes(blob)
         assert known is not None, f"{file.path} was brought and is not there"
         hashes[blob] = known
-    for file_path, blob_path in _safetensors(plan, store):
-        check_safetensors_file(file_path, blob_path)
+    for blob, file in plan.blobs.items():
+        if file.path.endswith(".safetensors"):
+            with store.open_blob(blob) as stream:
+                check_safetensors_file(file.path, file.size_bytes, stream)
     return store.publish(
         manifest, domain, hashes, uri=spec.source.uri, name=spec.name, pin=spec.pin, priority=spec.priority
     )
 
 
-def _safetensors(plan: Plan, store: Store) -> Sequence[tuple[str, Path]]:
-    return [
-        (file.path, store.blob_path(blob)) for blob, file in plan.blobs.items() if file.path.endswith(".safetensors")
-    ]
-
-
-def check_safetensors_file(name: str, path: Path) -> None:
+def check_safetensors_file(name: str, size_bytes: int, stream: BinaryIO) -> None:
     """Read and judge one file's header. Raises UnsafeContent naming `name`."""
-    with path.open("rb") as stream:
-        size = path.stat().st_size
-        length = header_length(name, size, stream.read(LENGTH_BYTES))
-        check_header(name, size, stream.read(length))
+    length = header_length(name, size_bytes, stream.read(LENGTH_BYTES))
+    check_header(name, size_bytes, stream.read(length))

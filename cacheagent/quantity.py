@@ -68,3 +68,12 @@ def _amount(written: str, units: dict[str, int] | dict[str, float]) -> float | N
     number, unit = match.groups()
     unit = "k" + unit[1:] if unit.startswith("K") else unit  # KiB and KB are written as often as kiB and kB
     return float(number) * units[unit] if unit in units else None
+
+
+def size_text(count: float) -> str:
+    """Bytes as people say them, decimal units as vendors and clouds use: `141 GB`, `1.5 GB`, `90.9 MB`."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} PB"

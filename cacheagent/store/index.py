@@ -1,0 +1,86 @@
+"""What is published, in memory: rebuilt from the records at start, never the truth itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cacheagent.errors import NotCached
+from cacheagent.model import FileHashes, Manifest, TrustDomain, blob_id
+from cacheagent.store.record import Record
+
+
+@dataclass(frozen=True)
+class Blob:
+    """A file in `blobs/`. `versions`: digests of the records that name it; counted here, stored nowhere."""
+
+    size_bytes: int
+    hashes: FileHashes
+    versions: set[str] = field(default_factory=set)
+
+
+class Index:
+    """Records and the blobs they name. Not thread-safe: the store's lock is held for every change; single look-ups
+    need no lock."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.blobs: dict[str, Blob] = {}
+        self.latest_use = 0.0
+        self._blobs_of: dict[str, tuple[str, ...]] = {}
+
+    def get(self, digest: str) -> Record:
+        """The record. Raises NotCached."""
+        record = self.records.get(digest)
+        if record is None:
+            raise NotCached(f"{digest} is not in this cache", hint="`cacheagent ls` shows what is")
+        return record
+
+    def blobs_of(self, digest: str) -> tuple[str, ...]:
+        """The blob of each file, in the order of the manifest."""
+        return self._blobs_of[digest]
+
+    def add(self, record: Record, blobs: tuple[str, ...]) -> None:
+        """A version is published."""
+        self._blobs_of[record.digest] = blobs
+        for file, blob in zip(record.manifest.files, blobs, strict=True):
+            known = self.blobs.get(blob)
+            if known is None:
+                known = self.blobs[blob] = Blob(file.size_bytes, record.hashes[file.path])
+            known.versions.add(record.digest)
+        self.replace(record)
+
+    def replace(self, record: Record) -> None:
+        """Something about a version changed that isn't its contents."""
+        self.records[record.digest] = record
+        self.latest_use = max(self.latest_use, record.last_used)
+
+    def remove(self, digest: str) -> list[str]:
+        """A version is gone; returns the blobs that no version names now. They stay known until `forget`."""
+        del self.records[digest]
+        blobs = dict.fromkeys(self._blobs_of.pop(digest))
+        for blob in blobs:
+            self.blobs[blob].versions.discard(digest)
+        return [blob for blob in blobs if not self.blobs[blob].versions]
+
+    def forget(self, blob: str) -> None:
+        """A blob is no longer in `blobs/`."""
+        del self.blobs[blob]
+
+    def next_use(self, now: float) -> float:
+        """The time to write down for a use: now, but after every use before it, also when the clock was set back."""
+        return max(now, self.latest_use + 1e-6)
+
+    def sizes(self) -> Mapping[str, int]:
+        """Blob to bytes."""
+        return {blob: known.size_bytes for blob, known in self.blobs.items()}
+
+
+def blobs_of_files(manifest: Manifest, domain: TrustDomain) -> tuple[str, ...]:
+    """The blob of each file, in the order of the manifest."""
+    return tuple(blob_id(domain, file) for file in manifest.files)
+
+
+def total_bytes(blobs: Iterable[Blob]) -> int:
+    """Bytes of blobs together."""
+    return sum(blob.size_bytes for blob in blobs)

@@ -1,0 +1,310 @@
+"""The store: the one door to the cache directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, Self
+
+import msgspec
+
+from cacheagent.errors import CorruptModel
+from cacheagent.model import FileHashes, Manifest, TrustDomain
+from cacheagent.store.boot import Boot, BootGrace, this_boot
+from cacheagent.store.durable import disk_faults
+from cacheagent.store.index import Index, blobs_of_files
+from cacheagent.store.layout import Layout
+from cacheagent.store.leases import Lease, Leases
+from cacheagent.store.owner import Owner
+from cacheagent.store.publish import Publisher
+from cacheagent.store.record import Record, Resolution, content_digest
+from cacheagent.store.recovery import recover
+from cacheagent.store.repair import get_blob, quarantine, repair_piece
+from cacheagent.store.resolutions import Resolutions
+from cacheagent.store.room import Room, Usage
+from cacheagent.store.staging import StagedBlob, Staging
+from cacheagent.store.state import Reservation, State, StorePolicy
+from cacheagent.store.trash import Trash
+from cacheagent.store.tree import check_tree
+
+
+class Store:
+    """One cache directory, owned by this process. All methods may be called from any thread. Look-ups (`record`,
+    `blob_hashes`, `resolution`, paths) do no I/O; `touch`, `pin`, `lease` and their opposites write one small file;
+    `reserve`, `stage`, `prove_small`, `publish`, `evict`, `trim`, `sweep_trash`, `repair_piece` and `quarantine` may
+    take long: call them in a thread. Whatever touches the disk may raise DiskFault.
+    """
+
+    def __init__(self, state: State, owner: Owner) -> None:
+        self._state = state
+        self._owner = owner
+        self._room = Room(state)
+        self._publisher = Publisher(state)
+
+    @classmethod
+    def open(
+        cls,
+        root: Path,
+        policy: StorePolicy | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+        boot: Callable[[], Boot] = this_boot,
+    ) -> Self:
+        """Make or adopt a cache directory; finish or undo what a crash left. Raises StoreBusy, UnknownLayout (nothing
+        was touched), DiskFault."""
+        layout = Layout(root)
+        with disk_faults(f"the cache directory {root} can't be opened"):
+            owner = Owner.take(layout)
+            try:
+                trash = Trash(layout)
+                state = State(
+                    layout=layout,
+                    policy=policy or StorePolicy(),
+                    now=now,
+                    trash=trash,
+                    staging=Staging(layout, trash),
+                    index=Index(),
+                    leases=Leases(layout),
+                    resolutions=Resolutions(layout),
+                    grace=BootGrace(layout, (policy or StorePolicy()).boot_grace_s, boot),
+                )
+                recover(state)
+                state.grace.begin()
+            except BaseException:
+                owner.release()
+                raise
+        return cls(state, owner)
+
+    def close(self) -> None:
+        """Give the directory up. May be called twice; nothing else may be called after."""
+        self._owner.release()
+
+    # --- what is published
+
+    def record(self, digest: str) -> Record | None:
+        """The published version."""
+        return self._state.index.records.get(digest)
+
+    def records(self) -> list[Record]:
+        """Every published version."""
+        return list(self._state.index.records.values())
+
+    def path(self, digest: str) -> Path:
+        """Where a version is, or would be, published: `files/` in it is the plain view, `hf/` a Hugging Face cache."""
+        return Path(self._state.layout.model(digest))
+
+    def resolution(self, key: str) -> str | None:
+        """The digest that a request was last resolved to; it may be evicted meanwhile."""
+        return self._state.resolutions.find(key)
+
+    def resolutions(self) -> list[Resolution]:
+        """Every request that was resolved."""
+        return self._state.resolutions.all()
+
+    def set_resolution(self, key: str, name: str, uri: str, digest: str) -> None:
+        """From now on this request means this version."""
+        with disk_faults("what a request means can't be written down"), self._state.lock:
+            self._state.resolutions.put(Resolution(key=key, name=name, uri=uri, digest=digest))
+
+    def warnings(self) -> list[str]:
+        """What a person should look at: sentences."""
+        return [
+            f"leases/{name} can't be read and protects nothing; it goes when its volume is released"
+            for name in self._state.leases.unreadable
+        ]
+
+    # --- bytes on their way
+
+    def reserve(self, digest: str, blobs: Mapping[str, int], *, priority: int) -> Reservation:
+        """Promise room for everything the model needs (blob to size), evicting what must go; models of a higher
+        priority stay. Until it is released, no blob of it is removed. Raises NoRoom with the numbers, having removed
+        nothing."""
+        with disk_faults("room can't be made"):
+            return self._room.reserve(digest, blobs, priority)
+
+    def blob_hashes(self, blob: str) -> FileHashes | None:
+        """Hashes of a blob that is published, or on its way and verified in this process."""
+        known = self._state.index.blobs.get(blob)
+        return known.hashes if known else self._state.staging.proved.get(blob)
+
+    def blob_path(self, blob: str) -> Path:
+        """Where the bytes of a blob are that `blob_hashes` knows. A publish may move them a moment later: use
+        `open_blob` for what may not be published yet."""
+        published = blob in self._state.index.blobs
+        return Path(self._state.layout.blob(blob) if published else self._state.staging.place(blob))
+
+    def open_blob(self, blob: str) -> BinaryIO:
+        """Open a blob that `blob_hashes` knows for reading."""
+        with disk_faults("a blob can't be opened"):
+            try:
+                return open(self._state.staging.place(blob), "rb")
+            except FileNotFoundError:
+                return open(self._state.layout.blob(blob), "rb")
+
+    def stage(self, blob: str, size_bytes: int) -> StagedBlob:
+        """Preallocate a blob, or take up what an earlier try left of it. Call it under a reservation that names it:
+        without one the room may be given to somebody else."""
+        with disk_faults("room for a file can't be allocated"):
+            return self._state.staging.stage(blob, size_bytes)
+
+    def small_path(self, blob: str) -> Path:
+        """Where a small file is to be written, under a reservation."""
+        return Path(self._state.layout.staged_small(blob))
+
+    def small_done(self, results: Sequence[tuple[str, int, FileHashes]]) -> None:
+        """Small files (blob, size in bytes, hashes) are on disk and agree with their origin."""
+        with disk_faults("the journal of small files can't be written"):
+            self._state.staging.small_done(results)
+
+    def prove_small(self, blobs: Iterable[str]) -> set[str]:
+        """Read back what an earlier try left of small files; returns those that are right. Others are removed."""
+        with disk_faults("small files can't be read back"):
+            return self._state.staging.prove_small(blobs)
+
+    def publish(  # noqa: PLR0913 - each is one fact of the record
+        self,
+        manifest: Manifest,
+        domain: TrustDomain,
+        hashes: Mapping[str, FileHashes],
+        *,
+        uri: str,
+        name: str,
+        pin: bool,
+        priority: int,
+    ) -> Record:
+        """Make the version visible, whole, with one rename. `hashes` by blob. A version that is published already is
+        returned as it is (`pin` is honoured). Raises UnsafeContent, CorruptModel when a blob was not verified."""
+        check_tree(manifest)
+        state, digest = self._state, manifest.digest
+        with disk_faults("the model can't be published"), self._publisher.turn:
+            if digest not in state.index.records:
+                blobs = blobs_of_files(manifest, domain)
+                by_path = self._publisher.proved_hashes(manifest, blobs, hashes)
+                now = state.index.next_use(state.now())
+                record = Record(
+                    manifest=manifest,
+                    digest=digest,
+                    domain=domain,
+                    uri=uri,
+                    name=name,
+                    hashes=by_path,
+                    content_digest=content_digest(manifest, by_path),
+                    published_at=now,
+                    last_used=now,
+                    pin=pin,
+                    priority=priority,
+                )
+                self._publisher.publish(record, blobs)
+            elif pin:
+                self.pin(digest)
+            return state.index.get(digest)
+
+    # --- who uses it
+
+    def touch(self, digest: str) -> Record | None:
+        """It was used just now; the record says so. None when it was evicted meanwhile."""
+        state = self._state
+        with disk_faults("a use can't be written down"), state.lock:
+            record = state.index.records.get(digest)
+            if record is not None:
+                now = state.index.next_use(state.now())
+                os.utime(state.layout.record(digest), (now, now))
+                record = msgspec.structs.replace(record, last_used=now)
+                state.index.replace(record)
+            return record
+
+    def pin(self, digest: str) -> None:
+        """Never evict it. Raises NotCached."""
+        self._change(digest, pin=True)
+
+    def unpin(self, digest: str) -> None:
+        """It may be evicted again. Raises NotCached."""
+        self._change(digest, pin=False)
+
+    def lease(self, volume_id: str, digest: str, *, owner: str = "") -> Path:
+        """The version is about to be mounted: from the return of this call on it stays. Asking again is fine. Raises
+        NotCached, CorruptModel for a version under repair, ModelInUse if the volume uses another version."""
+        state = self._state
+        with disk_faults("a lease can't be written"), state.lock:
+            record = state.index.get(digest)
+            if record.suspect and volume_id not in {lease.volume_id for lease in state.leases.all()}:
+                raise CorruptModel(
+                    f"{record.name or digest} takes no new volumes: {record.withdrawn}",
+                    hint="its bytes are being repaired; try again in a minute",
+                )
+            state.leases.take(Lease(volume_id=volume_id, digest=digest, owner=owner, since=state.now()))
+            self.touch(digest)
+        return self.path(digest)
+
+    def release(self, volume_id: str) -> None:
+        """The volume is unmounted. One that has no lease is fine."""
+        with disk_faults("a lease can't be removed"), self._state.lock:
+            self._state.leases.release(volume_id)
+
+    def leases(self) -> list[Lease]:
+        """Every mounted volume."""
+        return self._state.leases.all()
+
+    # --- room
+
+    def evict(self, digest: str) -> int:
+        """Remove one version; returns the bytes given back (blobs that others share stay). Raises NotCached,
+        ModelInUse for one that is pinned, mounted or being fetched."""
+        with disk_faults("the model can't be evicted"):
+            return self._room.evict(digest)
+
+    def trim(self) -> int:
+        """Evict down to the low watermark if the cache is fuller than the high one; returns the bytes given back."""
+        with disk_faults("room can't be made"):
+            return self._room.trim()
+
+    def sweep_trash(self) -> None:
+        """Delete what evictions, or a crash among them, left to be deleted."""
+        with disk_faults("the trash can't be emptied"):
+            self._state.trash.sweep()
+
+    def usage(self) -> Usage:
+        """The room that there is."""
+        with disk_faults("the disk can't be looked at"):
+            return self._room.usage()
+
+    # --- bytes at rest that turned out wrong
+
+    def withdraw(self, digest: str, reason: str) -> None:
+        """Bytes of it are wrong: no new leases until `reinstate`. Raises NotCached."""
+        self._change(digest, withdrawn=reason)
+
+    def reinstate(self, digest: str) -> None:
+        """All its bytes are right again. Raises NotCached."""
+        self._change(digest, withdrawn="")
+
+    def versions_of(self, blob: str) -> list[str]:
+        """Digests of the versions that contain a blob. Raises NotCached."""
+        with self._state.lock:
+            return sorted(get_blob(self._state, blob).versions)
+
+    def blobs_of(self, digest: str) -> list[str]:
+        """Blobs of a version, each once. Raises NotCached."""
+        with self._state.lock:
+            self._state.index.get(digest)
+            return list(dict.fromkeys(self._state.index.blobs_of(digest)))
+
+    def repair_piece(self, blob: str, index: int, data: bytes) -> None:
+        """Write a piece over the same range of the same inode: open readers and mappings heal. Only the recorded bytes
+        can be restored. Raises ChecksumMismatch, NotCached."""
+        with disk_faults("a piece can't be repaired"):
+            repair_piece(self._state, blob, index, data)
+
+    def quarantine(self, blob: str) -> Path | None:
+        """Keep a copy of a blob that can't be repaired; None when there is no room for it. Raises NotCached."""
+        with disk_faults("a blob can't be put into quarantine"):
+            copy = quarantine(self._state, blob, self._state.now())
+            return Path(copy) if copy else None
+
+    def _change(self, digest: str, **changes: str | bool) -> None:
+        with disk_faults("the record can't be written"), self._state.lock:
+            record = self._state.index.get(digest)
+            if any(getattr(record, field) != value for field, value in changes.items()):
+                self._state.rewrite(record, **changes)
