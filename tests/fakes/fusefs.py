@@ -16,7 +16,6 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -108,10 +107,7 @@ class FaultyDisk:
         command = [*process, str(self.backing), str(self.mountpoint), self._socket_name[1:]]
         with ExitStack() as stack:
             stack.callback(self._unmount)
-            # Killed, because it would wait for calls that hang; the kernel answers those with an error then.
-            child = stack.enter_context(
-                running_child(command, log_path=log_path, stop_signal=signal.SIGKILL, environment=environment)
-            )
+            child = stack.enter_context(running_child(command, log_path=log_path, environment=environment))
             wait_until_ready(
                 child,
                 lambda: os.path.ismount(self.mountpoint),
@@ -126,7 +122,7 @@ class FaultyDisk:
         self._stack.close()
 
     def _unmount(self) -> None:
-        """Take away what fusermount3's own clean-up (`auto_unmount`) has not yet, and wait until it is gone."""
+        """Take away what a process that was killed has left behind."""
         deadline = time.monotonic() + WAIT_TIMEOUT_S
         while _is_mounted(self.mountpoint):
             subprocess.run(["fusermount3", "-uz", self.mountpoint], check=False, capture_output=True)

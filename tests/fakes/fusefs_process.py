@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -257,8 +259,18 @@ def obey(listener: socket.socket, faults: Faults) -> None:
             connection.sendall(msgspec.json.encode(faults.state()))
 
 
+def leave_when_told(mountpoint: str) -> None:
+    """Unmount and end at SIGTERM, whatever hangs: the kernel answers that with an error then."""
+    # Not by libfuse's own handler, which waits for calls, nor by its `auto_unmount`, which sometimes looks too early.
+    signal.sigwait({signal.SIGTERM})
+    subprocess.run(["fusermount3", "-uz", mountpoint], check=False)
+    os._exit(0)
+
+
 def main() -> None:
     backing, mountpoint, socket_name = sys.argv[1:]
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # in all threads, so that the one that waits gets it
+    threading.Thread(target=leave_when_told, args=(mountpoint,), daemon=True).start()
     faults = Faults()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(f"\0{socket_name}")
@@ -268,7 +280,6 @@ def main() -> None:
         PassThrough(str(Path(backing).resolve()), faults),
         mountpoint,
         foreground=True,
-        auto_unmount=True,  # by a process of libfuse that outlives this one, also when it is killed
         max_threads=64,  # each read that hangs keeps one
         fsname="faulty-disk",
     )
