@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Final
 
-from cacheagent.errors import ChecksumMismatch, LocationExpired, SourceChanged
+from cacheagent.errors import ChecksumMismatch, LocationExpired, SourceChanged, TargetAbandoned
 from cacheagent.lanes import in_lanes
 from cacheagent.location import Location
 from cacheagent.model import SMALL_FILE_BYTES, RemoteFile
@@ -95,9 +95,9 @@ class BlobFlights:
         )
         try:
             hashes = await self._transport.fetch(order, locate, on_piece)
-        except (ChecksumMismatch, SourceChanged):
-            # Nobody can say which of its pieces is wrong, or they are of an object that is no more.
-            await in_thread(staged.discard)
+        except BaseException as error:
+            if _is_worthless(error):
+                await in_thread(staged.discard)
             raise
         await in_thread(partial(staged.verified, hashes))
 
@@ -137,3 +137,11 @@ def _chunks(items: Iterable[str], size: int) -> Iterable[tuple[str, ...]]:
     iterator = iter(items)
     while chunk := tuple(islice(iterator, size)):
         yield chunk
+
+
+def _is_worthless(error: BaseException) -> bool:
+    """Whether nothing of what arrived may be kept: nobody can say which piece is wrong, or they are of an object that
+    is no more, or a worker that hangs may still write (then the error, or the cause of a cancellation, says so)."""
+    return isinstance(error, ChecksumMismatch | SourceChanged | TargetAbandoned) or isinstance(
+        error.__cause__, TargetAbandoned
+    )

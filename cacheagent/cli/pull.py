@@ -123,14 +123,15 @@ async def _pull(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool, 
 
 async def _ask(client: AgentClient, spec: ModelSpec, view: Watcher, *, refresh: bool) -> JobStatus:
     """Let the agent do it and show what it tells."""
-    async with asyncio.TaskGroup() as group:
-        watching = group.create_task(_show(client, spec, view))
-        try:
-            status = await client.ensure(spec, refresh=refresh, wait_s=LONGEST_WAIT_S)
-            while not status.finished:
-                status = await client.ensure(spec, wait_s=LONGEST_WAIT_S)
-        finally:
-            watching.cancel()
+    watching = asyncio.create_task(_show(client, spec, view))
+    try:
+        status = await client.ensure(spec, refresh=refresh, wait_s=LONGEST_WAIT_S)
+        while not status.finished:
+            status = await client.ensure(spec, wait_s=LONGEST_WAIT_S)
+    finally:
+        watching.cancel()
+        # What it shows is a courtesy: whether the model is there is what `ensure` answers, and what it raises is told.
+        await asyncio.gather(watching, return_exceptions=True)
     view.show(status)
     if status.phase == "failed":
         raise from_code(status.error, status.message, status.hint)
