@@ -161,13 +161,9 @@ class _Tree:
 
     def _locate_one(self, real_root: str, file: RemoteFile) -> PathLocation:
         place = os.path.join(real_root, file.path)
-        try:
+        with _translated(f"{self._name}/{file.path}"):
             real = self._beneath(real_root, place, file.path)
             status = os.stat(real, follow_symlinks=False)
-        except FileNotFoundError:
-            raise self._changed(file) from None
-        except OSError as error:
-            raise _translate(error, f"{self._name}/{file.path}") from error
         if not stat.S_ISREG(status.st_mode) or _pinning(status) != _pinning_of(file):
             raise self._changed(file)
         return PathLocation(path=real, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)

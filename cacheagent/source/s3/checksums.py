@@ -31,10 +31,11 @@ def found_checksums(answer: Mapping[str, object]) -> dict[Algorithm, tuple[str, 
     absent."""
     found: dict[Algorithm, tuple[str, int]] = {}
     for field, (algorithm, length_bytes) in ALGORITHMS.items():
-        encoded, _, count = str(answer.get(field, "")).partition("-")
+        encoded, dash, count = str(answer.get(field, "")).partition("-")
         value = _hex(encoded, length_bytes)
         parts = int(count) if count.isdecimal() else 0
-        if value and (parts or answer.get("ChecksumType") != "COMPOSITE"):
+        composite = bool(dash) or answer.get("ChecksumType") == "COMPOSITE"
+        if value and composite == (parts > 0):
             found[algorithm] = (value, parts)
     return found
 
