@@ -17,6 +17,7 @@ from cacheagent.transfer.job import Flight, Job, Setting
 from cacheagent.transfer.orders import FetchPiece, FetchSmall, Rehash
 from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.process import Work, Worker, WorkerLost, wait_out
+from cacheagent.transfer.race import Hedge
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.schedule import Queue, find_victims, is_overdue
 
@@ -112,17 +113,15 @@ class WorkerGroup:
             priority=job.priority,
             lasting=job.lasting,
             work_id=self._setting.next_number(),
-            second=self._loop.create_future(),
-            hedged=not job.hedgeable,
         )
         _occupy(flight.origin, worker, unit.slots)
         self._flights.add(flight)
         task = self._loop.create_task(self._fly(job, flight), name=f"transfer of {job.name(unit)}")
         job.tasks.add(task)
-        task.add_done_callback(partial(self._after, job, flight))
+        task.add_done_callback(job.tasks.discard)
+        task.add_done_callback(partial(self._after, flight))
 
-    @staticmethod
-    async def _fly(job: AnyJob, flight: AnyFlight) -> None:
+    async def _fly(self, job: AnyJob, flight: AnyFlight) -> None:
         try:
             job.landed(flight, await job.fly(flight))
         except WorkerLost as error:
@@ -132,13 +131,17 @@ class WorkerGroup:
             job.fail(error)
         except Exception as error:  # whatever a caller's on_piece raises is the caller's answer
             job.fail(error)
+        finally:
+            self._after(flight)
 
-    def _after(self, job: AnyJob, flight: AnyFlight, task: asyncio.Task[None]) -> None:
-        job.tasks.discard(task)
+    def _after(self, flight: AnyFlight, _: object = None) -> None:
+        """Called by the flight itself, and as its task's callback for those that were cancelled before they began."""
+        if flight not in self._flights:
+            return
         self._flights.discard(flight)
         _release(flight.origin, flight.worker, flight.unit.slots)
-        if flight.second.done():
-            _release(flight.origin, flight.second.result(), 1)
+        if flight.hedge is not None:
+            _release(flight.origin, flight.hedge.worker, 1)
         self.pump()
 
     def _on_worker_end(self, worker: Worker) -> None:
@@ -213,11 +216,11 @@ class WorkerGroup:
             flights = [flight for flight in self._flights if flight.origin is origin]
             for flight in origin.hedging.choose(now, flights, spare=origin.capacity(now)):
                 worker = self._freest(avoid=flight.worker)
-                if worker is None:
+                if worker is None or flight.order is None:
                     return
-                flight.hedged = True
                 _occupy(origin, worker, 1)
-                flight.second.set_result(worker)
+                stop_first = partial(flight.worker.cancel, flight.work_id)
+                flight.hedge = Hedge(flight.order, self._setting.next_number(), worker, stop_first)
 
 
 def _occupy(origin: Origin, worker: Worker, connections: int) -> None:

@@ -22,11 +22,15 @@ EXTRA_SHARE: Final = 0.05
 
 
 class InFlight(Protocol):
-    """A piece on its way: when it was asked for, how long it is in bytes, and whether it was asked for twice."""
+    """What is on its way: since when, how long it is in bytes, and whether it can be asked for a second time."""
 
     started: float
-    length: int
-    hedged: bool
+
+    @property
+    def length(self) -> int: ...
+
+    @property
+    def hedgeable(self) -> bool: ...
 
 
 F = TypeVar("F", bound=InFlight)
@@ -66,6 +70,6 @@ class Hedging:
 
     def _late(self, now: float, flights: Iterable[F]) -> Iterator[F]:
         for flight in flights:
-            expected_s = None if flight.hedged else self.expected_s(flight.length)
+            expected_s = self.expected_s(flight.length) if flight.hedgeable else None
             if expected_s is not None and now - flight.started > max(LATE_AT_LEAST_S, LATE_FACTOR * expected_s):
                 yield flight

@@ -13,9 +13,10 @@ from typing import Generic, TypeVar
 from cacheagent.errors import TargetAbandoned
 from cacheagent.transfer.config import TransferConfig
 from cacheagent.transfer.observer import TransferObserver
-from cacheagent.transfer.orders import Failed, Report
+from cacheagent.transfer.orders import Failed, FetchPiece, Report
 from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.process import Worker, WorkerLost
+from cacheagent.transfer.race import Hedge
 from cacheagent.transfer.retry import Budget, backoff_s, is_throttle, permanent_error, retry_reason, worker_error
 
 
@@ -49,7 +50,7 @@ U = TypeVar("U", bound=Unit)
 
 @dataclass(eq=False, kw_only=True)
 class Flight(Generic[U]):
-    """A unit under way. `second` is given a worker when the unit is late and worth asking for twice."""
+    """A unit under way. `order` and `hedge` are those of a piece, once it is asked for, once or twice."""
 
     unit: U
     worker: Worker
@@ -58,14 +59,19 @@ class Flight(Generic[U]):
     priority: int
     lasting: bool
     work_id: int
-    second: asyncio.Future[Worker]
-    hedged: bool = False
+    order: FetchPiece | None = None
+    hedge: Hedge | None = None
     preempted: bool = False
 
     @property
     def length(self) -> int:
         """Bytes."""
         return self.unit.length
+
+    @property
+    def hedgeable(self) -> bool:
+        """A piece that was asked for once."""
+        return self.order is not None and self.hedge is None
 
 
 class Job(Generic[U]):
@@ -76,7 +82,6 @@ class Job(Generic[U]):
 
     lasting = False
     """Whether a unit takes as long as a whole file, so that something urgent can't wait for its end."""
-    hedgeable = False
 
     def __init__(self, setting: Setting, origin: Origin, priority: int, outcome: asyncio.Future[None]) -> None:
         self.origin = origin

@@ -39,6 +39,8 @@ class Asked:
     on_part: Callable[[StreamPiece], None] | None
     asked_at: float
     cancelling: asyncio.TimerHandle | None = None
+    failure: TransferFailed | None = None
+    """Why there will be no answer."""
 
 
 @dataclass(kw_only=True)
@@ -102,20 +104,28 @@ class Worker:
         """
         if self.is_ending:
             raise WorkerLost(f"worker {self.pid} is ending")
-        answer: asyncio.Future[Report] = self._loop.create_future()
-        self._asked[work.id] = Asked(work=work, answer=answer, on_part=on_part, asked_at=self._loop.time())
+        now = self._loop.time()
+        asked = Asked(work=work, answer=self._loop.create_future(), on_part=on_part, asked_at=now)
+        self._asked[work.id] = asked
         self._send(frame(work))
-        cancelled: asyncio.CancelledError | None = None
-        while not answer.done():
-            try:
-                await asyncio.wait((answer,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-                self.cancel(work.id)
-        failure = answer.exception()
-        if cancelled is not None and not isinstance(failure, TargetAbandoned):
-            raise cancelled
-        return answer.result()
+        try:
+            return await asked.answer
+        except asyncio.CancelledError:
+            await self._cancel_and_wait(asked)
+            raise
+
+    async def _cancel_and_wait(self, asked: Asked) -> None:
+        """Raises CancelledError or TargetAbandoned, or returns. Cancelling a task cancels the future that it awaits,
+        so the answer to Cancel goes into a new one.
+        """
+        try:
+            if asked.work.id in self._asked:
+                asked.answer = self._loop.create_future()
+                self.cancel(asked.work.id)
+                await wait_out((asked.answer,))
+        finally:
+            if isinstance(asked.failure, TargetAbandoned):
+                raise asked.failure
 
     def cancel(self, work_id: int) -> None:
         """Ask it to stop an order; a worker that does not answer soon is killed."""
@@ -201,13 +211,11 @@ class Worker:
             if asked.on_part is not None:
                 asked.on_part(report)
             return
-        self._settle(self._asked.pop(report.id)).set_result(report)
-
-    @staticmethod
-    def _settle(asked: Asked) -> asyncio.Future[Report]:
+        del self._asked[report.id]
         if asked.cancelling is not None:
             asked.cancelling.cancel()
-        return asked.answer
+        if not asked.answer.done():  # else whoever waited was cancelled a moment ago
+            asked.answer.set_result(report)
 
     def _not_answered(self, work_id: int) -> None:
         if work_id in self._asked:
@@ -244,7 +252,12 @@ class Worker:
         self.ended.set()
         asked, self._asked = self._asked, {}
         for each in asked.values():
-            self._settle(each).set_exception(error)
+            each.failure = error
+            if each.cancelling is not None:
+                each.cancelling.cancel()
+            if not each.answer.done():
+                each.answer.set_exception(error)
+                each.answer.exception()  # whoever was cancelled looks at `failure` instead
         self._on_end(self)
 
     def _close_pidfd(self) -> None:

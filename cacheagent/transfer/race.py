@@ -1,4 +1,4 @@
-"""One piece by one worker or, when it is late, by two. Only one of them ever writes into the target.
+"""A late piece is asked for a second time, and the first answer wins. Only one worker ever writes into the target.
 
 The second writes into a scratch file beside it. When the second wins, the first is cancelled and has *answered* (or is
 dead) before the bytes are copied over; the scratch file is gone at the end, whatever happens.
@@ -12,114 +12,83 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 from blake3 import blake3
 
 from cacheagent.errors import DiskFault, TargetAbandoned
 from cacheagent.threads import in_thread
-from cacheagent.transfer.job import Flight, Unit
 from cacheagent.transfer.orders import FetchPiece, PieceDone, Report
-from cacheagent.transfer.process import Worker, wait_out
+from cacheagent.transfer.process import Worker, WorkerLost, wait_out
 
 SCRATCH_SUFFIX: Final = ".hedge-"
 
 log = logging.getLogger(__name__)
 
-U = TypeVar("U", bound=Unit)
-Answer = asyncio.Task[Report]
 
+class Hedge:
+    """The second request for one piece. Made while the first is under way; `conclude` or `drop` ends it."""
 
-async def fetch_racing(
-    flight: Flight[U], order: FetchPiece, second_id: Callable[[], int]
-) -> tuple[Report, bool | None]:
-    """The first good answer, or the first worker's where there is none; and whether the second won, None without one.
+    def __init__(self, order: FetchPiece, second_id: int, second: Worker, stop_first: Callable[[], None]) -> None:
+        self.worker = second
+        self.won = False
+        self._order = order
+        self._stop_first = stop_first
+        self._scratch = f"{order.target}{SCRATCH_SUFFIX}{order.index}"
+        self._second = msgspec.structs.replace(order, id=second_id, target=self._scratch, write_at=0)
+        self._task = asyncio.create_task(self._ask())
 
-    Raises WorkerLost; TargetAbandoned when the first worker can't be kept from writing; DiskFault. Cancelling waits for
-    both workers.
-    """
-    first: Answer = asyncio.ensure_future(flight.worker.ask(order))
-    try:
-        await asyncio.wait((first, flight.second), return_when=asyncio.FIRST_COMPLETED)
-        if first.done():
-            return first.result(), None
-        second_order = msgspec.structs.replace(
-            order, id=second_id(), target=f"{order.target}{SCRATCH_SUFFIX}{order.index}", write_at=0
-        )
-        return await _race(flight.worker, first, order, flight.second.result(), second_order)
-    finally:
-        await _stop(first)
+    async def conclude(self, first: Report | WorkerLost) -> Report:
+        """What came of the piece, given what came of the first request, which is over.
 
-
-async def _race(
-    first_worker: Worker, first: Answer, order: FetchPiece, second_worker: Worker, second_order: FetchPiece
-) -> tuple[Report, bool]:
-    if not await in_thread(partial(_make_scratch, second_order.target, order.length)):
-        await asyncio.wait((first,))
-        return first.result(), False
-    try:
-        second: Answer = asyncio.ensure_future(second_worker.ask(second_order))
+        Raises WorkerLost when both workers died, DiskFault when the copy fails.
+        """
         try:
-            if await _first_success(first, second) is not second:
-                return first.result(), False
-            first_worker.cancel(order.id)
-            await asyncio.wait((first,))
-            if _succeeded(first):
-                return first.result(), False
-            _raise_if_abandoned(first)
-            report = second.result()
-            assert isinstance(report, PieceDone)
-            await in_thread(partial(_copy, second_order.target, order, report.piece.blake3))
-            return report, True
+            if isinstance(first, PieceDone):
+                return first
+            await asyncio.wait((self._task,))
+            second = None if self._task.exception() else self._task.result()
+            if isinstance(second, PieceDone):
+                await in_thread(partial(_copy, self._scratch, self._order, second.piece.blake3))
+                self.won = True
+                return second
+            if isinstance(first, WorkerLost):
+                raise first
+            return first
         finally:
-            with contextlib.suppress(TargetAbandoned):  # it can only write into a file that has no name any more
-                await _stop(second)
-    finally:
-        await in_thread(partial(_remove, second_order.target))
+            await self.drop()
 
-
-async def _first_success(first: Answer, second: Answer) -> Answer:
-    """Whoever has the piece first; `first` when neither has."""
-    running = {first, second}
-    while running:
-        done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        for answer in done:
-            if _succeeded(answer):
-                return answer
-    return first
-
-
-def _succeeded(answer: Answer) -> bool:
-    return not answer.cancelled() and answer.exception() is None and isinstance(answer.result(), PieceDone)
-
-
-async def _stop(answer: Answer) -> None:
-    """Returns when the worker touches its file no more; raises TargetAbandoned if it still may."""
-    if not answer.done():
-        answer.cancel()
-        await wait_out((answer,))
-    _raise_if_abandoned(answer)
-
-
-def _raise_if_abandoned(answer: Answer) -> None:
-    if not answer.cancelled() and isinstance(error := answer.exception(), TargetAbandoned):
-        raise error
-
-
-def _make_scratch(path: str, length: int) -> bool:
-    """False where there is no room for it: a hedge is a favour, not a need."""
-    try:
-        _remove(path)  # of an agent that was killed
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    async def drop(self) -> None:
+        """Nobody needs it any more: returns when its worker has answered and the scratch file is gone."""
+        self._task.cancel()
         try:
-            os.truncate(descriptor, length)
+            await wait_out((self._task,))
         finally:
-            os.close(descriptor)
-    except OSError as error:
-        log.warning("no scratch file for a hedge: %s: %s", path, error.strerror)
-        return False
-    return True
+            await in_thread(partial(_remove, self._scratch))
+
+    async def _ask(self) -> Report | None:
+        """None where there is no room for it, or its worker failed: a hedge is a favour, not a need."""
+        try:
+            await in_thread(partial(_make_scratch, self._scratch, self._order.length))
+            report = await self.worker.ask(self._second)
+        except OSError as error:
+            log.warning("no scratch file for a late piece: %s: %s", self._scratch, error.strerror)
+            return None
+        except (WorkerLost, TargetAbandoned):  # who hangs can only write into a file that soon has no name
+            return None
+        if isinstance(report, PieceDone):
+            self._stop_first()
+        return report
+
+
+def _make_scratch(path: str, length: int) -> None:
+    _remove(path)  # of an agent that was killed
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(descriptor, length)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: str) -> None:

@@ -22,7 +22,7 @@ from cacheagent.transfer.orders import (
     StreamPiece,
 )
 from cacheagent.transfer.origin import Origin
-from cacheagent.transfer.race import fetch_racing
+from cacheagent.transfer.process import WorkerLost
 from cacheagent.transfer.retry import is_refusal, refusal_error
 from cacheagent.transfer.schedule import lanes_of_stream
 from cacheagent.transfer.whereabouts import Located, display_name
@@ -127,8 +127,6 @@ class FileJob(RemoteJob[FileUnit]):
 class PieceJob(FileJob):
     """Every piece is an order of its own, by whichever worker is free."""
 
-    hedgeable = True
-
     def want(self, indexes: Sequence[int]) -> None:
         """These have to travel."""
         for index in indexes:
@@ -148,11 +146,11 @@ class PieceJob(FileJob):
         self.finish_if_complete()
 
     async def fly(self, flight: Flight[FileUnit]) -> Report:
-        """See Job. Late pieces are raced for."""
+        """See Job. Late pieces are asked for twice."""
         unit = flight.unit
         unit.located = self.located
         offset, length = piece_range(self.order.size_bytes, unit.index)
-        order = FetchPiece(
+        flight.order = FetchPiece(
             id=flight.work_id,
             location=self.located.location,
             index=unit.index,
@@ -164,10 +162,22 @@ class PieceJob(FileJob):
             crcs=self.pieces.crcs,
             cuts=self.pieces.cuts(unit.index),
         )
-        report, won = await fetch_racing(flight, order, self._setting.next_number)
-        if won is not None:
-            self._setting.observer.hedge(self.source_kind, won=won)
-        return report
+        first: Report | WorkerLost
+        try:
+            first = await flight.worker.ask(flight.order)
+        except WorkerLost as error:
+            first = error
+        except BaseException:
+            if flight.hedge is not None:
+                await flight.hedge.drop()
+            raise
+        if flight.hedge is not None:
+            report = await flight.hedge.conclude(first)
+            self._setting.observer.hedge(self.source_kind, won=flight.hedge.won)
+            return report
+        if isinstance(first, WorkerLost):
+            raise first
+        return first
 
     def landed(self, flight: Flight[FileUnit], report: Report) -> None:
         """See Job."""

@@ -29,7 +29,7 @@ class FrameReader(Generic[Message]):
     """Cuts a stream of bytes into messages: of type Report at the pool's end, Order at the other."""
 
     def __init__(self, of: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(of)  # type: ignore[call-overload]
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(of)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Message]:
