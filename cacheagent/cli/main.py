@@ -44,19 +44,17 @@ for command in (pull, ls, status, verify, pin, unpin, evict, agent, demo):
 
 
 def main() -> None:
-    """Run the command line and end the process with its exit code. A traceback is a bug; CACHEAGENT_DEBUG=1 shows it."""
+    """Run the command line, then exit with its code. A traceback is a bug; CACHEAGENT_DEBUG=1 shows it."""
     try:
         cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
+    except click.exceptions.Abort:  # what click makes of Ctrl-C
+        click.echo("cacheagent: interrupted; what was proved is kept, the same command goes on from there", err=True)
         code = EXIT_INTERRUPTED
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except click.exceptions.Exit as ended:
         code = ended.exit_code
-    except KeyboardInterrupt:
-        click.echo("cacheagent: interrupted; what was proved is kept, the same command goes on from there", err=True)
-        code = EXIT_INTERRUPTED
     except CacheAgentError as error:
         if os.environ.get("CACHEAGENT_DEBUG"):
             raise

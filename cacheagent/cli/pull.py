@@ -77,7 +77,7 @@ def pull(uri: str, **given: Any) -> None:
 
 
 def name_of(uri: str) -> str:
-    """A name from the URI's last part: `hf://org/Llama-3@main` gives `llama-3`. Raises UsageError for a URI without any."""
+    """A name from the URI's last part: `hf://org/Llama-3@main` gives `llama-3`. Raises UsageError if there is none."""
     path = re.sub(r"^[a-z0-9]+://|[?#].*$|@[^/]*$", "", uri)
     last = path.rstrip("/").rpartition("/")[2]
     name = re.sub(r"[^a-z0-9]+", "-", last.lower()).strip("-")[:63].strip("-")
