@@ -86,7 +86,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
                 observer=metrics,
             )
         )
-        warming = Warming(node.flights, config.models)
+        warming = Warming(node.flights, config.models, keep=node.store.keep_warm)
         listeners.append(warming.heard)
         live = LiveConfig(config_path, config, node, warming, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
@@ -217,6 +217,7 @@ def _reading(node: Node, warming: Warming, hub: EventHub) -> Reading:
         models=usage.models,
         blobs=usage.blobs,
         leases=len(node.store.leases()),
+        evictions=node.store.evictions(),
         jobs_running=sum(not job.finished for job in node.flights.jobs()),
         models_ready={wanted.name: wanted.state == "ready" for wanted in warming.wanted()},
         listeners=hub.listeners,

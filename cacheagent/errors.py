@@ -202,6 +202,6 @@ class AgentUnavailable(CacheAgentError):
 
 
 class RootTaskEnded(CacheAgentError):
-    """A part of the agent that runs as long as it does has ended: a defect. The agent stops rather than go on without."""
+    """A part of the agent that runs as long as it does has ended: a defect. The agent stops rather than go on."""
 
     code = "root-task-ended"

@@ -14,8 +14,11 @@ from typing import Literal
 from cacheagent.model import Value
 from cacheagent.quantity import size_text
 
-Held = Literal["", "pinned", "mounted", "being fetched", "under repair", "more important", "mounted before the boot"]
-"""Why a version stays; empty for one that may go. `mounted before the boot`: it may be, nobody knows yet."""
+Held = Literal[
+    "", "pinned", "mounted", "being fetched", "under repair", "more important", "kept warm", "mounted before the boot"
+]
+"""Why a version stays; empty for one that may go. `kept warm`: it would be fetched again at once, so it goes only for
+something more important. `mounted before the boot`: it may be, nobody knows yet."""
 
 
 class Resident(Value):
@@ -102,6 +105,8 @@ def no_room_sentence(residents: Residents, *, needed_bytes: int, usable_bytes: i
 def _described(held: Held, plural: str) -> str:
     if held in {"pinned", "mounted", "more important"}:
         return f"{held} model{plural}"
+    if held == "kept warm":
+        return f"model{plural} that are kept warm" if plural else "model that is kept warm"
     if held == "mounted before the boot":
         return f"model{plural} that may be mounted since before the boot"
     return f"model{plural} {held}"

@@ -44,7 +44,7 @@ class Warming:
     """What should be here, and what is done about it. One event loop.
 
     It only starts jobs and lets them be: a model that leaves the configuration is no longer fetched again, and what is
-    on disk stays until its room is needed.
+    on disk stays until its room is needed. `keep` is told which versions are here that would be fetched again.
     """
 
     def __init__(
@@ -52,10 +52,12 @@ class Warming:
         flights: Flights,
         specs: Sequence[ModelSpec],
         *,
+        keep: Callable[[set[str]], None] = lambda _: None,
         now: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._flights = flights
+        self._keep = keep
         self._now = now
         self._jitter = jitter
         self._wake = asyncio.Event()
@@ -91,11 +93,13 @@ class Warming:
     def step(self) -> None:
         """Start what is missing and may start now; renew the interest in what runs."""
         self._flights.drop_unwanted()
-        running = 0
+        running, here = 0, set[str]()
         for spec in self._specs:
             attempts = self._attempts[spec]
-            if self._flights.find(spec) is not None:
+            if (record := self._flights.find(spec)) is not None:
                 self._note_ready(attempts)
+                if spec.keep_warm:
+                    here.add(record.digest)
                 continue
             if not _runs(self._flights.job(spec)):
                 if attempts.under_way or attempts.ready_since is not None:
@@ -107,6 +111,7 @@ class Warming:
             self._flights.start(spec, wanted_s=INTEREST_S)
             attempts.under_way = True
             running += 1
+        self._keep(here)
 
     def wanted(self) -> tuple[Wanted, ...]:
         """The state of every configured model, the most important first."""

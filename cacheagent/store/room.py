@@ -6,12 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 from cacheagent.errors import ModelInUse, NoRoom
 from cacheagent.eviction import Held, Resident, Residents, evictable_bytes, no_room_sentence, plan_eviction
 from cacheagent.model import Value
-from cacheagent.store.index import total_bytes
 from cacheagent.store.staging import on_disk
 from cacheagent.store.state import Reservation, State
 
@@ -22,6 +21,9 @@ OVERHEAD_PER_BLOB_BYTES: Final = 1024
 
 FREEING_TAKES_S: Final = 10.0
 """How long deleted files may take to show up as free space (XFS frees them in the background). Chosen."""
+
+Why = Literal["room", "watermark", "asked"]
+"""What a version was evicted for: another one, the next one, or because somebody said so."""
 
 
 class Usage(Value):
@@ -76,7 +78,7 @@ class Room:
             too_much = int(used - state.policy.low_watermark * budget)
             residents = self.residents()
             plan = plan_eviction(residents, min(too_much, evictable_bytes(residents)))
-            freed = sum(self.take_away(victim) for victim in plan.digests) if plan else 0
+            freed = sum(self.take_away(victim, "watermark") for victim in plan.digests) if plan else 0
         state.trash.sweep()
         return freed
 
@@ -91,24 +93,27 @@ class Room:
                 raise ModelInUse(
                     f"{record.name or digest} is {held} and stays", hint=how.get(held, "try again when that is over")
                 )
-            freed = self.take_away(digest)
+            freed = self.take_away(digest, "asked")
         state.trash.sweep()
         return freed
 
     def take_away(self, digest: str) -> int:
-        """The eviction itself, with the lock held: the tree is gone with one rename, then the record, then what no
-        other version names. Recovery undoes it when it ends before the record goes, and completes it after."""
+        """The eviction itself, with the lock held: the tree is gone with one rename; what a version on its way needs goes
+        back to staging; then the record goes, then what nobody names. Recovery undoes it before the record is gone, and
+        completes it after."""
         state = self._state
+        blobs = state.index.remove(digest)
+        unnamed = {blob: known for blob, known in blobs.items() if not known.versions}
         with state.trash.bin() as bin_:
             bin_.take(state.layout.model(digest))
+            for blob in unnamed.keys() & state.wanted():
+                known = unnamed.pop(blob)
+                state.staging.take_back(blob, known.size_bytes, known.hashes)
             bin_.take(state.layout.record(digest))
-            unnamed = set(state.index.remove(digest)) - state.wanted()
-            freed = total_bytes(state.index.blobs[blob] for blob in unnamed)
             for blob in unnamed:
                 bin_.take(state.layout.blob(blob))
-                state.index.forget(blob)
         state.resolutions.drop(digest)
-        return freed
+        return sum(known.size_bytes for known in unnamed.values())
 
     def usage(self) -> Usage:
         """The numbers now."""
@@ -137,7 +142,7 @@ class Room:
                 priority=record.priority,
                 last_used=record.last_used,
                 blobs=frozenset(index.blobs_of(digest)),
-                held=self._held(digest, priority) or after_boot,
+                held=self._held(digest, priority) or self._kept_warm(digest, priority) or after_boot,
             )
             for digest, record in index.records.items()
         ]
@@ -158,6 +163,13 @@ class Room:
             return "more important"
         return ""
 
+    def _kept_warm(self, digest: str, priority: int | None) -> Held:
+        """Evicting it by order is something else: then somebody wants it gone."""
+        if digest not in self._state.kept_warm:
+            return ""
+        more_important = priority is not None and priority > self._state.index.records[digest].priority
+        return "" if more_important else "kept warm"
+
     def _make_room(self, reservation: Reservation, priority: int) -> bool:
         """Move to the trash what must go; False when nothing must. What nobody resumes goes before what somebody may
         open."""
@@ -176,7 +188,7 @@ class Room:
                 short -= self._state.staging.allocated(blob)
                 self._state.staging.discard(blob)
             for victim in plan.digests:
-                self.take_away(victim)
+                self.take_away(victim, "room")
             return True
 
     def _no_room(self, reservation: Reservation, residents: Residents, freeable: int) -> NoRoom:
@@ -222,7 +234,7 @@ class Room:
     def _used_bytes(self) -> int:
         staging = self._state.staging
         staged = sum(staging.allocated(blob) for blob in staging.blobs())
-        return staged + total_bytes(self._state.index.blobs.values())
+        return staged + sum(self._state.index.sizes().values())
 
     def _free_bytes(self) -> int:
         disk = os.statvfs(self._state.layout.root)
@@ -238,15 +250,6 @@ class Room:
             time.sleep(0.05)
 
     def _release(self, reservation: Reservation) -> None:
-        """What came into `blobs/` or stayed there only for it goes back to being a claim: nothing verified is lost."""
-        state = self._state
-        with state.lock:
-            if reservation not in state.reservations:
-                return
-            state.reservations.remove(reservation)
-            wanted = state.wanted()
-            for blob in reservation.blobs:
-                known = state.index.blobs.get(blob)
-                if known is not None and not known.versions and blob not in wanted:
-                    state.staging.take_back(blob, known.size_bytes, known.hashes)
-                    state.index.forget(blob)
+        with self._state.lock:
+            if reservation in self._state.reservations:
+                self._state.reservations.remove(reservation)

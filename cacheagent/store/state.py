@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -70,6 +71,8 @@ class State:
     grace: BootGrace
     lock: threading.RLock = field(default_factory=threading.RLock)
     reservations: list[Reservation] = field(default_factory=list)
+    kept_warm: set[str] = field(default_factory=set)
+    evictions: Counter[str] = field(default_factory=Counter)
 
     def rewrite(self, record: Record, **changes: str | bool | int) -> None:
         """Change what is known of a version, on disk and in memory; its last use stays."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -254,6 +254,17 @@ class Store:
         ModelInUse for one that is pinned, mounted or being fetched."""
         with disk_faults("the model can't be evicted"):
             return self._room.evict(digest)
+
+    def keep_warm(self, digests: Collection[str]) -> None:
+        """From now on these go only for something more important, or by order: whoever names them would fetch them
+        again at once. Forgotten at the end of this process."""
+        with self._state.lock:
+            self._state.kept_warm.clear()
+            self._state.kept_warm.update(digests)
+
+    def evictions(self) -> dict[str, int]:
+        """How many versions were evicted since this process began, by why: `room`, `watermark` or `asked`."""
+        return {why: self._state.evictions[why] for why in ("room", "watermark", "asked")}
 
     def trim(self) -> int:
         """Evict down to the low watermark if the cache is fuller than the high one; returns the bytes given back."""

@@ -153,6 +153,19 @@ def test_models_that_do_not_fit_together_do_not_chase_each_other() -> None:
     assert 2 < len(flights.started) < 40
 
 
+def test_what_would_be_fetched_again_is_held_in_the_cache() -> None:
+    """Otherwise a trim would evict it and the next look would fetch it; on-demand models may go."""
+    flights = FakeFlights()
+    kept: list[set[str]] = []
+    specs = [spec("warm"), spec("rare", keep_warm=False)]
+    under_test = Warming(cast(Flights, flights), specs, keep=kept.append, now=Clock())
+    flights.here = {"warm", "rare"}
+    under_test.step()
+    under_test.want([])
+    under_test.step()
+    assert kept == [{"sha256:warm"}, set()]
+
+
 def test_on_demand_models_are_left_alone() -> None:
     """Also while somebody else's job brings one: it lives by their interest."""
     flights = FakeFlights()
