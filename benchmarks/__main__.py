@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ def main() -> None:
         raise SystemExit("benchmarks: run as root: the page cache is dropped before each run, groups count CPU time")
     if not engine.is_installed():
         say("cacheagent itself does not run here: the peers are measured alone")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers and data go, too
     results = wanted.results or (QUICK_RESULTS if wanted.quick else RESULTS)
     with _bench(wanted, results) as bench:
         for scenario in SCENARIOS:
@@ -47,14 +50,21 @@ def main() -> None:
 def _bench(wanted: argparse.Namespace, results: Path) -> Iterator[Bench]:
     workdir = Path(tempfile.mkdtemp(prefix="cacheagent-bench-", dir=wanted.workdir))
     scratch = Path(tempfile.mkdtemp(prefix="cacheagent-bench-", dir=MEMORY))
-    arena = Arena(workdir=workdir, scratch=scratch, runs=wanted.runs, is_sweeping=wanted.sweep, lock=wanted.lock)
+    arena = Arena(
+        workdir=workdir,
+        scratch=scratch,
+        runs=wanted.runs,
+        is_sweeping=wanted.sweep,
+        lock=wanted.lock,
+        quiet_cpus=wanted.quiet,
+    )
     sizes = Sizes(
         checkpoint_bytes=int(wanted.size_gb * 1e9),
         small_files=2_000 if wanted.quick else 20_000,
         giant_bytes=int((2 if wanted.quick else 20) * 1e9),
     )
     try:
-        yield Bench(arena, sizes, results)
+        yield Bench(arena, sizes, results, has_peers=not wanted.alone)
     finally:
         shutil.rmtree(workdir)
         shutil.rmtree(scratch)
@@ -67,10 +77,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, help="rounds of alternating runs [5; 1 when quick]")
     parser.add_argument("--size-gb", type=float, help="size of the sharded checkpoint [8; 1 when quick]")
     parser.add_argument("--quick", action="store_true", help=f"a look, not a result: into {QUICK_RESULTS}")
+    parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--sweep", action="store_true", help="look for the peers' best settings again")
     parser.add_argument("--workdir", type=Path, default=Path("/var/tmp"), help="on the disk under test [%(default)s]")
     parser.add_argument("--results", type=Path, help=f"where results go [{RESULTS}]")
     parser.add_argument("--lock", type=Path, help="file to lock (flock) during each run, on a shared machine")
+    parser.add_argument(
+        "--quiet", type=float, metavar="CPUS", help="repeat runs during which others used more than this"
+    )
     wanted = parser.parse_args()
     wanted.runs = wanted.runs or (1 if wanted.quick else 5)
     wanted.size_gb = wanted.size_gb or (1.0 if wanted.quick else 8.0)

@@ -35,10 +35,11 @@ class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Bench:
     """One session. Everything it makes is under the arena's two directories."""
 
-    def __init__(self, arena: Arena, sizes: Sizes, results: Path) -> None:
+    def __init__(self, arena: Arena, sizes: Sizes, results: Path, *, has_peers: bool) -> None:
         self.arena = arena
         self.sizes = sizes
         self.results = results
+        self.has_peers = has_peers
         self._dataset: tuple[DatasetKind, Dataset] | None = None
 
     @contextlib.contextmanager

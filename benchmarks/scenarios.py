@@ -200,7 +200,7 @@ def measure_scenario(scenario: Scenario, bench: Bench) -> Outcome:
 def _hold(scenario: Scenario, contest: Contest, bench: Bench) -> Outcome:
     arena = msgspec.structs.replace(bench.arena, runs=min(bench.arena.runs, contest.most_runs))
     workload = "small" if contest.dataset == "small" else "shards"
-    contestants = (*((contest.ours,) if engine.is_installed() else ()), *contest.peers)
+    contestants = (*((contest.ours,) if engine.is_installed() else ()), *(contest.peers if bench.has_peers else ()))
     with bench.serving(contest.server, contest.dataset) as (server, dataset):
         before = [measure_limits(server, dataset, arena)] if contest.has_limits else []
         chosen = with_best_settings(
