@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cacheagent.errors import NotCached
@@ -55,17 +55,15 @@ class Index:
         self.records[record.digest] = record
         self.latest_use = max(self.latest_use, record.last_used)
 
-    def remove(self, digest: str) -> list[str]:
-        """A version is gone; returns the blobs that no version names now. They stay known until `forget`."""
+    def remove(self, digest: str) -> dict[str, Blob]:
+        """A version is gone; returns its blobs, of which those that no version names now are forgotten."""
         del self.records[digest]
-        blobs = dict.fromkeys(self._blobs_of.pop(digest))
-        for blob in blobs:
-            self.blobs[blob].versions.discard(digest)
-        return [blob for blob in blobs if not self.blobs[blob].versions]
-
-    def forget(self, blob: str) -> None:
-        """A blob is no longer in `blobs/`."""
-        del self.blobs[blob]
+        blobs = {blob: self.blobs[blob] for blob in self._blobs_of.pop(digest)}
+        for blob, known in blobs.items():
+            known.versions.discard(digest)
+            if not known.versions:
+                del self.blobs[blob]
+        return blobs
 
     def next_use(self, now: float) -> float:
         """The time to write down for a use: now, but after every use before it, also when the clock was set back."""
@@ -79,8 +77,3 @@ class Index:
 def blobs_of_files(manifest: Manifest, domain: TrustDomain) -> tuple[str, ...]:
     """The blob of each file, in the order of the manifest."""
     return tuple(blob_id(domain, file) for file in manifest.files)
-
-
-def total_bytes(blobs: Iterable[Blob]) -> int:
-    """Bytes of blobs together."""
-    return sum(blob.size_bytes for blob in blobs)

@@ -125,6 +125,12 @@ def is_volume_id(name: str) -> bool:
     return _VOLUME.fullmatch(name) is not None
 
 
+def entries(directory: str) -> list[os.DirEntry[str]]:
+    """What lies in a directory, listed whole before anything of it is changed."""
+    with os.scandir(directory) as found:
+        return list(found)
+
+
 def repo_directory(repo_id: str) -> str:
     """`models--org--name`, the folder of a repository in a Hugging Face cache. Raises UnsafeContent."""
     if not _REPO.fullmatch(repo_id):

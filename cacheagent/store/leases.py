@@ -11,7 +11,7 @@ import msgspec
 from cacheagent.errors import ModelInUse
 from cacheagent.model import Value, canonical_json
 from cacheagent.store.durable import sync_directory, write_whole
-from cacheagent.store.layout import Layout, is_volume_id
+from cacheagent.store.layout import Layout, entries, is_volume_id
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Leases:
 
     def scan(self) -> None:
         """Read what is there. A file that is no lease protects nothing, is left alone and told of."""
-        for entry in os.scandir(self._layout.leases):
+        for entry in entries(self._layout.leases):
             try:
                 with open(entry.path, "rb") as file:
                     lease = msgspec.json.decode(file.read(), type=Lease)

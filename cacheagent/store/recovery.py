@@ -18,7 +18,7 @@ from typing import Final
 
 from cacheagent.errors import CorruptModel
 from cacheagent.store.index import blobs_of_files
-from cacheagent.store.layout import digest_of, is_hex_name
+from cacheagent.store.layout import digest_of, entries, is_hex_name
 from cacheagent.store.publish import finish
 from cacheagent.store.record import Record, decode_record
 from cacheagent.store.staging import is_sealed
@@ -36,8 +36,8 @@ def recover(state: State) -> None:
     state.leases.scan()
     state.resolutions.scan()
     state.staging.scan()
-    trees = {digest for entry in os.scandir(state.layout.models) if (digest := digest_of(entry.name))}
-    blobs = {entry.name for entry in os.scandir(state.layout.blobs) if is_hex_name(entry.name)}
+    trees = {digest for entry in entries(state.layout.models) if (digest := digest_of(entry.name))}
+    blobs = {entry.name for entry in entries(state.layout.blobs) if is_hex_name(entry.name)}
     unfinished = []
     for record in _read_records(state):
         named = blobs_of_files(record.manifest, record.domain)
@@ -47,7 +47,9 @@ def recover(state: State) -> None:
         else:
             unfinished.append((record, named))
     for record, named in unfinished:  # last, when it is known which of their blobs others name
-        _undo_publish(state, record, named, blobs)
+        if record.digest not in trees:  # a tree has the same inodes and may be mounted: they are not to be written to
+            _take_back(state, record, named, blobs)
+        _give_up(state, record)
     _throw_away_strays(state, trees, blobs)
     for resolution in state.resolutions.all():
         if resolution.digest not in state.index.records:
@@ -65,16 +67,16 @@ def _make_directory(path: str, mode: int) -> None:
 def _remove_temporaries(state: State) -> None:
     layout = state.layout
     for directory in (layout.root, layout.records, layout.resolved, layout.leases, layout.small):
-        for entry in os.scandir(directory):
+        for entry in entries(directory):
             if entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
-    left = [entry.path for entry in os.scandir(layout.trees)]
+    left = [entry.path for entry in entries(layout.trees)]
     _throw_away(state, left)
 
 
 def _read_records(state: State) -> list[Record]:
     records = []
-    for entry in os.scandir(state.layout.records):
+    for entry in entries(state.layout.records):
         digest = digest_of(entry.name.removesuffix(".json"))
         if digest is None:
             continue
@@ -113,13 +115,16 @@ def _finish_publish(state: State, record: Record, named: tuple[str, ...], blobs:
     return True
 
 
-def _undo_publish(state: State, record: Record, named: tuple[str, ...], blobs: set[str]) -> None:
+def _give_up(state: State, record: Record) -> None:
     LOG.warning("a version was given up: some of its blobs are gone", extra={"digest": record.digest})
+    os.unlink(state.layout.record(record.digest))
+
+
+def _take_back(state: State, record: Record, named: tuple[str, ...], blobs: set[str]) -> None:
     for file, blob in zip(record.manifest.files, named, strict=True):
         if blob in blobs and blob not in state.index.blobs:
             state.staging.take_back(blob, file.size_bytes, record.hashes[file.path])
             blobs.discard(blob)
-    os.unlink(state.layout.record(record.digest))
 
 
 def _throw_away_strays(state: State, trees: set[str], blobs: set[str]) -> None:

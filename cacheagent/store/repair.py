@@ -12,6 +12,7 @@ from cacheagent.errors import ChecksumMismatch, NotCached
 from cacheagent.model import piece_range
 from cacheagent.store.durable import write_all
 from cacheagent.store.index import Blob
+from cacheagent.store.layout import entries
 from cacheagent.store.staging import SEALED, on_disk
 from cacheagent.store.state import State
 
@@ -43,7 +44,7 @@ def quarantine(state: State, blob: str, now: float) -> str | None:
     """Keep a copy for the operator and return its path; None when it is larger than all that may be kept, or the floor
     leaves no room. The oldest copies go first. Raises NotCached, OSError."""
     size = on_disk(get_blob(state, blob).size_bytes)
-    kept = sorted(os.scandir(state.layout.quarantine), key=lambda entry: entry.name)
+    kept = sorted(entries(state.layout.quarantine), key=lambda entry: entry.name)
     allowed = state.policy.quarantine_bytes - size
     disk = os.statvfs(state.layout.root)
     if allowed < 0 or disk.f_bavail * disk.f_frsize - size < state.policy.floor_bytes:

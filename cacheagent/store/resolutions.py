@@ -8,7 +8,7 @@ import msgspec
 
 from cacheagent.model import canonical_json
 from cacheagent.store.durable import write_whole
-from cacheagent.store.layout import Layout
+from cacheagent.store.layout import Layout, entries
 from cacheagent.store.record import Resolution
 
 
@@ -22,7 +22,7 @@ class Resolutions:
 
     def scan(self) -> None:
         """Read what is there."""
-        for entry in os.scandir(self._layout.resolved):
+        for entry in entries(self._layout.resolved):
             try:
                 with open(entry.path, "rb") as file:
                     resolution = msgspec.json.decode(file.read(), type=Resolution)

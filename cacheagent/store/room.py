@@ -97,10 +97,10 @@ class Room:
         state.trash.sweep()
         return freed
 
-    def take_away(self, digest: str) -> int:
-        """The eviction itself, with the lock held: the tree is gone with one rename; what a version on its way needs goes
-        back to staging; then the record goes, then what nobody names. Recovery undoes it before the record is gone, and
-        completes it after."""
+    def take_away(self, digest: str, why: Why) -> int:
+        """The eviction itself, with the lock held: the tree is gone with one rename; what a version on its way needs
+        goes back to staging; then the record goes, then what nobody names. Recovery undoes it before the record is
+        gone, and completes it after."""
         state = self._state
         blobs = state.index.remove(digest)
         unnamed = {blob: known for blob, known in blobs.items() if not known.versions}
@@ -113,6 +113,7 @@ class Room:
             for blob in unnamed:
                 bin_.take(state.layout.blob(blob))
         state.resolutions.drop(digest)
+        state.evictions[why] += 1
         return sum(known.size_bytes for known in unnamed.values())
 
     def usage(self) -> Usage:

@@ -16,7 +16,7 @@ from cacheagent.errors import CorruptModel
 from cacheagent.model import SMALL_FILE_BYTES, FileHashes, piece_count
 from cacheagent.store.durable import write_all, write_whole
 from cacheagent.store.journal import PieceJournal, SmallClaim, encode_small, piece_journal, read_small
-from cacheagent.store.layout import Layout, is_hex_name
+from cacheagent.store.layout import Layout, entries, is_hex_name
 from cacheagent.store.trash import Trash
 
 BLOCK_BYTES: Final = 4096
@@ -81,7 +81,7 @@ class Staging:
     def scan(self) -> None:
         """Learn what an earlier process left, the oldest first; what claims nothing is removed."""
         found: list[tuple[float, str, int]] = []
-        for entry in os.scandir(self.layout.staging):
+        for entry in entries(self.layout.staging):
             if is_hex_name(entry.name):
                 try:
                     data = os.stat(self.layout.staged_data(entry.name))
@@ -96,7 +96,7 @@ class Staging:
         os.makedirs(self.layout.staged(blob), exist_ok=True)
         path = self.layout.staged_data(blob)
         if os.path.exists(path):
-            os.chmod(path, 0o644)  # a publish that was undone had sealed it
+            os.chmod(path, 0o644)  # it was sealed if a publish was undone or its version evicted
             if os.stat(path).st_size != size_bytes:
                 self.discard(blob)
                 return self.stage(blob, size_bytes)
@@ -146,16 +146,17 @@ class Staging:
                 _remove(self.layout.small_journal)
 
     def take_back(self, blob: str, size_bytes: int, hashes: FileHashes) -> None:
-        """A published blob that no version names any more becomes a claim of its whole self."""
-        os.chmod(self.layout.blob(blob), 0o644)
+        """A published blob whose last version goes, and which is wanted, is on its way again: verified, and for the
+        next process a claim of its whole self. The claim comes first, so that dying in between loses nothing."""
         if size_bytes < SMALL_FILE_BYTES:
-            os.rename(self.layout.blob(blob), self.layout.staged_small(blob))
             self._claim_small([SmallClaim(blob=blob, size_bytes=size_bytes, hashes=hashes)])
-            return
-        os.makedirs(self.layout.staged(blob), exist_ok=True)
-        write_whole(self.layout.staged_journal(blob), piece_journal(size_bytes, hashes.pieces))
-        os.rename(self.layout.blob(blob), self.layout.staged_data(blob))
-        self._allocated[blob] = on_disk(size_bytes)
+            os.rename(self.layout.blob(blob), self.layout.staged_small(blob))
+        else:
+            os.makedirs(self.layout.staged(blob), exist_ok=True)
+            _write(self.layout.staged_journal(blob), piece_journal(size_bytes, hashes.pieces), os.O_TRUNC)
+            os.rename(self.layout.blob(blob), self.layout.staged_data(blob))
+            self._allocated[blob] = on_disk(size_bytes)
+        self.proved[blob] = hashes
 
     def discard(self, blob: str) -> None:
         """Forget it and give its room back. Absent is fine."""
@@ -168,7 +169,7 @@ class Staging:
                 bin_.take(self.layout.staged(blob))
 
     def _adopt_small(self) -> None:
-        there = {entry.name: entry.stat().st_size for entry in os.scandir(self.layout.small) if is_hex_name(entry.name)}
+        there = {entry.name: entry.stat().st_size for entry in entries(self.layout.small) if is_hex_name(entry.name)}
         claims = {claim.blob: claim for claim in read_small(self.layout.small_journal)}
         self._small = {blob: claim for blob, claim in claims.items() if there.get(blob) == claim.size_bytes}
         for blob in there.keys() - self._small.keys():
@@ -180,11 +181,7 @@ class Staging:
 
     def _claim_small(self, claims: list[SmallClaim]) -> None:
         with self._small_journal:
-            fd = os.open(self.layout.small_journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                write_all(fd, encode_small(claims))
-            finally:
-                os.close(fd)
+            _write(self.layout.small_journal, encode_small(claims), os.O_APPEND)
             for claim in claims:
                 self._allocated[claim.blob] = on_disk(claim.size_bytes)
                 self._small[claim.blob] = claim
@@ -213,6 +210,14 @@ def _preallocate(path: str, size_bytes: int) -> None:
     try:
         if size_bytes:
             os.posix_fallocate(fd, 0, size_bytes)
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, content: bytes, how: int) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | how, 0o644)
+    try:
+        write_all(fd, content)
     finally:
         os.close(fd)
 
