@@ -122,7 +122,9 @@ class Web:
 
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=tls_context(self._ca_bundle))
+            connector = aiohttp.TCPConnector(
+                limit=MAX_CONNECTIONS, ssl=tls_context(self._ca_bundle) if self._ca_bundle else True
+            )
             self._session = aiohttp.ClientSession(
                 connector=connector,
                 cookie_jar=aiohttp.DummyCookieJar(),
@@ -182,9 +184,9 @@ def untrusted_certificate(origin: str, ca_bundle: str) -> OriginWrong:
 
 
 def tls_context(ca_bundle: str) -> ssl.SSLContext:
-    """Trusts the system's authorities, or exactly those in the bundle. Raises ConfigError if it cannot be read."""
+    """Trusts exactly the authorities in the bundle. Raises ConfigError if it cannot be read."""
     try:
-        return ssl.create_default_context(cafile=ca_bundle or None)
+        return ssl.create_default_context(cafile=ca_bundle)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"ca_bundle {ca_bundle} cannot be read: {error}", hint="it must be a PEM file") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -38,9 +39,10 @@ def _make_user(endpoint: str) -> tuple[str, str]:
         "iam", endpoint_url=endpoint, region_name=_REGION, aws_access_key_id="root", aws_secret_access_key="root"
     )
     try:
-        iam.create_user(UserName="reader")
-        iam.put_user_policy(UserName="reader", PolicyName="all", PolicyDocument=json.dumps(_EVERYTHING))
-        key = iam.create_access_key(UserName="reader")["AccessKey"]
+        name = f"reader-{uuid.uuid4().hex}"  # all servers of a process share their users
+        iam.create_user(UserName=name)
+        iam.put_user_policy(UserName=name, PolicyName="all", PolicyDocument=json.dumps(_EVERYTHING))
+        key = iam.create_access_key(UserName=name)["AccessKey"]
         return key["AccessKeyId"], key["SecretAccessKey"]
     finally:
         iam.close()

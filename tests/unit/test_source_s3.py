@@ -25,7 +25,7 @@ from cacheagent.errors import (
 )
 from cacheagent.location import HttpLocation
 from cacheagent.model import MIB, RemoteFile
-from cacheagent.source.s3 import S3Source, client
+from cacheagent.source.s3 import S3Source, client, connection
 from cacheagent.spec import SourceSpec
 from tests.conformance.reading import read_whole
 from tests.fakes.content import Content
@@ -182,7 +182,7 @@ async def test_path_and_host_style(fields: dict[str, object], url: str) -> None:
 async def test_at_aws_the_buckets_own_region_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     """AWS names the region of a bucket in a header; the URL is of that region and signed for it, whatever was
     configured."""
-    monkeypatch.setattr(client, "_bucket_region", lambda client, bucket: "eu-central-1")
+    monkeypatch.setattr(connection, "_bucket_region", lambda client, bucket: "eu-central-1")
     for bucket, place in (
         ("bucket", "bucket.s3.eu-central-1.amazonaws.com/a%20b/%C3%BC"),
         ("dotted.bucket", "s3.eu-central-1.amazonaws.com/dotted.bucket/a%20b/%C3%BC"),

@@ -21,7 +21,7 @@ from cacheagent.errors import (
 )
 from cacheagent.model import MIB, Checksum
 from cacheagent.source.s3.checksums import found_checksums, run_lengths, to_checksums, uniform_parts
-from cacheagent.source.s3.errors import s3_error
+from cacheagent.source.s3.errors import Asker, s3_error
 from cacheagent.source.s3.listing import ListedObject, Page, parse_page
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -179,7 +179,7 @@ def test_uniform_parts_follow_from_the_first_and_the_last() -> None:
 )
 def test_each_code_means_what_the_asker_does_next(code: str, status: int, kind: type[CacheAgentError]) -> None:
     """The class is the action; the sentence names what was asked, where, and a next step."""
-    error = s3_error(code, status, what="listing 'm/'", endpoint="http://s3", credential="with profile 'p'")
+    error = s3_error(code, status, "listing 'm/'", Asker(endpoint="http://s3", credential="with profile 'p'"))
     assert type(error) is kind
     assert error.message.startswith("listing 'm/': http://s3 answered ")
     assert error.hint

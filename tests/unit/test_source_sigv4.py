@@ -55,7 +55,7 @@ def test_urls_equal_botocores(key: str, version: str, token: str | None, base_ur
         f"{url}?versionId={quote(version, safe='')}" if version else url, token, checksum_mode=checksum_mode
     )
     ours = our_signer(base_url, token, checksum_mode=checksum_mode).sign(key, version)
-    assert ours.partition("?")[0] == expected.partition("?")[0]
+    assert ours.partition("?")[0] == expected.partition("?")[0].replace("org:443/", "org/").replace("org:80/", "org/")
     # botocore puts the parameters in another order; the signature, which is one of them, covers them sorted.
     assert sorted(ours.partition("?")[2].split("&")) == sorted(expected.partition("?")[2].split("&"))
 

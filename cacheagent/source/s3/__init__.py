@@ -19,7 +19,8 @@ from cacheagent.model import PIECE_SIZE_BYTES, RemoteFile, TrustDomain
 from cacheagent.source.base import Listing
 from cacheagent.source.blocking import BlockingCalls
 from cacheagent.source.parallel import in_parallel
-from cacheagent.source.s3.client import REQUESTS_AT_A_TIME, Bucket, BucketAddress
+from cacheagent.source.s3.client import Bucket
+from cacheagent.source.s3.connection import REQUESTS_AT_A_TIME, BucketAddress
 from cacheagent.source.s3.listing import ListedObject
 from cacheagent.source.web import check_web_url
 from cacheagent.spec import SourceSpec

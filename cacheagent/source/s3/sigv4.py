@@ -56,9 +56,10 @@ class Presigner:
         if keys.session_token:
             query["X-Amz-Security-Token"] = keys.session_token
         self._query = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
-        self._origin = f"{parts.scheme}://{parts.netloc}"
+        host = _host_header(base_url)
+        self._origin = f"{parts.scheme}://{host}"
         self._bucket_path = parts.path.rstrip("/")
-        headers = f"host:{_host_header(base_url)}\n"
+        headers = f"host:{host}\n"
         headers += f"{CHECKSUM_MODE_HEADER}:ENABLED\n" if checksum_mode else ""
         self._tail = f"\n{headers}\n{signed}\nUNSIGNED-PAYLOAD"
         self._to_sign = f"AWS4-HMAC-SHA256\n{timestamp}\n{scope}\n"
@@ -81,7 +82,9 @@ def plain_url(base_url: str, key: str, version_id: str = "") -> str:
 
 
 def _host_header(url: str) -> str:
-    """What an HTTP client sends as Host: the port only where it is not the scheme's own."""
+    """The Host that is signed, as botocore has it: the port only where it is not the scheme's own. The URL has the
+    same, since not every HTTP client leaves a default port out of its Host.
+    """
     parts = urlsplit(url)
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
