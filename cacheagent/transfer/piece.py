@@ -34,7 +34,7 @@ def rehash(order: Rehash, running: Running, tools: Tools, buffer: Buffer) -> Reh
     """What is on disk, whatever it is. A file that ends early is a disk fault. Raises OrderFailed."""
     pieces: list[PieceHash] = []
     memory = buffer.view(BUFFER_BYTES)
-    with open_target(order.target, tools) as target:
+    with open_target(order.target, tools, writable=False) as target:
         for index in order.indexes:
             offset, size = piece_range(order.file_size, index)
             sums = PieceSums(index, offset, order.crcs, order.cuts)

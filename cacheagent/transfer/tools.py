@@ -54,10 +54,13 @@ def open_range(location: HttpLocation | PathLocation, running: Running, tools: T
 
 
 @contextmanager
-def open_target(path: str, tools: Tools) -> Iterator[DirectFile]:
-    """Our own file, open for both; whatever its disk answers inside the block is the order's failure."""
+def open_target(path: str, tools: Tools, *, writable: bool = True) -> Iterator[DirectFile]:
+    """Our own file, open for both, or for reading alone as a published blob's mode demands it of its owner too.
+
+    Whatever its disk answers inside the block is the order's failure.
+    """
     try:
-        with DirectFile(path, writable=True, on_buffered=tools.meter.count_buffered) as target:
+        with DirectFile(path, writable=writable, on_buffered=tools.meter.count_buffered) as target:
             yield target
     except OSError as error:
         raise disk_failure(error, path) from error
