@@ -18,7 +18,6 @@ from cacheagent.transfer.orders import FetchPiece, FetchSmall, Rehash
 from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.process import Work, Worker, WorkerLost, wait_out
 from cacheagent.transfer.race import Hedge
-from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.schedule import Queue, find_victims, is_overdue
 
 log = logging.getLogger(__name__)
@@ -31,16 +30,14 @@ AnyFlight = Flight[Any]
 class WorkerGroup:
     """Used on the event loop only. Workers are started when there is work, and replaced when they are lost."""
 
-    def __init__(self, setting: Setting, start_worker: StartWorker, shared: SharedRate) -> None:
+    def __init__(self, setting: Setting, start_worker: StartWorker) -> None:
         self.workers: list[Worker] = []
         self._setting = setting
         self._start_worker = start_worker
-        self._shared = shared
         self._size = setting.config.worker_count()
         self._loop = asyncio.get_running_loop()
         self._queue: Queue[AnyJob] = Queue()
         self._flights: set[AnyFlight] = set()
-        self._received: dict[int, int] = {}
         self._ticked_at = 0.0
         self._ticking: asyncio.TimerHandle | None = None
         self._closed = False
@@ -54,7 +51,6 @@ class WorkerGroup:
             except OSError:  # no memory or no process to spare: those that run go on, and the next tick tries again
                 log.exception("a transfer worker can't be started")
                 return
-            self._received[worker.slot] = self._shared.received_bytes(worker.slot)
             self.workers.append(worker)
 
     def add(self, job: AnyJob) -> None:
@@ -158,26 +154,27 @@ class WorkerGroup:
         self._loop.call_soon(self.pump)
 
     def _tick(self) -> None:
+        now = self._loop.time()
+        self._measure(now)
         if not self._queue and not self._flights:
             self._ticking = None
             return
         self._ticking = self._loop.call_later(self._setting.config.tick_s, self._tick)
-        now = self._loop.time()
-        self._measure(now)
         self._stop_overdue(now)
         self._make_way(now)
         self.pump()
         self._hedge(now)
 
     def _measure(self, now: float) -> None:
-        received = 0
+        received, buffered = 0, 0
         for worker in self.workers:
-            total = self._shared.received_bytes(worker.slot)
-            fresh = total - self._received.get(worker.slot, total)
-            self._received[worker.slot] = total
+            fresh, fresh_buffered = worker.counters.advance()
             received += fresh
+            buffered += fresh_buffered
             if fresh:
                 worker.alive_at = now
+        if buffered:
+            self._setting.observer.fallback_buffered(buffered)
         goodput = received / max(now - self._ticked_at, 1e-3)
         self._ticked_at = now
         origins = {flight.origin for flight in self._flights}

@@ -217,8 +217,7 @@ class WorkerPool:
 
     def _group(self, key: str) -> WorkerGroup:
         if key not in self._groups:
-            assert self._shared is not None
-            self._groups[key] = WorkerGroup(self._setting, self._start_worker, self._shared)
+            self._groups[key] = WorkerGroup(self._setting, self._start_worker)
         return self._groups[key]
 
     def _origin(self, key: str) -> Origin:
@@ -239,7 +238,7 @@ class WorkerPool:
         launch = Launch(
             argv=self._argv,
             slot=slot,
-            shared_fd=self._shared.fd,
+            shared=self._shared,
             threads=self._config.threads_per_worker(),
             idle_timeout_s=self._config.idle_timeout_s,
             answer_limit_s=self._config.answer_limit_s,

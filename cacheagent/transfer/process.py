@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from cacheagent.errors import TargetAbandoned, TransferFailed
 from cacheagent.transfer.orders import Cancel, FetchPiece, FetchSmall, FetchStream, Rehash, Report, StreamPiece
+from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.wire import FrameReader, frame
 
 DEAD_WITHIN_S: Final = 1.0
@@ -43,13 +44,30 @@ class Asked:
     """Why there will be no answer."""
 
 
+class Counters:
+    """What one slot of the shared memory has counted since it was last looked at."""
+
+    def __init__(self, shared: SharedRate, slot: int) -> None:
+        self._shared = shared
+        self._slot = slot
+        self._seen = self._totals()
+
+    def advance(self) -> tuple[int, int]:
+        """Bytes received, and bytes written through the page cache."""
+        before, self._seen = self._seen, self._totals()
+        return self._seen[0] - before[0], self._seen[1] - before[1]
+
+    def _totals(self) -> tuple[int, int]:
+        return self._shared.received_bytes(self._slot), self._shared.buffered_bytes(self._slot)
+
+
 @dataclass(kw_only=True)
 class Launch:
     """How to start a worker."""
 
     argv: Sequence[str]
     slot: int
-    shared_fd: int
+    shared: SharedRate
     threads: int
     idle_timeout_s: float
     answer_limit_s: float
@@ -63,6 +81,7 @@ class Worker:
 
     def __init__(self, launch: Launch, on_end: Callable[[Worker], None]) -> None:
         self.slot = launch.slot
+        self.counters = Counters(launch.shared, launch.slot)
         self.threads = launch.threads
         self.used_threads = 0
         self.is_ending = False
@@ -288,14 +307,14 @@ def _start(launch: Launch) -> tuple[socket.socket, subprocess.Popen[bytes]]:
             [
                 *launch.argv,
                 *("--fd", str(theirs.fileno())),
-                *("--shared-fd", str(launch.shared_fd)),
+                *("--shared-fd", str(launch.shared.fd)),
                 *("--slot", str(launch.slot)),
                 *("--threads", str(launch.threads)),
                 *("--idle-timeout-s", str(launch.idle_timeout_s)),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), launch.shared_fd),
+            pass_fds=(theirs.fileno(), launch.shared.fd),
             start_new_session=True,
         )
     return ours, process

@@ -276,7 +276,7 @@ def _subject(order: Work) -> object:
     """What an order is about, whoever asks and how often."""
     match order:
         case FetchPiece():
-            return ("piece", order.location, order.index)
+            return ("piece", order.target, order.index)
         case FetchStream():
             return ("stream", order.target)
         case Rehash():
