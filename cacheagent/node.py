@@ -1,4 +1,4 @@
-"""One node's engine put together: store, workers, sources, flights. The agent and a plain `pull` are both built on it."""
+"""One node's engine put together: store, workers, sources, flights. The agent and a plain `pull` are built on it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ async def open_node(
     observer: TransferObserver | None = None,
 ) -> AsyncIterator[Node]:
     """Own the cache directory for the length of the block: adopt what is there, start the workers, and at the end stop
-    everything within seconds with partial work kept. Raises StoreBusy, UnknownLayout, DiskFault before anything starts."""
+    everything within seconds with partial work kept. Raises StoreBusy, UnknownLayout, DiskFault before that.
+    """
     store = await in_thread(partial(Store.open, root, store_policy or StorePolicy()))
     try:
         async with WorkerPool(transfer, observer=observer) as pool:

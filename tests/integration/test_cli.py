@@ -17,6 +17,7 @@ import pytest
 
 from tests.fakes.models import checkpoint, write_files
 from tests.fakes.origin import Origin
+from tests.fakes.pace import Pace
 
 COMMANDS = ("pull", "ls", "status", "verify", "pin", "unpin", "evict", "agent", "demo")
 LIMIT_S = 120.0
@@ -159,7 +160,7 @@ def test_a_pull_that_outlasts_its_limit_ends_with_3_and_can_be_taken_up(cli: Cli
         assert ended.returncode == 3
         assert "m: not there after 2 s" in ended.stderr
         assert cli.json("ls") == [[]]
-        origin.bytes_per_s = None
+        origin.pace = Pace(None)
         assert cli.run("pull", url).returncode == 0
 
 
@@ -178,7 +179,7 @@ def test_ctrl_c_ends_with_130_and_leaves_a_cache_that_works(cli: Cli) -> None:
         assert pull.returncode == 130
         assert "interrupted; what was proved is kept" in stderr
         assert "Traceback" not in stderr
-        origin.bytes_per_s = None
+        origin.pace = Pace(None)
         assert cli.run("pull", url).returncode == 0
 
 

@@ -121,7 +121,7 @@ async def test_a_second_revision_fetches_only_what_changed_also_while_the_first_
         two = asyncio.create_task(here.flights.ensure(tree("v2", "memory://b")))
         for number in range(30):
             await here.transport.wait_until_started(f"shard-{number:02d}")
-        here.transport.origins = (MemoryBoth(first, second),)  # type: ignore[assignment]
+        here.transport.origins = (MemoryBoth(first, second),)
         for number in range(30):
             here.transport.release(f"shard-{number:02d}")
         assert here.files(await one) == first
