@@ -39,6 +39,7 @@ from cacheagent.progress import JobStatus
 from cacheagent.reload import LiveConfig
 from cacheagent.store import StorePolicy
 from cacheagent.transfer.pool import TransferConfig
+from cacheagent.trimming import keep_trimmed
 from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         listeners.append(warming.heard)
         live = LiveConfig(config_path, config, node, warming, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
-        answers = Answers(config.root, node.store, node.flights, live, count=metrics.count_ensure)
+        answers = Answers(config.root, node.store, node.flights, live, counts=metrics)
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
@@ -113,6 +114,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
                 "keeping models warm": warming.run(),
                 "reloading": live.run(orders.reload),
                 "watching the disk": disk.run(),
+                "trimming": keep_trimmed(node.store),
             },
             orders.stop,
         )

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, Self
 import msgspec
 import yaml
 
-from cacheagent.errors import ConfigError
+from cacheagent.errors import ConfigError, UsageError
 from cacheagent.model import Value
 from cacheagent.quantity import Duration, Rate, Size
 from cacheagent.spec import ModelSpec
@@ -205,6 +205,8 @@ def parse_config(text: str, path: Path) -> AgentConfig:
         config = msgspec.convert(_with_defaults(written, path), AgentConfig, dec_hook=_decode_hook(path.parent))
     except msgspec.ValidationError as error:
         raise _explained(error, path, tree) from error
+    except UsageError as error:
+        raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
     _refuse_repeated_names(config, path)
     return config
 

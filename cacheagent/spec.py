@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from cacheagent.errors import UsageError
 from cacheagent.model import Kind, Value
 
 ModelName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\\Z")]
@@ -20,6 +21,8 @@ class SourceSpec(Value):
     `region`: of the S3 bucket. `credential`: the *name* of a credential (AWS profile, or a token file's name), never a
     secret; part of the trust domain. `ca_bundle`: PEM file for private CAs. `path_style`: None lets the source choose.
     `include`/`exclude`: patterns on paths (see `cacheagent.select`).
+
+    Both URLs are shown in states, logs and records, so one that holds a secret is refused: UsageError.
     """
 
     uri: str
@@ -31,6 +34,22 @@ class SourceSpec(Value):
     path_style: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field, url in (("uri", self.uri), ("endpoint", self.endpoint)):
+            if _may_hold_secret(url):
+                raise UsageError(
+                    f"the source's {field} holds a user, a password or a query",
+                    hint="name a credential instead; signed URLs are not sources",
+                )
+
+
+def _may_hold_secret(url: str) -> bool:
+    """In an S3 key or a file's path, `?` and `#` are letters like any other."""
+    scheme, separator, rest = url.partition("://")
+    authority, _, _ = rest.partition("/")
+    is_web = scheme.lower() in {"http", "https"}
+    return bool(separator) and ("@" in authority or (is_web and ("?" in rest or "#" in rest)))
 
 
 class Policy(Value):

@@ -32,7 +32,7 @@ from cacheagent.api.schema import (
     Version,
     Wanted,
 )
-from cacheagent.errors import AgentUnavailable, NotCached, UsageError
+from cacheagent.errors import AgentUnavailable, CorruptModel, NotCached, UsageError
 from cacheagent.flights import INTEREST_S, Flights
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec
@@ -53,10 +53,12 @@ class Configured(Protocol):
         """The state of every configured model."""
 
 
-class CountHits(Protocol):
-    """Told of every `ensure`."""
+class Counts(Protocol):
+    """Told of what is worth counting."""
 
-    def __call__(self, name: str, *, hit: bool) -> None: ...
+    def count_ensure(self, name: str, *, hit: bool) -> None: ...
+
+    def count_corrupt(self) -> None: ...
 
 
 class Answers:
@@ -66,12 +68,12 @@ class Answers:
     what store and flights raise.
     """
 
-    def __init__(self, root: Path, store: Store, flights: Flights, configured: Configured, *, count: CountHits) -> None:
+    def __init__(self, root: Path, store: Store, flights: Flights, configured: Configured, *, counts: Counts) -> None:
         self._root = root
         self._store = store
         self._flights = flights
         self._configured = configured
-        self._count = count
+        self._counts = counts
         self._started = time.monotonic()
 
     def version(self) -> Version:
@@ -102,7 +104,7 @@ class Answers:
         spec = self._asked(request)
         here = self.record(request.name) if spec is None else self._flights.find(spec)
         hit = here is not None and not request.refresh
-        self._count(request.name if spec is None else spec.name, hit=hit)
+        self._counts.count_ensure(request.name if spec is None else spec.name, hit=hit)
         if here is not None and (hit or spec is None):
             self._store.touch(here.digest)
             return ready_status(here, self._store.path(here.digest))
@@ -124,7 +126,11 @@ class Answers:
 
     async def verify(self, ref: str) -> Done:
         record = self.record(ref)
-        await self._flights.verify(record.digest)
+        try:
+            await self._flights.verify(record.digest)
+        except CorruptModel:
+            self._counts.count_corrupt()
+            raise
         return Done(digest=record.digest)
 
     async def pin(self, ref: str) -> Model:

@@ -31,6 +31,7 @@ from cacheagent.errors import (
     AgentUnavailable,
     CacheAgentError,
     ConfigError,
+    CorruptModel,
     ModelInUse,
     NoRoom,
     NotCached,
@@ -88,10 +89,14 @@ class Here:
         )
         self.settings = Settings()
         self.counted: list[tuple[str, bool]] = []
-        self.answers = Answers(root / "cache", self.store, self.flights, self.settings, count=self._count)
+        self.corrupt = 0
+        self.answers = Answers(root / "cache", self.store, self.flights, self.settings, counts=self)
 
-    def _count(self, name: str, *, hit: bool) -> None:
+    def count_ensure(self, name: str, *, hit: bool) -> None:
         self.counted.append((name, hit))
+
+    def count_corrupt(self) -> None:
+        self.corrupt += 1
 
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[aiohttp.ClientSession]:
@@ -230,9 +235,18 @@ async def test_refresh_asks_the_origin_again(here: Here, client: AgentClient) ->
 
 
 async def test_verify_pin_evict(here: Here, client: AgentClient) -> None:
-    """Pinned models stay; unpinned ones go and give their bytes back."""
+    """A rotten byte is found and counted; pinned models stay; unpinned ones go and give their bytes back."""
     status = await client.ensure(spec("a"), wait_s=60)
     assert (await client.verify("a")).digest == status.digest
+    weights = Path(status.path, "files/weights.bin")
+    weights.chmod(0o644)
+    with weights.open("r+b") as file:
+        file.write(b"rot")
+    with pytest.raises(
+        CorruptModel, match=r"a: 1 piece\(s\) on disk differ from what was fetched.*weights.bin piece 0"
+    ):
+        await client.verify("a")
+    assert here.corrupt == 1
     assert (await client.pin("a")).pin
     with pytest.raises(ModelInUse) as caught:
         await client.evict("a")
@@ -372,6 +386,13 @@ async def test_a_stream_that_was_dropped_for_its_backlog_ends(here: Here, client
         ("POST", "/v1/ensure", b"{}", 400, "expected either spec or name"),
         ("POST", "/v1/ensure", b'{"name": "a", "prio": 1}', 400, "unknown field `prio`"),
         ("POST", "/v1/ensure", b'{"spec": {"name": "A B", "source": {"uri": "s3://b"}}}', 400, "regex"),
+        (
+            "POST",
+            "/v1/ensure",
+            b'{"spec": {"name": "a", "source": {"uri": "https://h/x/?sig=hunter2"}}}',
+            400,
+            "the source's uri holds a user, a password or a query",
+        ),
         ("POST", "/v1/ensure", b'{"spec": {"name": "a"}}', 400, "missing required field `source`"),
         ("PUT", "/v1/leases/v1", b'{"owner": "x"}', 400, "missing required field `ref`"),
         ("GET", "/v1/ensure", None, 405, "Method Not Allowed"),

@@ -173,6 +173,10 @@ def test_relative_paths_are_taken_from_the_files_directory(tmp_path: Path) -> No
             MINIMAL + "models:\n  - {name: a, source: s3://b/p}\n  - {name: a, source: s3://b/q}\n",
             "2 models are named a",
         ),
+        (
+            MINIMAL + "models:\n  - {name: a, source: 'https://me:hunter2@host/x/'}\n",
+            "the source's uri holds a user, a password or a query",
+        ),
         ("- root\n", "expected keys such as root and models at the top level"),
         ("", "expected keys such as root and models at the top level"),
         ("root: [\n", "line 2: not valid YAML: expected the node content, but found '<stream end>'"),
@@ -185,6 +189,7 @@ def test_a_mistake_is_refused_with_its_place_and_what_was_expected(text: str, me
     assert message in error.message
     assert error.hint
     assert error.exit_code == 2
+    assert "hunter2" not in str(error)
 
 
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:

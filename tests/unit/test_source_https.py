@@ -371,12 +371,12 @@ async def test_naming_anothers_checksum_gives_no_identity_of_his(server: Origin,
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("https://user:geheim@host/x", "holds a user or password"),
+        ("https://user:geheim@host/x", "holds a user, a password or a query"),
         ("https:///x", "is not http"),
         ("https://host:0/x", "is not http"),
         ("https://host:port/x", "is not a URL"),
-        ("https://host/x?sig=geheim", "has a query or fragment"),
-        ("https://host/x#geheim", "has a query or fragment"),
+        ("https://host/x?sig=geheim", "holds a user, a password or a query"),
+        ("https://host/x#geheim", "holds a user, a password or a query"),
         ("file://host/x", "is not http"),
     ],
 )
