@@ -13,6 +13,10 @@ def file(path: str, size: int, key: str = "") -> RemoteFile:
     return RemoteFile(path=path, size_bytes=size, identity={"key": key or path})
 
 
+def nothing(blob: str) -> FileHashes | None:
+    return None
+
+
 def manifest(*files: RemoteFile) -> Manifest:
     return Manifest(kind="tree", source_kind="s3", files=files)
 
@@ -20,7 +24,7 @@ def manifest(*files: RemoteFile) -> Manifest:
 def test_small_files_come_apart_from_large_ones_in_path_order() -> None:
     """A file of exactly the limit is large; an empty one is small."""
     files = (file("a", BIG), file("b", 0), file("c", SMALL_FILE_BYTES), file("d", SMALL_FILE_BYTES - 1))
-    plan = make_plan(manifest(*files), DOMAIN, {}.get)
+    plan = make_plan(manifest(*files), DOMAIN, nothing)
     assert [plan.blobs[blob].path for blob in plan.small] == ["b", "d"]
     assert [plan.blobs[blob].path for blob in plan.large] == ["a", "c"]
     assert plan.linked == {}
@@ -42,5 +46,5 @@ def test_what_is_here_is_linked_and_does_not_travel() -> None:
 
 def test_one_blob_under_two_paths_travels_once() -> None:
     """The Hub gives equal files one blob id."""
-    plan = make_plan(manifest(file("a", BIG, "same"), file("b", BIG, "same")), DOMAIN, {}.get)
+    plan = make_plan(manifest(file("a", BIG, "same"), file("b", BIG, "same")), DOMAIN, nothing)
     assert len(plan.blobs) == len(plan.large) == 1
