@@ -25,6 +25,7 @@ MAX_NAME_BYTES: Final = 255
 MAX_PATH_BYTES: Final = 2048
 """Half of Linux PATH_MAX: the cache's own prefix has to fit too. Chosen."""
 
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _NUMBERED_SHARD: Final = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
 
 
@@ -47,13 +48,16 @@ def check_paths(paths: Iterable[str]) -> None:
     """Raise UnsafeContent for a path that must not reach a disk: absolute, `..`, control characters, over-long, twice,
     or one that is a file here and a directory there."""
     names: set[str] = set()
-    directories: set[str] = set()
+    directories = {""}
     for path in paths:
         _check_path(path)
         if path in names:
             raise _unsafe(path, "is listed twice")
         names.add(path)
-        directories.update(str(parent) for parent in PurePosixPath(path).parents)
+        parent = path.rpartition("/")[0]
+        while parent not in directories:
+            directories.add(parent)
+            parent = parent.rpartition("/")[0]
     for clash in sorted(names & directories):
         raise _unsafe(clash, "is a file and also a directory of other files")
 
@@ -112,7 +116,7 @@ def _check_path(path: str) -> None:
         raise _unsafe(path, "is absolute")
     if any(part in ("", ".", "..") for part in parts):
         raise _unsafe(path, "has an empty, '.' or '..' component")
-    if any(ord(character) < 0x20 or ord(character) == 0x7F for character in path):
+    if _CONTROL.search(path):
         raise _unsafe(path, "has a control character")
     try:
         encoded = [part.encode() for part in parts]

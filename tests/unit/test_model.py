@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cacheagent.model import (
     PIECE_SIZE_BYTES,
@@ -93,3 +98,18 @@ def test_pieces_cover_a_file_without_holes(size: int, count: int) -> None:
     assert all(offset == index * PIECE_SIZE_BYTES for index, (offset, _) in enumerate(ranges))
     with pytest.raises(IndexError):
         piece_range(size, count)
+
+
+_TEXT = st.text(st.characters(exclude_categories=("Cs",)))
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | _TEXT,
+        lambda inner: st.lists(inner) | st.dictionaries(_TEXT, inner),
+    )
+)
+def test_the_canonical_form_is_what_the_standard_library_writes(value: Any) -> None:
+    """Byte for byte: another program can compute a digest without our encoder."""
+    plain = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    assert canonical_json(value) == plain.encode()
