@@ -33,7 +33,7 @@ from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub
 from cacheagent.logs import JobLog, start_logging
-from cacheagent.metrics import Metrics, Reading
+from cacheagent.metrics import Metrics, RateSinceLast, Reading
 from cacheagent.node import Node, open_node
 from cacheagent.progress import JobStatus
 from cacheagent.reload import LiveConfig
@@ -70,7 +70,8 @@ async def _run(config_path: Path, config: AgentConfig) -> int:
 async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
     """An agent from its start to its end; returns when `orders.stop` is set."""
     hub, jobs = EventHub(), JobLog()
-    metrics = Metrics(lambda: _reading(node, warming, hub))
+    ingress = RateSinceLast()
+    metrics = Metrics(lambda: _reading(node, warming, hub, ingress))
     listeners = [hub.publish, metrics.follow, jobs.follow]
 
     def tell(status: JobStatus) -> None:
@@ -207,8 +208,8 @@ async def _scrape(metrics: Metrics) -> bytes:
     return metrics.render()
 
 
-def _reading(node: Node, warming: Warming, hub: EventHub) -> Reading:
-    usage = node.store.usage()
+def _reading(node: Node, warming: Warming, hub: EventHub, ingress: RateSinceLast) -> Reading:
+    pool, usage = node.transport, node.store.usage()
     return Reading(
         capacity_bytes=usage.capacity,
         free_bytes=usage.free,
@@ -223,6 +224,9 @@ def _reading(node: Node, warming: Warming, hub: EventHub) -> Reading:
         jobs_running=sum(not job.finished for job in node.flights.jobs()),
         models_ready={wanted.name: wanted.state == "ready" for wanted in warming.wanted()},
         listeners=hub.listeners,
-        workers=node.transport.running_workers,
-        connections=node.transport.connections_in_use,
+        workers=pool.running_workers,
+        connections=pool.connections_in_use,
+        received_bytes=pool.received_bytes,
+        ingress_bytes_per_s=ingress(pool.received_bytes),
+        ingress_cap_bytes_per_s=pool.config.ingress_cap_bytes_per_s,
     )

@@ -7,6 +7,7 @@ or a URL, which would grow without bound and may hold secrets.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
@@ -49,10 +50,27 @@ class Reading:
     workers: int = 0
     connections: int = 0
     ingress_cap_bytes_per_s: int = 0
+    received_bytes: int = 0
     ingress_bytes_per_s: float = 0.0
     scrub_progress: float = 0.0
     scrubbed_bytes: int = 0
     scrub_pieces: dict[str, int] = field(default_factory=dict)
+
+
+class RateSinceLast:
+    """Turns a growing total into a rate over the time since the call before, of a second at least."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._at, self._total, self._rate = now(), 0, 0.0
+
+    def __call__(self, total: int) -> float:
+        """Per second."""
+        passed_s = self._now() - self._at
+        if passed_s >= 1:
+            self._rate = (total - self._total) / passed_s
+            self._at, self._total = self._now(), total
+        return self._rate
 
 
 class Metrics(TransferObserver):
@@ -234,12 +252,25 @@ _READINGS: Final = (
         lambda now: now.connections,
     ),
     _Read(
+        "cacheagent_ingress_bytes_total",
+        "Bytes off the network and mounted sources, hedges and repeated pieces included",
+        lambda now: now.received_bytes,
+    ),
+    _Read(
         "cacheagent_ingress_cap_bytes_per_second",
         "What may be read from the network; 0: no limit",
         lambda now: now.ingress_cap_bytes_per_s,
     ),
-    _Read("cacheagent_ingress_bytes_per_second", "What is read from the network", lambda now: now.ingress_bytes_per_s),
-    _Read("cacheagent_ingress_cap_utilisation_ratio", "Part of the cap that is used; 0 without one", _cap_utilisation),
+    _Read(
+        "cacheagent_ingress_bytes_per_second",
+        "What was read a second, since the scrape before",
+        lambda now: now.ingress_bytes_per_s,
+    ),
+    _Read(
+        "cacheagent_ingress_cap_utilisation_ratio",
+        "Part of the cap that was used since the scrape before; 0 without one",
+        _cap_utilisation,
+    ),
     _Read(
         "cacheagent_scrub_progress_ratio",
         "Part of everything at rest that this round re-read",

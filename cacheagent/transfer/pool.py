@@ -27,6 +27,7 @@ from cacheagent.transfer.observer import TransferObserver
 from cacheagent.transfer.orders import PieceHash
 from cacheagent.transfer.origin import Origin, make_limit
 from cacheagent.transfer.process import Launch, Worker
+from cacheagent.transfer.race import remove_scratch_files
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.rehash import AtRest, RehashJob
 from cacheagent.transfer.remote_file import PieceJob, StreamJob
@@ -60,8 +61,8 @@ class WorkerPool:
         observer: TransferObserver | None = None,
         worker_argv: Sequence[str] = WORKER,
     ) -> None:
-        self._config = config or TransferConfig()
-        self._setting = Setting(config=self._config, observer=observer or TransferObserver())
+        self.config: Final = config or TransferConfig()
+        self._setting = Setting(config=self.config, observer=observer or TransferObserver())
         self._argv = worker_argv
         self._groups: dict[str, WorkerGroup] = {}
         self._disks: dict[str, Origin] = {}
@@ -71,7 +72,7 @@ class WorkerPool:
         self._shared: SharedRate | None = None
 
     async def __aenter__(self) -> Self:
-        self._shared = SharedRate.create(MOST_SLOTS, self._config.ingress_cap_bytes_per_s)
+        self._shared = SharedRate.create(MOST_SLOTS, self.config.ingress_cap_bytes_per_s)
         self._group(HTTP_GROUP).start_workers()
         return self
 
@@ -88,6 +89,12 @@ class WorkerPool:
         """To all origins, mounted file systems included."""
         return sum(origin.in_flight for origin in self._origins.values())
 
+    @property
+    def received_bytes(self) -> int:
+        """Off the network and mounted sources since the pool was opened, hedges and repeated pieces included."""
+        shared = self._shared
+        return sum(map(shared.received_bytes, range(MOST_SLOTS))) if shared is not None else 0
+
     async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
         """See Transport. `on_piece` may raise: its error ends the fetch and is raised.
 
@@ -99,6 +106,7 @@ class WorkerPool:
         self._require_open()
         asked_at = asyncio.get_running_loop().time()
         located = Located(location=await locate(), asked_at=asked_at)
+        await in_thread(partial(remove_scratch_files, order.target))
         pieces = Pieces(order, on_piece)
         outcome = self._new_outcome()
         if needs_serial(order.checksums):
@@ -222,13 +230,13 @@ class WorkerPool:
 
     def _origin(self, key: str) -> Origin:
         if key not in self._origins:
-            self._origins[key] = Origin(make_limit(self._config), self._config, self._setting.random)
+            self._origins[key] = Origin(make_limit(self.config), self.config, self._setting.random)
         return self._origins[key]
 
     def _disk(self, group: str) -> Origin:
         if group not in self._disks:
-            limit = FixedLimit(READERS_PER_WORKER * self._config.worker_count())
-            self._disks[group] = Origin(limit, self._config, self._setting.random)
+            limit = FixedLimit(READERS_PER_WORKER * self.config.worker_count())
+            self._disks[group] = Origin(limit, self.config, self._setting.random)
         return self._disks[group]
 
     def _start_worker(self, on_end: Callable[[Worker], None]) -> Worker:
@@ -239,9 +247,9 @@ class WorkerPool:
             argv=self._argv,
             slot=slot,
             shared=self._shared,
-            threads=self._config.threads_per_worker(),
-            idle_timeout_s=self._config.idle_timeout_s,
-            answer_limit_s=self._config.answer_limit_s,
+            threads=self.config.threads_per_worker(),
+            idle_timeout_s=self.config.idle_timeout_s,
+            answer_limit_s=self.config.answer_limit_s,
         )
         return Worker(launch, on_end)
 

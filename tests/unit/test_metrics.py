@@ -8,7 +8,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cacheagent import __version__
-from cacheagent.metrics import Metrics, Reading, source_kind, table
+from cacheagent.metrics import Metrics, RateSinceLast, Reading, source_kind, table
 from cacheagent.progress import JobStatus
 
 REPOSITORY = Path(__file__).parents[2]
@@ -159,6 +159,19 @@ def test_hits_and_reloads_are_counted() -> None:
     assert found["cacheagent_ensure_requests_total", "llama", "miss"] == 1
     assert found["cacheagent_config_reloads_total", "refused"] == 1
     assert found["cacheagent_config_reloads_total", "applied"] == 0
+
+
+def test_a_total_becomes_a_rate() -> None:
+    """Over the time since the call before; two scrapes at the same moment see the same."""
+    now = 0.0
+    rate = RateSinceLast(lambda: now)
+    assert rate(0) == 0
+    now = 10.0
+    assert rate(1000) == 100
+    now = 10.5
+    assert rate(9999) == 100
+    now = 20.0
+    assert rate(1000) == 0
 
 
 @pytest.mark.parametrize(
