@@ -54,7 +54,9 @@ def parse_head(data: bytes) -> Head:
         raise _refused(f"it has {len(lines)} headers, more than {HEADER_LIMIT}")
     headers = _parse_headers(lines)
     connection = headers.get("connection", "" if found["version"] == "1" else "close")
-    return Head(int(found["code"]), found["reason"] or "", headers, _parse_length(headers), "close" not in connection.lower())
+    return Head(
+        int(found["code"]), found["reason"] or "", headers, _parse_length(headers), "close" not in connection.lower()
+    )
 
 
 def _parse_headers(lines: list[str]) -> dict[str, str]:

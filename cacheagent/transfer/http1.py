@@ -71,6 +71,13 @@ class Connections:
         with self._lock:
             self._idle[connection.endpoint].append(connection)
 
+    def close(self) -> None:
+        """All that rest; for the end of the process, or of a test."""
+        with self._lock:
+            for kept in self._idle.values():
+                while kept:
+                    kept.pop().close()
+
     def close_idle(self) -> None:
         """Those that nobody has used for a while."""
         with self._lock:

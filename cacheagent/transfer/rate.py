@@ -37,8 +37,7 @@ class SharedRate:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._memory = mmap.mmap(fd, os.fstat(fd).st_size)
-        self._numbers = memoryview(self._memory).cast("Q")
+        self._numbers = memoryview(mmap.mmap(fd, os.fstat(fd).st_size)).cast("Q")
         self._lock = threading.Lock()
 
     @classmethod
@@ -51,9 +50,7 @@ class SharedRate:
         return shared
 
     def close(self) -> None:
-        """Let go of the memory and the descriptor."""
-        self._numbers.release()
-        self._memory.close()
+        """Let go of the descriptor; the memory goes with the last meter."""
         os.close(self.fd)
 
     @property
@@ -118,7 +115,7 @@ class Meter:
         """`view` in the slices that the cap allows, each after its waiting time and counted once the caller has filled
         it; all at once where there is no cap.
         """
-        step = self._shared.slice_bytes or len(view)
+        step = self._shared.slice_bytes or len(view) or 1  # nothing is paced at once, too
         for at in range(0, len(view), step):
             part = view[at : at + step]
             if wait_s := self._shared.reserve(len(part)):

@@ -37,7 +37,7 @@ class Request(NamedTuple):
         values = [field.partition("=")[2] for field in self.location.url.partition("?")[2].split("&")]
         values += [unquote(value) for value in values]
         for value in self.location.headers.values():
-            values += [value, *value.split()]
+            values += [value, *value.split()[1:]]
         return tuple(sorted({value for value in values if len(value) >= _SHORTEST_SECRET}, key=len, reverse=True))
 
     def whole(self) -> bytes:
