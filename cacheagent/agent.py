@@ -33,9 +33,10 @@ from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub
 from cacheagent.logs import JobLog, start_logging
-from cacheagent.metrics import Metrics, RateSinceLast, Reading
-from cacheagent.node import Node, open_node
+from cacheagent.metrics import Metrics
+from cacheagent.node import open_node
 from cacheagent.progress import JobStatus
+from cacheagent.readings import Readings
 from cacheagent.reload import LiveConfig
 from cacheagent.store import StorePolicy
 from cacheagent.transfer.pool import TransferConfig
@@ -70,8 +71,7 @@ async def _run(config_path: Path, config: AgentConfig) -> int:
 async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
     """An agent from its start to its end; returns when `orders.stop` is set."""
     hub, jobs = EventHub(), JobLog()
-    ingress = RateSinceLast()
-    metrics = Metrics(lambda: _reading(node, warming, hub, ingress))
+    metrics = Metrics()
     listeners = [hub.publish, metrics.follow, jobs.follow]
 
     def tell(status: JobStatus) -> None:
@@ -96,7 +96,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
-            scrape=partial(_scrape, metrics),
+            scrape=partial(_scrape, metrics, Readings(node, warming, hub)),
         )
 
         api = make_api(answers, hub)
@@ -109,7 +109,13 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
             where = await stack.enter_async_context(listen_tcp(probes, config.listen.host, config.listen.port))
             address = f"{where[0]}:{where[1]}"
         stack.callback(hub.close)  # first of all at the end: streams would otherwise hold up the server
-        LOG.info("ready", extra={"version": __version__, "socket": str(config.socket), "listen": address})
+        for warning in node.store.warnings():
+            LOG.warning(warning)
+        known = len(node.store.records())
+        LOG.info(
+            "ready",
+            extra={"version": __version__, "models": known, "socket": str(config.socket), "listen": address},
+        )
         await until_stopped(
             {
                 "keeping models warm": warming.run(),
@@ -182,6 +188,10 @@ def end_now(why: str) -> None:
     os._exit(1)
 
 
+async def _scrape(metrics: Metrics, readings: Readings) -> bytes:
+    return metrics.render(await readings.take())
+
+
 def _policy(settings: StoreSettings) -> StorePolicy:
     """Plain numbers from here on: the configuration's own types know how to be parsed, not how to be encoded."""
     return StorePolicy(
@@ -201,32 +211,4 @@ def _transfer(settings: TransferSettings) -> TransferConfig:
         ingress_cap_bytes_per_s=int(settings.ingress_cap_bytes_per_s),
         idle_timeout_s=float(settings.idle_timeout_s),
         give_up_after_s=float(settings.give_up_after_s),
-    )
-
-
-async def _scrape(metrics: Metrics) -> bytes:
-    return metrics.render()
-
-
-def _reading(node: Node, warming: Warming, hub: EventHub, ingress: RateSinceLast) -> Reading:
-    pool, usage = node.transport, node.store.usage()
-    return Reading(
-        capacity_bytes=usage.capacity,
-        free_bytes=usage.free,
-        used_bytes=usage.used,
-        reserved_bytes=usage.reserved,
-        evictable_bytes=usage.evictable,
-        floor_bytes=usage.floor,
-        models=usage.models,
-        blobs=usage.blobs,
-        leases=len(node.store.leases()),
-        evictions=node.store.evictions(),
-        jobs_running=sum(not job.finished for job in node.flights.jobs()),
-        models_ready={wanted.name: wanted.state == "ready" for wanted in warming.wanted()},
-        listeners=hub.listeners,
-        workers=pool.running_workers,
-        connections=pool.connections_in_use,
-        received_bytes=pool.received_bytes,
-        ingress_bytes_per_s=ingress(pool.received_bytes),
-        ingress_cap_bytes_per_s=pool.config.ingress_cap_bytes_per_s,
     )

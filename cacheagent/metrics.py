@@ -42,6 +42,7 @@ class Reading:
     floor_bytes: int = 0
     models: int = 0
     blobs: int = 0
+    quarantined: int = 0
     leases: int = 0
     evictions: dict[str, int] = field(default_factory=dict)
     jobs_running: int = 0
@@ -74,9 +75,9 @@ class RateSinceLast:
 
 
 class Metrics(TransferObserver):
-    """The agent's own registry. `take` is called at every scrape. Used from the event loop only."""
+    """The agent's own registry. Used from the event loop only."""
 
-    def __init__(self, take: Callable[[], Reading]) -> None:
+    def __init__(self) -> None:
         # One more series for each counter, of use to nobody. The function has no types.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
@@ -134,7 +135,8 @@ class Metrics(TransferObserver):
             "Orders to read the configuration again: applied, or refused because the file was wrong",
             ["result"],
         )
-        self.registry.register(_Readings(take))
+        self._readings = _Readings()
+        self.registry.register(self._readings)
         for result in ("applied", "refused"):  # at zero from the start, so that the first one is seen as an increase
             self.reloads.labels(result)
         self.verification_failures.labels("disk", "corrupt")
@@ -193,8 +195,9 @@ class Metrics(TransferObserver):
     def fallback_buffered(self, size_bytes: int) -> None:
         self.buffered_bytes.inc(size_bytes)
 
-    def render(self) -> bytes:
+    def render(self, now: Reading) -> bytes:
         """The text that Prometheus scrapes."""
+        self._readings.now = now
         return generate_latest(self.registry)
 
 
@@ -240,6 +243,11 @@ _READINGS: Final = (
     _Read("cacheagent_store_floor_bytes", "Free space that is never used", lambda now: now.floor_bytes),
     _Read("cacheagent_store_models", "Published versions", lambda now: now.models),
     _Read("cacheagent_store_blobs", "Files at rest, each counted once", lambda now: now.blobs),
+    _Read(
+        "cacheagent_store_quarantined_blobs",
+        "Files that rotted beyond repair and are kept",
+        lambda now: now.quarantined,
+    ),
     _Read("cacheagent_leases", "Mounted volumes", lambda now: now.leases),
     _Read("cacheagent_evictions_total", "Versions that were removed, by why", lambda now: now.evictions, "result"),
     _Read("cacheagent_model_ready", "1 if a configured model is here, else 0", lambda now: now.models_ready, "model"),
@@ -287,21 +295,16 @@ _READINGS: Final = (
 
 
 class _Readings(Collector):
-    def __init__(self, take: Callable[[], Reading]) -> None:
-        self._take = take
-
-    def describe(self) -> Iterable[Metric]:
-        """Without a reading: at registration there may be nothing to read yet."""
-        return [read.family(Reading()) for read in _READINGS]
+    def __init__(self) -> None:
+        self.now = Reading()
 
     def collect(self) -> Iterable[Metric]:
-        now = self._take()
-        return [read.family(now) for read in _READINGS]
+        return [read.family(self.now) for read in _READINGS]
 
 
 def table() -> list[tuple[str, str, str, str, str]]:
     """Name, type, unit, labels and help of every metric, for the documentation."""
-    metrics = Metrics(Reading)
+    metrics = Metrics()
     rows = [(read.name, read.family(Reading()).type, read.label, read.help) for read in _READINGS]
     for metric in vars(metrics).values():
         if isinstance(metric, Counter | Histogram):

@@ -14,10 +14,10 @@ from cacheagent.progress import JobStatus
 REPOSITORY = Path(__file__).parents[2]
 
 
-def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
+def samples(metrics: Metrics, now: Reading | None = None) -> dict[tuple[str, ...], float]:
     """(name, label value, …) in the labels' alphabetical order -> value, of what a scrape reads."""
     found = {}
-    for family in text_string_to_metric_families(metrics.render().decode()):
+    for family in text_string_to_metric_families(metrics.render(now or Reading()).decode()):
         for sample in family.samples:
             found[sample.name, *(sample.labels[key] for key in sorted(sample.labels))] = sample.value
     return found
@@ -43,7 +43,9 @@ def test_names_and_labels_follow_the_rules() -> None:
 
 def test_what_is_documented_is_scraped() -> None:
     """Nothing is only on paper: each name of the table stands in the text, also before anything has happened."""
-    scraped = {line.split()[2] for line in Metrics(Reading).render().decode().splitlines() if line.startswith("# TYPE")}
+    scraped = {
+        line.split()[2] for line in Metrics().render(Reading()).decode().splitlines() if line.startswith("# TYPE")
+    }
     assert scraped == {row[0] for row in table()}
 
 
@@ -57,8 +59,8 @@ def test_readings_are_taken_at_the_scrape() -> None:
         ingress_cap_bytes_per_s=200,
         ingress_bytes_per_s=150.0,
     )
-    metrics = Metrics(lambda: now)
-    found = samples(metrics)
+    metrics = Metrics()
+    found = samples(metrics, now)
     assert found["cacheagent_store_used_bytes",] == 7
     assert found["cacheagent_store_floor_bytes",] == 3
     assert found["cacheagent_evictions_total", "room"] == 2
@@ -66,8 +68,7 @@ def test_readings_are_taken_at_the_scrape() -> None:
     assert found["cacheagent_model_ready", "minilm"] == 0
     assert found["cacheagent_ingress_cap_utilisation_ratio",] == 0.75
     assert found["cacheagent_build_info", __version__] == 1
-    now = Reading(used_bytes=8)
-    found = samples(metrics)
+    found = samples(metrics, Reading(used_bytes=8))
     assert found["cacheagent_store_used_bytes",] == 8
     assert found["cacheagent_ingress_cap_utilisation_ratio",] == 0
 
@@ -80,7 +81,7 @@ def job(phase: str, *, uri: str = "s3://bucket/llama", error: str = "", **bytes_
 
 def test_bytes_are_counted_once_however_often_a_job_tells_of_them() -> None:
     """States hold totals; counters take the differences, and a second job starts from nothing."""
-    metrics = Metrics(Reading)
+    metrics = Metrics()
     for _ in range(2):
         for status in (
             job("resolving"),
@@ -100,7 +101,7 @@ def test_bytes_are_counted_once_however_often_a_job_tells_of_them() -> None:
 
 def test_a_job_that_was_cancelled_does_not_disturb_the_next() -> None:
     """It never tells of its end; the next of that name begins at zero again."""
-    metrics = Metrics(Reading)
+    metrics = Metrics()
     metrics.follow(job("fetching", fetched=100))
     metrics.follow(job("resolving"))
     metrics.follow(job("ready", fetched=40))
@@ -109,7 +110,7 @@ def test_a_job_that_was_cancelled_does_not_disturb_the_next() -> None:
 
 def test_a_failure_is_counted_by_its_code() -> None:
     """And a wrong byte besides, whose counter is there at zero before."""
-    metrics = Metrics(Reading)
+    metrics = Metrics()
     assert samples(metrics)["cacheagent_verification_failures_total", "checksum-mismatch", "s3"] == 0
     metrics.follow(job("failed", error="checksum-mismatch"))
     metrics.follow(job("failed", error="no-room", uri="hf://org/name"))
@@ -124,7 +125,7 @@ def test_a_failure_is_counted_by_its_code() -> None:
 
 def test_the_data_plane_is_counted_as_it_tells() -> None:
     """Each call of the observer moves its own counter."""
-    metrics = Metrics(Reading)
+    metrics = Metrics()
     metrics.piece_done("s3", 16, 0.5)
     metrics.piece_done("s3", 4, 0)
     metrics.retry("s3", "reset")
@@ -149,7 +150,7 @@ def test_the_data_plane_is_counted_as_it_tells() -> None:
 
 def test_hits_and_reloads_are_counted() -> None:
     """By model and result, and by result."""
-    metrics = Metrics(Reading)
+    metrics = Metrics()
     metrics.count_ensure("llama", hit=True)
     metrics.count_ensure("llama", hit=False)
     metrics.count_ensure("llama", hit=True)
