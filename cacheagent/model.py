@@ -78,7 +78,7 @@ class Manifest(Value):
     @property
     def digest(self) -> str:
         """`sha256:` + hex of the canonical JSON: the name of this exact version everywhere."""
-        return "sha256:" + hashlib.sha256(canonical_json(msgspec.to_builtins(self))).hexdigest()
+        return "sha256:" + hashlib.sha256(canonical_json(self)).hexdigest()
 
 
 class FileHashes(Value):
@@ -102,7 +102,7 @@ def canonical_json(value: Any) -> bytes:
 
 def blob_id(domain: TrustDomain, file: RemoteFile) -> str:
     """64 hex digits: the name of one file's bytes on this node, from trust domain, identity and size."""
-    named = {"domain": msgspec.to_builtins(domain), "identity": file.identity, "size": file.size_bytes}
+    named = {"domain": domain, "identity": file.identity, "size": file.size_bytes}
     return hashlib.sha256(canonical_json(named)).hexdigest()
 
 
