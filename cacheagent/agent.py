@@ -28,7 +28,8 @@ from cacheagent.api.answers import Answers
 from cacheagent.api.health import health_routes
 from cacheagent.api.listen import listen_tcp, listen_unix
 from cacheagent.api.server import make_api
-from cacheagent.config import AgentConfig, StoreSettings, TransferSettings, load_config
+from cacheagent.config import AgentConfig, StoreSettings, TransferSettings
+from cacheagent.config_file import load_config
 from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub

@@ -61,6 +61,19 @@ class Duration(float):
         raise ValueError(f"expected a duration such as 30s, 5m or 1h30m, got {written!r}")
 
 
+class Fraction(float):
+    """A part of a whole, between 0 and 1."""
+
+    @classmethod
+    def parse(cls, written: object) -> Self:
+        """Read `90%` or `0.9`. Raises ValueError that says what is expected."""
+        if isinstance(written, str) and re.fullmatch(r"\d+(\.\d+)?%", written):
+            written = float(written[:-1]) / 100
+        if isinstance(written, int | float) and not isinstance(written, bool) and 0 <= written <= 1:
+            return cls(written)
+        raise ValueError(f"expected a part of the whole such as 90% or 0.9, got {written!r}")
+
+
 def _amount(written: str, units: dict[str, int] | dict[str, float]) -> float | None:
     match = _AMOUNT.fullmatch(written.strip())
     if match is None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from cacheagent.api.schema import Wanted
-from cacheagent.config import AgentConfig, load_config
+from cacheagent.config import AgentConfig
+from cacheagent.config_file import load_config
 from cacheagent.errors import ConfigError
 from cacheagent.node import Node
 from cacheagent.spec import ModelSpec

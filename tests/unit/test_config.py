@@ -9,16 +9,14 @@ import pytest
 from cacheagent.config import (
     Address,
     AgentConfig,
-    Fraction,
     LogSettings,
     StoreSettings,
     TransferSettings,
-    load_config,
-    parse_config,
 )
+from cacheagent.config_file import load_config, parse_config
 from cacheagent.errors import ConfigError
 from cacheagent.model import Value
-from cacheagent.quantity import Duration, Rate, Size
+from cacheagent.quantity import Duration, Fraction, Rate, Size
 from cacheagent.spec import ModelSpec, Policy, SourceSpec
 
 REPOSITORY = Path(__file__).parents[2]
