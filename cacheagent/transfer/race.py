@@ -82,8 +82,16 @@ class Hedge:
         return report
 
 
+def remove_scratch_files(target: str) -> None:
+    """What an agent that was killed in mid-race left beside a target. Blocks."""
+    directory, name = os.path.split(target)
+    with contextlib.suppress(FileNotFoundError):
+        for entry in os.listdir(directory):
+            if entry.startswith(f"{name}{SCRATCH_SUFFIX}"):
+                _remove(os.path.join(directory, entry))
+
+
 def _make_scratch(path: str, length: int) -> None:
-    _remove(path)  # of an agent that was killed
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.truncate(descriptor, length)

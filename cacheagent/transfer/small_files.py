@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from cacheagent.errors import LocationExpired, TransferFailed
+from cacheagent.errors import LocationExpired, TargetAbandoned, TransferFailed
 from cacheagent.model import FileHashes
 from cacheagent.transfer.base import OnSmall, SmallOrder, SmallResult
 from cacheagent.transfer.job import Flight, RemoteJob, Setting, Unit
@@ -76,7 +78,13 @@ class SmallJob(RemoteJob[Batch]):
             )
             for order in flight.unit.orders
         )
-        return await flight.worker.ask(FetchSmall(id=flight.work_id, items=items))
+        try:
+            return await flight.worker.ask(FetchSmall(id=flight.work_id, items=items))
+        except TargetAbandoned:
+            for item in items:  # the next try makes new ones; who hangs writes into files that have no name any more
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(item.target)
+            raise
 
     def landed(self, flight: Flight[Batch], report: Report) -> None:
         """See Job: what a batch finished before it failed is kept."""
