@@ -11,6 +11,8 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
+from tests.privileges import obey_file_modes
+
 pytest_plugins = ["tests.fakes.fixtures"]
 
 IN_CI = os.environ.get("CI") == "true"
@@ -44,6 +46,7 @@ def _forget_the_developers_settings() -> None:
     os.environ.update(_NOT_THE_DEVELOPERS)
 
 
+obey_file_modes()
 _forget_the_developers_settings()  # now, since some libraries read their variables when they are imported
 
 

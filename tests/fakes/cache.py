@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import sys
 from collections.abc import Iterator, Mapping
@@ -127,6 +128,13 @@ def files_under(path: Path) -> dict[str, bytes]:
 def names_in(root: Path, *directories: str) -> set[str]:
     """Every file and directory below these, relative to the root."""
     return {str(path.relative_to(root)) for name in directories for path in (root / name).rglob("*")}
+
+
+def remove_cache(root: Path) -> None:
+    """All of a cache directory; published directories are read-only, for their owner too."""
+    for directory, _, _ in os.walk(root):
+        os.chmod(directory, 0o755)
+    shutil.rmtree(root)
 
 
 def assert_nothing_unverified(root: Path, models: Mapping[str, Mapping[str, bytes]]) -> None:

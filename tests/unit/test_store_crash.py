@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.fakes.cache import (
     manifest_of,
     names_in,
     publish,
+    remove_cache,
     reserve,
     stage,
 )
@@ -74,7 +74,7 @@ def die_everywhere(
         store.close()  # only the lock: what the kernel does when a process ends
         with immortal():
             look_at(root, check)
-        shutil.rmtree(root)
+        remove_cache(root)
         if not doom.came:
             return at
     raise AssertionError
@@ -155,7 +155,7 @@ def test_a_crash_of_the_recovery_itself_is_recovered_from(fresh: Callable[[], Pa
             Store.open(root, NO_FLOOR).close()
         with immortal():
             look_at(root, lambda store: store.record(NEW_DIGEST) or pytest.fail("given up"))
-        shutil.rmtree(root)
+        remove_cache(root)
         if not doom.came:
             break
     assert at > 20
