@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -34,6 +34,7 @@ class RunningAgent:
         self.config = directory / "models.yaml"
         self.root = directory / "cache"
         self.log = directory / "log"
+        self.environment: dict[str, str] = {}
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self.configure(*models)
@@ -47,7 +48,7 @@ class RunningAgent:
     def start(self) -> None:
         """Returns when it is ready."""
         self.log.write_bytes(b"")
-        self._process = launch(self.config, self.log)
+        self._process = launch(self.config, self.log, self.environment)
         self.wait_until(lambda: bool(self.events("ready")) or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 
@@ -115,14 +116,14 @@ class RunningAgent:
             self.wait()
 
 
-def launch(config: Path, log: Path) -> subprocess.Popen[bytes]:
+def launch(config: Path, log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
     """`cacheagent agent --config …` with its log in a file and no credentials of this machine."""
-    environment = {**os.environ, "HOME": str(config.parent), "AWS_EC2_METADATA_DISABLED": "true"}
+    own = {"HOME": str(config.parent), "AWS_EC2_METADATA_DISABLED": "true"}
     with log.open("ab") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", "cacheagent", "agent", "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            env=environment,
+            env={**os.environ, **own, **(environment or {})},
         )
