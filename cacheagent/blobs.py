@@ -95,6 +95,8 @@ class BlobFlights:
         )
         try:
             hashes = await self._transport.fetch(order, locate, on_piece)
+            if not file.checksums:  # a server may have written to the file while it answered: is it still the one?
+                await source.describe([file])
         except BaseException as error:
             if _is_worthless(error):
                 await in_thread(staged.discard)

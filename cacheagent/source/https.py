@@ -86,16 +86,16 @@ class HttpsSource:
         return Listing(files=tuple(files[entry.path] for entry in entries))
 
     async def describe(self, files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
-        """See `Source.describe`. Asks again for each file that is larger than a piece."""
+        """See `Source.describe`. Asks again for each file that is larger than a piece, or that no checksum proves."""
         caller = await self._caller()
-        large = [file for file in files if file.size_bytes > PIECE_SIZE_BYTES]
+        asked = [file for file in files if file.size_bytes > PIECE_SIZE_BYTES or not file.checksums]
 
         async def check(file: RemoteFile) -> None:
             entry = IndexedFile(path=file.path, size=file.size_bytes, sha256=file.identity.get("sha256", ""))
             if (await self._pinned(caller, entry)).identity != file.identity:
                 raise self._changed(file)
 
-        await in_parallel(check, large, lanes=MAX_CONNECTIONS)
+        await in_parallel(check, asked, lanes=MAX_CONNECTIONS)
         return tuple(files)
 
     async def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
