@@ -70,8 +70,8 @@ class ProcessList:
             thread.join()
 
 
-def spec(name: str, uri: str, **source: str) -> ModelSpec:
-    return ModelSpec(name=name, source=SourceSpec(uri=uri, **source))
+def spec(name: str, uri: str, *, endpoint: str = "", region: str = "", credential: str = "") -> ModelSpec:
+    return ModelSpec(name=name, source=SourceSpec(uri=uri, endpoint=endpoint, region=region, credential=credential))
 
 
 async def api_answers(agent: RunningAgent, specs: list[ModelSpec]) -> dict[str, bytes]:
