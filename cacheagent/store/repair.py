@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Final
 
+import msgspec
 from blake3 import blake3
 
 from cacheagent.errors import ChecksumMismatch, NotCached
 from cacheagent.model import piece_range
-from cacheagent.store.durable import write_all
+from cacheagent.store.durable import write_all, write_whole
 from cacheagent.store.index import Blob
 from cacheagent.store.layout import entries
 from cacheagent.store.staging import SEALED, on_disk
@@ -58,6 +60,20 @@ def quarantine(state: State, blob: str, now: float) -> str | None:
     with open(state.layout.blob(blob), "rb") as source, open(target, "wb") as copy:
         shutil.copyfileobj(source, copy, _COPY_BYTES)
     return target
+
+
+def read_scrubbed(state: State) -> dict[str, float]:
+    """Blob to seconds since the epoch; losing it means that everything is read once more."""
+    try:
+        with open(state.layout.scrubbed, "rb") as file:
+            return msgspec.json.decode(file.read(), type=dict[str, float])
+    except (FileNotFoundError, msgspec.MsgspecError, ValueError):
+        return {}
+
+
+def write_scrubbed(state: State, read_at: Mapping[str, float]) -> None:
+    """Replace the notes."""
+    write_whole(state.layout.scrubbed, msgspec.json.encode(dict(read_at)) + b"\n")
 
 
 def get_blob(state: State, blob: str) -> Blob:

@@ -21,7 +21,7 @@ from cacheagent.store.owner import Owner
 from cacheagent.store.publish import Publisher
 from cacheagent.store.record import Record, Resolution, content_digest
 from cacheagent.store.recovery import recover
-from cacheagent.store.repair import get_blob, quarantine, repair_piece
+from cacheagent.store.repair import get_blob, quarantine, read_scrubbed, repair_piece, write_scrubbed
 from cacheagent.store.resolutions import Resolutions
 from cacheagent.store.room import Room, Usage
 from cacheagent.store.staging import StagedBlob, Staging
@@ -281,7 +281,30 @@ class Store:
         with disk_faults("the disk can't be looked at"):
             return self._room.usage()
 
-    # --- bytes at rest that turned out wrong
+    # --- bytes at rest, and those that turned out wrong
+
+    def published_blobs(self) -> dict[str, float]:
+        """Every published blob, and when (in seconds since the epoch) the first version with it was published."""
+        with self._state.lock:
+            index = self._state.index
+            return {
+                blob: min(index.records[digest].published_at for digest in known.versions)
+                for blob, known in index.blobs.items()
+            }
+
+    def blob_size(self, blob: str) -> int:
+        """Size in bytes of a published blob. Raises NotCached."""
+        return get_blob(self._state, blob).size_bytes
+
+    def scrubbed(self) -> dict[str, float]:
+        """When each blob was last read back, as `set_scrubbed` was told; what can't be read was never written."""
+        with disk_faults("the scrub's notes can't be read"):
+            return read_scrubbed(self._state)
+
+    def set_scrubbed(self, read_at: Mapping[str, float]) -> None:
+        """Keep for the next process when each blob was last read back."""
+        with disk_faults("the scrub's notes can't be written"):
+            write_scrubbed(self._state, read_at)
 
     def withdraw(self, digest: str, reason: str) -> None:
         """Bytes of it are wrong: no new leases until `reinstate`. Raises NotCached."""
