@@ -8,14 +8,6 @@ _CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 _OVERRIDE, _READ_SEARCH = 1, 2  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH, linux/capability.h
 
 
-class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
-
-
-class _Data(ctypes.Structure):
-    _fields_ = [("effective", ctypes.c_uint32), ("permitted", ctypes.c_uint32), ("inheritable", ctypes.c_uint32)]
-
-
 def obey_file_modes() -> None:
     """Give up, for this process and all that it starts, root's right to read and write in spite of a file's mode.
 
@@ -26,11 +18,12 @@ def obey_file_modes() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     for capability in (_OVERRIDE, _READ_SEARCH):  # a program that root starts gets what the bounding set allows
         _check(libc.prctl(_DROP_FROM_BOUNDING_SET, capability, 0, 0, 0))
-    header, data = _Header(_CAPABILITY_VERSION_3, 0), (_Data * 2)()
-    _check(libc.capget(ctypes.byref(header), data))
-    for field in ("effective", "permitted", "inheritable"):
-        setattr(data[0], field, getattr(data[0], field) & ~(1 << _OVERRIDE | 1 << _READ_SEARCH))
-    _check(libc.capset(ctypes.byref(header), data))
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)  # 0: this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable of capabilities 0-31, then of 32-63
+    _check(libc.capget(header, sets))
+    for index in range(3):
+        sets[index] &= ~(1 << _OVERRIDE | 1 << _READ_SEARCH)
+    _check(libc.capset(header, sets))
 
 
 def _check(answer: int) -> None:
