@@ -116,6 +116,7 @@ def _plot_rates(outcomes: Sequence[Outcome], path: Path) -> None:
             labels.append((position, f"{outcome.name}: {entry.name}"))
             position -= 1
         position -= 0.7
+    costs.set_xscale("log")  # small files cost ten times as much a GB as shards
     for axes, title in ((rates, "GB/s, durable"), (costs, "CPU-seconds per GB")):
         axes.set_yticks([place for place, _ in labels], [label for _, label in labels] if axes is rates else [])
         axes.set_title(title)
