@@ -35,13 +35,16 @@ from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub
 from cacheagent.logs import JobLog, start_logging
 from cacheagent.metrics import Metrics
-from cacheagent.node import open_node
+from cacheagent.node import Node, open_node
 from cacheagent.progress import JobStatus
 from cacheagent.readings import Readings
+from cacheagent.refetch import Refetch
 from cacheagent.reload import LiveConfig
+from cacheagent.scrub import Scrub, ScrubPolicy
+from cacheagent.source import open_source
 from cacheagent.store import StorePolicy
 from cacheagent.transfer.pool import TransferConfig
-from cacheagent.trimming import keep_trimmed
+from cacheagent.upkeep import keep_scrubbed, keep_trimmed
 from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
@@ -93,11 +96,12 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         listeners.append(warming.heard)
         live = LiveConfig(config_path, config, node, warming, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
+        scrub = _scrub(node, live)
         answers = Answers(config.root, node.store, node.flights, live, counts=metrics)
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
-            scrape=partial(_scrape, metrics, Readings(node, warming, hub)),
+            scrape=partial(_scrape, metrics, Readings(node, scrub, warming, hub)),
         )
 
         api = make_api(answers, hub)
@@ -123,6 +127,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
                 "reloading": live.run(orders.reload),
                 "watching the disk": disk.run(),
                 "trimming": keep_trimmed(node.store),
+                "scrubbing": keep_scrubbed(scrub),
             },
             orders.stop,
         )
@@ -191,6 +196,18 @@ def end_now(why: str) -> None:
 
 async def _scrape(metrics: Metrics, readings: Readings) -> bytes:
     return metrics.render(await readings.take())
+
+
+def _scrub(node: Node, live: LiveConfig) -> Scrub:
+    config = live.config
+    refetch = Refetch(
+        config.root,
+        node.store,
+        node.transport.fetch_piece,
+        open_source,
+        configured=lambda: (spec.source for spec in live.config.models),
+    )
+    return Scrub(node.store, node.transport, refetch, ScrubPolicy(period_s=float(config.store.scrub_period_s)))
 
 
 def _policy(settings: StoreSettings) -> StorePolicy:

@@ -56,6 +56,7 @@ class Reading:
     scrub_progress: float = 0.0
     scrubbed_bytes: int = 0
     scrub_pieces: dict[str, int] = field(default_factory=dict)
+    scrub_blobs_lost: int = 0
 
 
 class RateSinceLast:
@@ -281,15 +282,18 @@ _READINGS: Final = (
     ),
     _Read(
         "cacheagent_scrub_progress_ratio",
-        "Part of everything at rest that this round re-read",
+        "Part of all files at rest that was re-read within the last period",
         lambda now: now.scrub_progress,
     ),
     _Read("cacheagent_scrub_bytes_total", "Bytes at rest that were re-read", lambda now: now.scrubbed_bytes),
     _Read(
         "cacheagent_scrub_bad_pieces_total",
-        "Pieces at rest that were wrong: repaired, or beyond repair",
+        "Pieces at rest that were found wrong, and that were repaired",
         lambda now: now.scrub_pieces,
         "result",
+    ),
+    _Read(
+        "cacheagent_scrub_lost_blobs_total", "Files at rest that were beyond repair", lambda now: now.scrub_blobs_lost
     ),
 )
 

@@ -9,6 +9,7 @@ from cacheagent.errors import StoreError
 from cacheagent.events import EventHub
 from cacheagent.metrics import RateSinceLast, Reading
 from cacheagent.node import Node
+from cacheagent.scrub import Scrub
 from cacheagent.store import Usage
 from cacheagent.threads import in_thread
 from cacheagent.warming import Warming
@@ -20,8 +21,9 @@ class Readings:
     """Looks at everything once, from the event loop. A disk that can't be looked at shows its last figures: what else
     is counted is wanted most just then."""
 
-    def __init__(self, node: Node, warming: Warming, hub: EventHub) -> None:
+    def __init__(self, node: Node, scrub: Scrub, warming: Warming, hub: EventHub) -> None:
         self._node = node
+        self._scrub = scrub
         self._warming = warming
         self._hub = hub
         self._ingress = RateSinceLast()
@@ -33,6 +35,7 @@ class Readings:
             self._usage = await in_thread(self._node.store.usage)
         except StoreError as error:
             LOG.warning("the metrics show old figures of the disk: %s", error)
+        counts = self._scrub.counts
         store, pool, usage = self._node.store, self._node.transport, self._usage
         return Reading(
             capacity_bytes=usage.capacity if usage else 0,
@@ -54,4 +57,8 @@ class Readings:
             received_bytes=pool.received_bytes,
             ingress_bytes_per_s=self._ingress(pool.received_bytes),
             ingress_cap_bytes_per_s=pool.config.ingress_cap_bytes_per_s,
+            scrub_progress=self._scrub.progress(),
+            scrubbed_bytes=counts.bytes_read,
+            scrub_pieces={"found": counts.pieces_wrong, "repaired": counts.pieces_repaired},
+            scrub_blobs_lost=counts.blobs_lost,
         )

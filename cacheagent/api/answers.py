@@ -128,8 +128,10 @@ class Answers:
         record = self.record(ref)
         try:
             await self._flights.verify(record.digest)
-        except CorruptModel:
+        except CorruptModel as error:
             self._counts.count_corrupt()
+            # No new volumes until it is whole: the scrub takes the withdrawn ones first.
+            await in_thread(partial(self._store.withdraw, record.digest, error.message))
             raise
         return Done(digest=record.digest)
 

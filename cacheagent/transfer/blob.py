@@ -13,20 +13,21 @@ from cacheagent.transfer.rehash import AtRest
 
 
 class Pieces:
-    """The pieces of one blob that are proved, as they come, in any order."""
+    """The pieces of one blob that are proved, as they come, in any order; or `only` the one that is asked for."""
 
-    def __init__(self, order: BlobOrder, on_piece: OnPiece) -> None:
+    def __init__(self, order: BlobOrder, on_piece: OnPiece, *, only: int | None = None) -> None:
         self.order = order
         self.count = piece_count(order.size_bytes)
         self.crcs: tuple[CrcAlgorithm, ...] = needed_crcs(order.checksums)
         self.claimed = {index: blake3 for index, blake3 in order.claimed.items() if 0 <= index < self.count}
         self._on_piece = on_piece
+        self._only = only
         self._known: dict[int, PieceHash] = {}
 
     @property
     def is_complete(self) -> bool:
-        """Every piece is on disk."""
-        return len(self._known) == self.count
+        """Every piece that is asked for is on disk."""
+        return len(self._known) == (self.count if self._only is None else 1)
 
     def unclaimed(self) -> list[int]:
         """Indexes of the pieces that must travel."""

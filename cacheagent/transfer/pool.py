@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import count, groupby
+from itertools import count
 from typing import Any, Final, Self
 
 from cacheagent.checksum import check_bytes, needs_serial
@@ -17,7 +18,7 @@ from cacheagent.errors import TransferFailed
 from cacheagent.location import Location, PathLocation
 from cacheagent.model import FileHashes
 from cacheagent.threads import in_thread
-from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, SmallOrder
+from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, PieceOrigin, SmallOrder
 from cacheagent.transfer.blob import Pieces
 from cacheagent.transfer.concurrency import FixedLimit
 from cacheagent.transfer.config import TransferConfig
@@ -41,6 +42,8 @@ MOST_SLOTS: Final = 1024
 """Workers at a time, over all groups: 64 bytes of shared memory each. A node mounts fewer file systems than that."""
 READERS_PER_WORKER: Final = 2
 """Re-hashing what is on disk: two readers per CPU keep a disk busy. Chosen."""
+IDLE_MOUNT_S: Final = 60.0
+"""Workers of a mounted file system that nobody reads from leave; those for HTTP stay. Chosen."""
 LEAVE_WITHIN_S: Final = 0.9
 """At close, before a worker is killed; with the second that SIGKILL may take, close ends within two."""
 
@@ -82,7 +85,7 @@ class WorkerPool:
     @property
     def running_workers(self) -> int:
         """Processes that take orders now."""
-        return sum(len(group.workers) for group in self._groups.values())
+        return sum(not worker.is_ending for group in self._groups.values() for worker in group.workers)
 
     @property
     def connections_in_use(self) -> int:
@@ -115,21 +118,33 @@ class WorkerPool:
             whole = await self._piece_by_piece(located, locate, pieces, outcome)
         return await in_thread(partial(pieces.judge, display_name(located.location), whole))
 
+    async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> None:
+        """Bring one piece to its place in the target, which has the whole file's size. Nobody's checksum covers it: the
+        caller knows what it should be. Raises as `fetch`."""
+        self._require_open()
+        asked_at = asyncio.get_running_loop().time()
+        located = Located(location=await locate(), asked_at=asked_at)
+        outcome = self._new_outcome()
+        group, origin, _ = self._place(located.location)
+        job = PieceJob(self._setting, origin, located, Pieces(order, _nobody_listens, only=index), outcome)
+        job.relocate_with(locate)
+        job.want([index])
+        await self._carry_out(group, [job], outcome)
+
     async def fetch_small(
         self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0
     ) -> None:
         """See Transport."""
         mountinfo = read_mountinfo() if any(isinstance(order.location, PathLocation) for order in orders) else ""
-
-        def key_of(order: SmallOrder) -> str:
-            return origin_key(order.location, mountinfo)
-
-        for key, some in groupby(sorted(orders, key=key_of), key=key_of):
+        at_origin: dict[str, list[SmallOrder]] = defaultdict(list)
+        for order in orders:
+            at_origin[origin_key(order.location, mountinfo)].append(order)
+        for key, some in at_origin.items():
             self._require_open()
-            call = SmallCall(orders=tuple(some), source_kind=source_kind, priority=priority, on_done=on_done)
+            call = SmallCall(orders=some, source_kind=source_kind, priority=priority, on_done=on_done)
             outcome = self._new_outcome()
             job = SmallJob(self._setting, self._origin(key), call, outcome)
-            await self._carry_out(self._group(group_key(call.orders[0].location, key)), [job], outcome)
+            await self._carry_out(self._group(group_key(some[0].location, key)), [job], outcome)
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         """See Transport."""
@@ -225,7 +240,8 @@ class WorkerPool:
 
     def _group(self, key: str) -> WorkerGroup:
         if key not in self._groups:
-            self._groups[key] = WorkerGroup(self._setting, self._start_worker)
+            idle_limit_s = None if key == HTTP_GROUP else IDLE_MOUNT_S
+            self._groups[key] = WorkerGroup(self._setting, self._start_worker, idle_limit_s)
         return self._groups[key]
 
     def _origin(self, key: str) -> Origin:
@@ -271,6 +287,10 @@ async def _wait_until_ended(workers: Sequence[Worker], timeout_s: float | None) 
         _, late = await asyncio.wait(waits, timeout=timeout_s)
         for wait in late:
             wait.cancel()
+
+
+def _nobody_listens(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
+    """For those who look at the target when it is done."""
 
 
 def _closed() -> TransferFailed:

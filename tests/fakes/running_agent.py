@@ -93,7 +93,7 @@ class RunningAgent:
 
     def wait_until_ready(self, name: str) -> None:
         """Until a configured model is here."""
-        self.wait_until(lambda: {wanted.name: wanted.state for wanted in self.status().wanted}[name] == "ready")
+        self.wait_until(lambda: {wanted.name: wanted.state for wanted in self.status().wanted}.get(name) == "ready")
 
     def get(self, path: str) -> tuple[int, str]:
         """Status and body over TCP."""

@@ -17,6 +17,7 @@ import pytest
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.progress import JobStatus
 from tests.fakes.origin import Origin
+from tests.fakes.pace import Pace
 from tests.fakes.running_agent import PATIENCE_S, RunningAgent, launch
 
 PIECES = 6
@@ -157,6 +158,33 @@ def test_a_failed_model_says_why_and_comes_when_it_can(tmp_path: Path, quick_ori
         quick_origin.add_sums("late")
         agent.send(signal.SIGHUP)
         agent.wait_until_ready("late")
+
+
+def test_bytes_that_rot_are_mended_from_the_origin(tmp_path: Path, slow_origin: Origin) -> None:
+    """Found by the scrub, fetched again as one piece, restored in the file that is published."""
+    slow_origin.pace = Pace(None)
+    agent = RunningAgent(tmp_path, model(slow_origin, "m"), store={"floor": "64MiB", "scrub_period": "1s"})
+    with agent:
+        agent.wait_until_ready("m")
+        path = Path(agent.ask(lambda client: client.model("m")).path) / "files/shard.bin"
+        sent = slow_origin.body_bytes_sent("m/shard.bin")
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(2 * PIECE_SIZE_BYTES + 100)
+        file.write(b"rot")
+    path.chmod(0o444)
+    inode = path.stat().st_ino
+    with agent:
+        agent.wait_until(lambda: bool(agent.events("bytes at rest were repaired")))
+        assert path.read_bytes() == SHARD
+        assert (path.stat().st_ino, path.stat().st_mode & 0o777) == (inode, 0o444)
+        assert slow_origin.body_bytes_sent("m/shard.bin") - sent == PIECE_SIZE_BYTES
+        agent.wait_until(lambda: not agent.ask(lambda client: client.model("m")).suspect)
+        assert agent.ask(lambda client: client.verify("m")).digest
+        metrics = agent.get("/metrics")[1]
+        assert 'cacheagent_scrub_bad_pieces_total{result="found"} 1.0' in metrics
+        assert 'cacheagent_scrub_bad_pieces_total{result="repaired"} 1.0' in metrics
+        assert not list(agent.root.glob(".repair-*"))
 
 
 def test_one_directory_has_one_agent(tmp_path: Path, quick_origin: Origin) -> None:

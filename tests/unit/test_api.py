@@ -247,6 +247,9 @@ async def test_verify_pin_evict(here: Here, client: AgentClient) -> None:
     ):
         await client.verify("a")
     assert here.corrupt == 1
+    assert (await client.model("a")).suspect
+    with pytest.raises(CorruptModel, match="takes no new volumes"):
+        await client.lease("v1", "a")
     assert (await client.pin("a")).pin
     with pytest.raises(ModelInUse) as caught:
         await client.evict("a")
