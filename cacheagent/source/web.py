@@ -6,6 +6,8 @@ even there any more once a redirect has led elsewhere. HTTPS never steps down to
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +39,10 @@ IDLE_TIMEOUT_S = 30.0
 MAX_CONNECTIONS = 32
 """Parallel requests of one source. Chosen."""
 
+RETRY_DELAYS_S = (0.2, 0.8)
+"""Chosen. Longer trouble is for the wrapper around the whole source."""
+
+_PASSING = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ESCAPED_AND_RESERVED = "%:/?#[]@!$&'()*+,;=~"
 
@@ -93,12 +99,24 @@ class Web:
     ) -> Answer:
         """Send, follow redirects, read at most `limit_bytes` of the body (longer: OriginWrong).
 
-        Whatever status ends the chain is returned; see `expect_success`. Raises OriginUnavailable, OriginWrong.
+        Whatever status ends the chain is returned; see `expect_success`. Raises OriginUnavailable, OriginWrong. What
+        may pass is tried again twice, shortly after: of ten thousand HEADs one may well hit a moment's trouble.
         """
+        for delay_s in RETRY_DELAYS_S:
+            with contextlib.suppress(OriginUnavailable):
+                answer = await self._ask_once(method, url, caller, headers or {}, limit_bytes)
+                if answer.status not in _PASSING:
+                    return answer
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
+        return await self._ask_once(method, url, caller, headers or {}, limit_bytes)
+
+    async def _ask_once(
+        self, method: str, url: str, caller: Caller, headers: Mapping[str, str], limit_bytes: int
+    ) -> Answer:
         home = origin_of(url)
         at_home, here = True, url
         for hop in range(MAX_REDIRECTS + 1):
-            sent = {"Accept-Encoding": "identity", **(headers or {}), **(caller.headers if at_home else {})}
+            sent = {"Accept-Encoding": "identity", **headers, **(caller.headers if at_home else {})}
             try:
                 async with self._open_session().request(
                     method, URL(here, encoded=True), headers=sent, allow_redirects=False

@@ -227,10 +227,11 @@ class SourceConformance:
         they need."""
         caplog.set_level(logging.DEBUG)
         origin.fill(FILES)
-        source, stranger, nowhere = origin.source(), origin.stranger(), origin.nowhere()
+        source = origin.source()
         listing = await source.list()
         described = await source.describe(listing.files)
         located = await source.locate(described)
+        stranger, nowhere = origin.stranger(), origin.nowhere()
         shown = [repr(source), repr(stranger), repr(listing), repr(located), str(located), repr(source.trust_domain)]
         shown.append(msgspec.json.encode((listing, described, source.trust_domain)).decode())
         for call in (stranger.list, nowhere.list):

@@ -6,6 +6,7 @@ and told to, it fails on presigned URLs."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ _REGION = "us-east-1"
 @contextmanager
 def running_moto() -> Iterator[S3Server]:
     """Serve until the block ends; the key is that of a user who may do everything at S3."""
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # its access log shows whole URLs, signatures included
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

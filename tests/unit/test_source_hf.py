@@ -195,7 +195,7 @@ async def test_refusals_say_what_to_do(hub: Hub, repo: Repo, monkeypatch: pytest
     await source.close()
     assert f"accept the conditions at {hub.url}/org/gated" in caught.value.hint
 
-    hub.inject(Status(429), path="api/models/org/model/revision/main")
+    hub.inject(Status(429), path="api/models/org/model/revision/main", times=3)
     with pytest.raises(OriginThrottled):
         await list_of(hub)
     assert len((await list_of(hub)).files) == 2

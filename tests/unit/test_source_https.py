@@ -202,6 +202,20 @@ async def test_each_status_has_its_error(status: int, kind: type[Exception], ser
     assert len(await _list(source_of(server))) == 2
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_moments_trouble_is_not_noticed(status: int, server: Origin) -> None:
+    """One request of many may fail twice; what does not pass by itself is asked for once."""
+    server.add_sums("m")
+    server.inject(Status(status), path="m/a.bin", method="HEAD", times=2)
+    assert len(await _list(source_of(server))) == 2
+    assert len(server.requests_for("m/a.bin", "HEAD")) == 3
+    server.inject(Status(403), path="m/a.bin", method="HEAD", times=None)
+    with pytest.raises(OriginForbidden, match=r"m/a\.bin"):
+        await _list(source_of(server))
+    assert len(server.requests_for("m/a.bin", "HEAD")) == 4
+
+
 # --- listings ---
 
 

@@ -25,6 +25,7 @@ from cacheagent.errors import (
 )
 from cacheagent.location import HttpLocation
 from cacheagent.model import MIB, RemoteFile
+from cacheagent.source import s3
 from cacheagent.source.s3 import S3Source, client, connection
 from cacheagent.spec import SourceSpec
 from tests.conformance.reading import read_whole
@@ -76,6 +77,42 @@ def as_reader(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Credentials in the environment."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", moto.access_key)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", moto.secret_key)
+
+
+class ScriptedS3(HttpServer):
+    """Answers listings of one object, HEADs of it, and whatever error is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.error: tuple[int, str] | None = None
+        self.body = b"not set"
+        self.region = ""
+
+    def respond(self, request: Request) -> Answer:
+        answer = self._answer(request)
+        if self.region:
+            answer.headers["x-amz-bucket-region"] = self.region
+        return answer
+
+    def _answer(self, request: Request) -> Answer:
+        if self.error is not None:
+            status, code = self.error
+            body = (
+                f"<Error><Code>{code}</Code><Message>AKIASECRET StringToSign</Message></Error>".encode()
+                if code
+                else b""
+            )
+            return Answer(status=status, content=Content(body, etag=""), headers={"Content-Type": "application/xml"})
+        body = b"<VersioningConfiguration/>" if "versioning" in request.query else self.body
+        return Answer(
+            status=200, content=Content(body, etag=""), headers={"Content-Type": "application/xml", "ETag": '"e9"'}
+        )
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedS3]:
+    with ScriptedS3() as server:
+        yield server
 
 
 async def files_of(spec: SourceSpec) -> tuple[RemoteFile, ...]:
@@ -192,6 +229,21 @@ async def test_at_aws_the_buckets_own_region_signs(monkeypatch: pytest.MonkeyPat
         assert "/eu-central-1/s3/aws4_request" in parse_qs(urlsplit(location.url).query)["X-Amz-Credential"][0]
 
 
+@pytest.mark.usefixtures("as_reader")
+@pytest.mark.parametrize("status", [200, 403])
+def test_a_buckets_region_is_named_even_by_a_refusal(scripted: ScriptedS3, status: int) -> None:
+    """AWS sends the header with 403 too; a server that sends none names none."""
+    address = connection.BucketAddress(
+        name="bucket", endpoint=scripted.url, region="", profile="", ca_bundle="", path_style=None
+    )
+    made = connection.connect(address)
+    scripted.error = (status, "")
+    assert connection._bucket_region(made.client, "bucket") == ""
+    scripted.region = "eu-central-1"
+    assert connection._bucket_region(made.client, "bucket") == "eu-central-1"
+    made.client.close()
+
+
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("as_reader")
 async def test_the_endpoint_may_come_from_the_environment(
@@ -268,35 +320,6 @@ async def test_an_unknown_profile_is_a_configuration_error(moto: S3Server) -> No
 
 
 # --- what goes wrong ---
-
-
-class ScriptedS3(HttpServer):
-    """Answers listings of one object, HEADs of it, and whatever error is set."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.error: tuple[int, str] | None = None
-        self.body = b"not set"
-
-    def respond(self, request: Request) -> Answer:
-        if self.error is not None:
-            status, code = self.error
-            body = (
-                f"<Error><Code>{code}</Code><Message>AKIASECRET StringToSign</Message></Error>".encode()
-                if code
-                else b""
-            )
-            return Answer(status=status, content=Content(body, etag=""), headers={"Content-Type": "application/xml"})
-        body = b"<VersioningConfiguration/>" if "versioning" in request.query else self.body
-        return Answer(
-            status=200, content=Content(body, etag=""), headers={"Content-Type": "application/xml", "ETag": '"e9"'}
-        )
-
-
-@pytest.fixture
-def scripted() -> Iterator[ScriptedS3]:
-    with ScriptedS3() as server:
-        yield server
 
 
 @pytest.mark.asyncio
@@ -409,7 +432,7 @@ async def test_an_object_without_checksums_is_described_without(
     source = S3Source(spec)
     (file,) = (await source.list()).files
     with monkeypatch.context() as patch:
-        patch.setattr(client, "found_checksums", lambda _: {"crc32": ("01020304", 3)})
+        patch.setattr(s3, "found_checksums", lambda _: {"crc32": ("01020304", 3)})
         patch.setattr(client, "_attributed_parts", lambda *_: ())
         patch.setattr(client, "_headed_parts", refuse)
         (described,) = await source.describe([file])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from unittest.mock import patch
 from urllib.parse import quote
@@ -13,30 +14,27 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheagent.source.s3.sigv4 import Keys, Presigner, plain_url
+from cacheagent.source.s3.sigv4 import Keys, Method, Presigner, plain_url
 
 NOW = datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC)
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 
 
-def botocore_url(url: str, token: str | None, *, checksum_mode: bool) -> str:
-    """The same request signed by botocore itself."""
-    request = AWSRequest("GET", url, headers={"x-amz-checksum-mode": "ENABLED"} if checksum_mode else {})
-    with patch("botocore.auth.get_current_datetime", return_value=NOW):
-        S3SigV4QueryAuth(ReadOnlyCredentials("AKIA/EXAMPLE", SECRET, token), "s3", "eu-west-1", 7200).add_auth(request)
-    return str(request.url)
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One request to sign."""
+
+    method: Method
+    base_url: str
+    key: str
+    version: str
+    token: str | None
+    checksum_mode: bool
 
 
-def our_signer(base_url: str, token: str | None, *, checksum_mode: bool) -> Presigner:
-    """Ours for the same keys and time."""
-    keys = Keys(access_key="AKIA/EXAMPLE", secret_key=SECRET, session_token=token)
-    return Presigner(base_url, keys=keys, region="eu-west-1", now=NOW, expires_s=7200, checksum_mode=checksum_mode)
-
-
-@given(
-    key=st.text(st.characters(codec="utf-8"), min_size=1),
-    version=st.sampled_from(["", "3/L4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY="]),
-    token=st.sampled_from([None, "IQoJb3JpZ2luX2VjE/+=="]),
+CASES = st.builds(
+    Case,
+    method=st.sampled_from(["GET", "HEAD"]),
     base_url=st.sampled_from(
         [
             "http://127.0.0.1:8333/bucket",
@@ -46,18 +44,41 @@ def our_signer(base_url: str, token: str | None, *, checksum_mode: bool) -> Pres
             "http://[::1]:9000/bucket",
         ]
     ),
+    key=st.text(st.characters(codec="utf-8"), min_size=1),
+    version=st.sampled_from(["", "3/L4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY="]),
+    token=st.sampled_from([None, "IQoJb3JpZ2luX2VjE/+=="]),
     checksum_mode=st.booleans(),
 )
-def test_urls_equal_botocores(key: str, version: str, token: str | None, base_url: str, checksum_mode: bool) -> None:  # noqa: FBT001 - hypothesis passes it by name
-    """Whatever the key, version, token, address style and port, botocore would have signed exactly so."""
-    url = f"{base_url}/{quote(key, safe='/~')}"
-    expected = botocore_url(
-        f"{url}?versionId={quote(version, safe='')}" if version else url, token, checksum_mode=checksum_mode
+
+
+def botocore_url(case: Case) -> str:
+    """Signed by botocore itself."""
+    url = f"{case.base_url}/{quote(case.key, safe='/~')}"
+    url += f"?versionId={quote(case.version, safe='')}" if case.version else ""
+    request = AWSRequest(case.method, url, headers={"x-amz-checksum-mode": "ENABLED"} if case.checksum_mode else {})
+    credentials = ReadOnlyCredentials("AKIA/EXAMPLE", SECRET, case.token)
+    with patch("botocore.auth.get_current_datetime", return_value=NOW):
+        S3SigV4QueryAuth(credentials, "s3", "eu-west-1", 7200).add_auth(request)
+    return str(request.url)
+
+
+def our_url(case: Case) -> str:
+    """Ours for the same keys and time."""
+    keys = Keys(access_key="AKIA/EXAMPLE", secret_key=SECRET, session_token=case.token)
+    signer = Presigner(
+        case.base_url, keys=keys, region="eu-west-1", now=NOW, expires_s=7200, checksum_mode=case.checksum_mode
     )
-    ours = our_signer(base_url, token, checksum_mode=checksum_mode).sign(key, version)
-    assert ours.partition("?")[0] == expected.partition("?")[0].replace("org:443/", "org/").replace("org:80/", "org/")
+    return signer.sign(case.key, case.version, method=case.method)
+
+
+@given(CASES)
+def test_urls_equal_botocores(case: Case) -> None:
+    """Whatever the method, key, version, token, address style and port, botocore would have signed exactly so."""
+    ours, _, our_query = our_url(case).partition("?")
+    expected, _, expected_query = botocore_url(case).partition("?")
+    assert ours == expected.replace("org:443/", "org/").replace("org:80/", "org/")
     # botocore puts the parameters in another order; the signature, which is one of them, covers them sorted.
-    assert sorted(ours.partition("?")[2].split("&")) == sorted(expected.partition("?")[2].split("&"))
+    assert sorted(our_query.split("&")) == sorted(expected_query.split("&"))
 
 
 def test_keys_do_not_show_what_signs() -> None:

@@ -14,27 +14,21 @@ from typing import Final
 
 from cacheagent.model import Algorithm, Checksum
 
-ALGORITHMS: Final[Mapping[str, tuple[Algorithm, int]]] = {
-    "ChecksumCRC64NVME": ("crc64nvme", 8),
-    "ChecksumSHA256": ("sha256", 32),
-    "ChecksumSHA1": ("sha1", 20),
-    "ChecksumCRC32C": ("crc32c", 4),
-    "ChecksumCRC32": ("crc32", 4),
-}
-"""Name in S3's answers -> our name and the length in bytes."""
+LENGTHS_BYTES: Final[Mapping[Algorithm, int]] = {"crc64nvme": 8, "sha256": 32, "sha1": 20, "crc32c": 4, "crc32": 4}
+"""S3's header for each is `x-amz-checksum-<algorithm>`."""
 
 Parts = tuple[tuple[int, int], ...]
 
 
-def found_checksums(answer: Mapping[str, object]) -> dict[Algorithm, tuple[str, int]]:
+def found_checksums(headers: Mapping[str, str]) -> dict[Algorithm, tuple[str, int]]:
     """Algorithm -> (hex, number of parts or 0 for the whole object), of a HEAD's answer. What is malformed counts as
     absent."""
     found: dict[Algorithm, tuple[str, int]] = {}
-    for field, (algorithm, length_bytes) in ALGORITHMS.items():
-        encoded, dash, count = str(answer.get(field, "")).partition("-")
+    for algorithm, length_bytes in LENGTHS_BYTES.items():
+        encoded, dash, count = headers.get(f"x-amz-checksum-{algorithm}", "").partition("-")
         value = _hex(encoded, length_bytes)
         parts = int(count) if count.isdecimal() else 0
-        composite = bool(dash) or answer.get("ChecksumType") == "COMPOSITE"
+        composite = bool(dash) or headers.get("x-amz-checksum-type") == "COMPOSITE"
         if value and composite == (parts > 0):
             found[algorithm] = (value, parts)
     return found

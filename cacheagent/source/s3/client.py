@@ -6,20 +6,21 @@ Safe for concurrent use from several threads.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from botocore.exceptions import ClientError
 
-from cacheagent.errors import OriginForbidden, OriginWrong, SourceChanged
-from cacheagent.location import HttpLocation, Location
+from cacheagent.errors import CacheAgentError, OriginForbidden, OriginWrong, SourceChanged
+from cacheagent.location import HttpLocation
 from cacheagent.model import PIECE_SIZE_BYTES, RemoteFile
-from cacheagent.source.s3.checksums import Parts, found_checksums, run_lengths, to_checksums, uniform_parts
+from cacheagent.source.s3.checksums import Parts, run_lengths, uniform_parts
 from cacheagent.source.s3.connection import BucketAddress, Connection, connect
-from cacheagent.source.s3.errors import translated
+from cacheagent.source.s3.errors import s3_error, translated
 from cacheagent.source.s3.listing import ListedObject, Page
-from cacheagent.source.s3.sigv4 import CHECKSUM_MODE_HEADER, Keys, Presigner, plain_url
+from cacheagent.source.s3.sigv4 import CHECKSUM_MODE_HEADER, Keys, Method, Presigner, plain_url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -81,20 +82,6 @@ class Bucket:
             raise OriginWrong(f"{here.endpoint} lists in a circle")
         return page
 
-    def describe(self, file: RemoteFile) -> RemoteFile:
-        """The same file with the checksums that the server has. Raises SourceChanged."""
-        here = self._connect()
-        with translated(file.path, here.asker):
-            answer = here.client.head_object(**self._pinned(file), ChecksumMode="ENABLED")
-        if answer["ETag"].strip('"') != file.identity["etag"] or answer["ContentLength"] != file.size_bytes:
-            raise SourceChanged(f"{file.path} is no longer the object that was listed", hint="resolve again")
-        found = found_checksums(answer)
-        count = max((parts for _, parts in found.values()), default=0)
-        parts = self._part_sizes(file, count) if count else ()
-        return RemoteFile(
-            path=file.path, size_bytes=file.size_bytes, identity=file.identity, checksums=to_checksums(found, parts)
-        )
-
     def read(self, file: RemoteFile) -> bytes:
         """The whole of a small object."""
         here = self._connect()
@@ -106,15 +93,15 @@ class Bucket:
             raise SourceChanged(f"{file.path} is no longer the object that was listed", hint="resolve again")
         return body
 
-    def locate(self, files: Sequence[RemoteFile]) -> Sequence[Location]:
+    def locate(self, files: Sequence[RemoteFile], *, method: Method = "GET") -> Sequence[HttpLocation]:
         """Signed URLs, about 10 us of CPU each; public ones without credentials."""
         here = self._connect()
         with translated("signing", here.asker):
-            sign_small, sign_large = (self._signer(here, checksum_mode=mode) for mode in (True, False))
-        locations: list[Location] = []
+            sign_small, sign_large = (self._signer(here, method, checksum_mode=mode) for mode in (True, False))
+        locations: list[HttpLocation] = []
         for file in files:
-            # Only an answer to a GET without Range can bring a checksum; larger files are fetched in ranges.
-            small = file.size_bytes <= PIECE_SIZE_BYTES
+            # Only HEAD, and GET without Range, are answered with a checksum; larger files are fetched in ranges.
+            small = method == "HEAD" or file.size_bytes <= PIECE_SIZE_BYTES
             etag = f'"{file.identity["etag"]}"'
             headers = {"If-Match": etag} | ({CHECKSUM_MODE_HEADER: "ENABLED"} if small else {})
             url = (sign_small if small else sign_large)(file.identity["key"], file.identity.get("version_id", ""))
@@ -123,22 +110,23 @@ class Bucket:
             )
         return locations
 
-    def _signer(self, here: Connection, *, checksum_mode: bool) -> Any:
+    def _signer(self, here: Connection, method: Method, *, checksum_mode: bool) -> Callable[[str, str], str]:
         if here.credentials is None:
-            return lambda key, version_id: plain_url(here.base_url, key, version_id)
+            return partial(plain_url, here.base_url)
         keys = here.credentials.get_frozen_credentials()
         assert keys.access_key, "botocore found credentials without a key"
         assert keys.secret_key, "botocore found credentials without a secret"
-        return Presigner(
+        signer = Presigner(
             here.base_url,
             keys=Keys(access_key=keys.access_key, secret_key=keys.secret_key, session_token=keys.token),
             region=here.region,
             now=datetime.now(UTC),
             expires_s=URL_LIFETIME_S,
             checksum_mode=checksum_mode,
-        ).sign
+        )
+        return partial(signer.sign, method=method)
 
-    def _part_sizes(self, file: RemoteFile, count: int) -> Parts:
+    def part_sizes(self, file: RemoteFile, count: int) -> Parts:
         """Sizes of a multipart upload's parts; empty where the server tells them neither way."""
         here, pinned = self._connect(), self._pinned(file)
         try:
@@ -148,6 +136,10 @@ class Bucket:
                 )
         except (OriginForbidden, OriginWrong):
             return ()
+
+    def error(self, status: int, what: str) -> CacheAgentError:
+        """What a status means that one of our own requests got."""
+        return s3_error("", status, what, self._connect().asker)
 
     def _pinned(self, file: RemoteFile) -> dict[str, Any]:
         parameters = {
