@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,24 +28,29 @@ AnyFlight = Flight[Any]
 
 
 class WorkerGroup:
-    """Used on the event loop only. Workers are started when there is work, and replaced when they are lost."""
+    """Used on the event loop only. Workers are started when there is work, and replaced when they are lost.
 
-    def __init__(self, setting: Setting, start_worker: StartWorker) -> None:
+    `idle_limit_s`: they leave after so long without any; None: they stay.
+    """
+
+    def __init__(self, setting: Setting, start_worker: StartWorker, idle_limit_s: float | None) -> None:
         self.workers: list[Worker] = []
         self._setting = setting
         self._start_worker = start_worker
+        self._idle_limit_s = idle_limit_s
         self._size = setting.config.worker_count()
         self._loop = asyncio.get_running_loop()
         self._queue: Queue[AnyJob] = Queue()
         self._flights: set[AnyFlight] = set()
         self._ticked_at = 0.0
         self._ticking: asyncio.TimerHandle | None = None
+        self._is_ticking = False
         self._closed = False
         self._stuck: list[Worker] = []
 
     def start_workers(self) -> None:
         """Fill up to the group's size. Starting does not wait: orders queue in the socket until the worker listens."""
-        while len(self.workers) < self._size and not self._closed:
+        while not self._closed and sum(not worker.is_ending for worker in self.workers) < self._size:
             try:
                 worker = self._start_worker(self._on_worker_end)
             except OSError:  # no memory or no process to spare: those that run go on, and the next tick tries again
@@ -57,9 +62,10 @@ class WorkerGroup:
         """The job is asked for units from now on, in its turn."""
         job.wake = self.pump
         self._queue.add(job)
-        if self._ticking is None and not self._closed:
+        if not self._is_ticking and not self._closed:
+            self._is_ticking = True
             self._ticked_at = self._loop.time()
-            self._ticking = self._loop.call_later(self._setting.config.tick_s, self._tick)
+            self._tick_later(self._setting.config.tick_s, self._tick)
         self.pump()
 
     async def remove(self, jobs: Sequence[AnyJob]) -> None:
@@ -72,10 +78,12 @@ class WorkerGroup:
     def pump(self) -> None:
         """Start whatever can be started."""
         now = self._loop.time()
+        full: set[Origin] = set()
         for job in self._queue:
-            while job.waiting:
+            while job.origin not in full and job.waiting:
                 connections = job.origin.capacity(now)
                 if connections == 0:
+                    full.add(job.origin)
                     break
                 worker = self._freest()
                 if worker is None:
@@ -148,7 +156,7 @@ class WorkerGroup:
             return
         if worker.is_stuck:
             self._setting.observer.worker_abandoned()
-        else:
+        elif not worker.is_leaving:
             log.warning("transfer worker %d ended; another one takes its place", worker.pid)
             self._setting.observer.worker_lost()
         self._loop.call_soon(self.pump)
@@ -157,13 +165,25 @@ class WorkerGroup:
         now = self._loop.time()
         self._measure(now)
         if not self._queue and not self._flights:
-            self._ticking = None
+            self._is_ticking = False
+            if self._idle_limit_s is not None:
+                self._tick_later(self._idle_limit_s, self._retire)
             return
-        self._ticking = self._loop.call_later(self._setting.config.tick_s, self._tick)
+        self._tick_later(self._setting.config.tick_s, self._tick)
         self._stop_overdue(now)
         self._make_way(now)
         self.pump()
         self._hedge(now)
+
+    def _tick_later(self, delay_s: float, what: Callable[[], None]) -> None:
+        if self._ticking is not None:
+            self._ticking.cancel()
+        self._ticking = self._loop.call_later(delay_s, what)
+
+    def _retire(self) -> None:
+        """Nothing was asked for a while: the workers leave, and new ones start when there is work again."""
+        for worker in self.workers:
+            worker.hang_up()
 
     def _measure(self, now: float) -> None:
         received, buffered = 0, 0
@@ -192,21 +212,21 @@ class WorkerGroup:
                     worker.cancel(asked.work.id)
 
     def _make_way(self, now: float) -> None:
-        """Something urgent does not wait for something that is not urgent and lasts."""
+        """Something urgent does not wait for something that is not urgent and lasts: the first that waits at an origin
+        takes connections there, or threads from everybody.
+        """
+        seen: set[Origin] = set()
         for job in self._queue:
-            if not job.waiting or job.origin.is_down or now < job.origin.paused_until:
+            origin = job.origin
+            if not job.waiting or origin in seen or origin.is_down or now < origin.paused_until:
                 continue
-            if job.origin.capacity(now) == 0:
-                in_the_way: Iterable[AnyFlight] = (each for each in self._flights if each.origin is job.origin)
-            elif self._freest() is None:
-                in_the_way = self._flights
-            else:
-                continue
-            candidates = [flight for flight in in_the_way if not flight.preempted]
-            for flight in find_victims(now, job.priority, min(job.waiting, job.origin.limit.current), candidates):
-                flight.preempted = True
-                flight.worker.cancel(flight.work_id)
-            return
+            seen.add(origin)
+            full = origin.capacity(now) == 0
+            running = [each for each in self._flights if not each.preempted and (each.origin is origin or not full)]
+            if full or self._freest() is None:
+                for flight in find_victims(now, job.priority, min(job.waiting, origin.limit.current), running):
+                    flight.preempted = True
+                    flight.worker.cancel(flight.work_id)
 
     def _hedge(self, now: float) -> None:
         for origin in {flight.origin for flight in self._flights}:

@@ -85,6 +85,7 @@ class Worker:
         self.threads = launch.threads
         self.used_threads = 0
         self.is_ending = False
+        self.is_leaving = False
         self.is_stuck = False
         self.alive_at = asyncio.get_running_loop().time()
         self.ended = asyncio.Event()
@@ -94,8 +95,7 @@ class Worker:
         self._asked: dict[int, Asked] = {}
         self._frames: FrameReader[Report] = FrameReader(Report)
         self._unsent = bytearray()
-        self._socket, self._process = _start(launch)
-        self._pidfd = os.pidfd_open(self._process.pid)
+        self._socket, self._process, self._pidfd = _start(launch)
         self._loop.add_reader(self._socket, self._on_readable)
         self._loop.add_reader(self._pidfd, self._on_exit)
 
@@ -156,7 +156,7 @@ class Worker:
 
     def hang_up(self) -> None:
         """End it in an orderly way: no more orders; it sees the end of its socket and leaves."""
-        self.is_ending = True
+        self.is_ending = self.is_leaving = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
@@ -298,11 +298,14 @@ async def wait_out(tasks: Sequence[asyncio.Future[Any]]) -> None:
         raise cancelled
 
 
-def _start(launch: Launch) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-    """Popen runs on the event loop's thread: PR_SET_PDEATHSIG is about the *thread* that started a process."""
+def _start(launch: Launch) -> tuple[socket.socket, subprocess.Popen[bytes], int]:
+    """Our end of the socket, the process, and a descriptor that tells when it is dead. Raises OSError, and then nothing
+    is left. Popen runs on the event loop's thread: PR_SET_PDEATHSIG is about the *thread* that started a process.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     ours.setblocking(False)
-    with theirs:
+    with theirs, contextlib.ExitStack() as stack:
+        stack.enter_context(ours)
         process = subprocess.Popen(
             [
                 *launch.argv,
@@ -317,7 +320,11 @@ def _start(launch: Launch) -> tuple[socket.socket, subprocess.Popen[bytes]]:
             pass_fds=(theirs.fileno(), launch.shared.fd),
             start_new_session=True,
         )
-    return ours, process
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        pidfd = os.pidfd_open(process.pid)
+        stack.pop_all()
+    return ours, process, pidfd
 
 
 def _describe(returncode: int) -> str:

@@ -725,6 +725,63 @@ async def test_a_mount_that_hangs_takes_only_its_own_workers(world: World, monke
     assert len(of_good) == len(of_web) == 2, "their workers lived to the end"
 
 
+@pytest.mark.asyncio
+async def test_the_workers_of_an_idle_mount_leave_and_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold memory for nothing; those for HTTP stay. Leaving is no loss."""
+    monkeypatch.setattr(pool_module, "IDLE_MOUNT_S", 0.1)
+    path = PathLocation(path=str(world.directory / "source"), size_bytes=len(DATA), mtime_ns=1)
+    world.script.files[path.path] = DATA
+    async with world.pool() as pool:
+        for number in range(2):
+            blob = Blob(DATA, world.directory / f"target{number}", path)
+            await blob.fetch(pool)
+            blob.require_whole()
+            assert pool.running_workers == 4
+            await until(lambda: pool.running_workers == 2, "the mount's workers have left")
+        await until(lambda: sum(psutil.pid_exists(worker.pid) for worker in world.script.workers) == 2, "their end")
+    assert len(world.script.workers) == 6
+    assert world.observer.counts["worker_lost"] == 0
+
+
+@pytest.mark.asyncio
+async def test_small_files_of_a_stuck_worker_lose_their_names(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who hangs may still write into them: the next try makes new files under those names."""
+
+    async def half(worker: ScriptedWorker, order: Work) -> None:
+        assert isinstance(order, FetchSmall)
+        worker.write_small(order, 2)
+        await worker.never_answer(order)
+
+    orders, contents = small_files(world, 4)
+    world.script.rules.append(once(half, of=FetchSmall))
+    results: list[SmallResult] = []
+    async with world.pool(connections=1, answer_limit_s=0.1) as pool:
+        fetching = asyncio.create_task(pool.fetch_small(orders, "https", results.extend))
+        await until((world.directory / "s1").exists, "two files")
+        with monkeypatch.context() as patched:
+            patched.setattr(subprocess.Popen, "send_signal", lambda self, number: None)
+            fetching.cancel()
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await fetching
+        assert isinstance(cancelled.value.__cause__, TargetAbandoned)
+        assert not any((world.directory / name).exists() for name in contents)
+        await pool.fetch_small(orders, "https", results.extend)
+    assert all((world.directory / name).read_bytes() == content for name, content in contents.items())
+
+
+@pytest.mark.asyncio
+async def test_what_a_killed_agent_left_of_a_race_is_removed(world: World) -> None:
+    """A scratch file beside the target goes at the next fetch; what is not ours stays."""
+    blob = world.blob()
+    stray, other = (Path(f"{blob.target}{suffix}") for suffix in (".hedge-7", ".journal"))
+    stray.write_bytes(b"half")
+    other.write_bytes(b"claims")
+    async with world.pool() as pool:
+        await blob.fetch(pool)
+    assert not stray.exists()
+    assert other.read_bytes() == b"claims"
+
+
 # --- hedging
 
 
