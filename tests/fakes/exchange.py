@@ -119,9 +119,11 @@ class Exchange:
         self.answer = self.server.respond(self.request)
 
     def reset(self) -> None:
-        """End the connection by RST, after the client's side has taken in everything sent before."""
+        """End the connection by RST, after the client's side has taken in everything sent before (or has left)."""
         deadline = time.monotonic() + LONGEST_WAIT_S
         while _unacknowledged_bytes(self.connection) and time.monotonic() < deadline:
+            if _hung_up(self.connection):
+                break
             time.sleep(0.001)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()

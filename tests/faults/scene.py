@@ -34,7 +34,7 @@ POLICY = StorePolicy(floor_bytes=64 * MIB, boot_grace_s=0)
 """For small disks, and machines that booted a moment ago."""
 
 QUICK = TransferConfig(
-    workers=2,
+    workers=1,
     connections=3,
     idle_timeout_s=1.0,
     give_up_after_s=4.0,

@@ -131,7 +131,7 @@ def asked_twice_bytes(requests: list[Request]) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(("listing", "seed"), [("sums", 20250101), ("index", 20250202)])
 def test_kill_at_random_instants(tmp_path: Path, origin: Origin, listing: Listing, seed: int) -> None:
-    """What a journal claims is never asked for again; a kill costs at most the pieces in flight; the trees are equal."""
+    """What a journal claims is never asked for again; a kill costs the pieces in flight at most; trees are equal."""
     root, instants = tmp_path / "cache", random_instants(seed)
     sizes = {path: len(content) for path, content in FILES.items()}
     kills = models = hedged = 0
