@@ -25,8 +25,9 @@ from cacheagent.errors import (
 from cacheagent.location import HttpLocation
 from cacheagent.model import MIB, RemoteFile, blob_id
 from cacheagent.source import web
+from cacheagent.source.address import origin_of
 from cacheagent.source.https import HttpsSource
-from cacheagent.source.web import Caller, Web, origin_of
+from cacheagent.source.web import Caller, Web
 from cacheagent.spec import SourceSpec
 from tests.fakes.content import Content
 from tests.fakes.faults import NotHttp, Redirect, Reset, SlowFirstByte, Status
@@ -154,12 +155,14 @@ async def test_a_broken_answer_is_unavailable(
     fault: Reset | NotHttp | SlowFirstByte, server: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reset, garbage and silence may pass; the next request is served."""
-    monkeypatch.setattr(web, "IDLE_TIMEOUT_S", 0.2)
     server.inject(fault, path="m/a.bin", times=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(web, "IDLE_TIMEOUT_S", 0.2)
+        async with Web() as client:
+            with pytest.raises(OriginUnavailable, match=f"{server.url} cannot be reached"):
+                await client.ask("GET", f"{server.url}/m/a.bin", Caller(), limit_bytes=10)
+    server.heal()
     async with Web() as client:
-        with pytest.raises(OriginUnavailable, match=f"{server.url} cannot be reached"):
-            await client.ask("GET", f"{server.url}/m/a.bin", Caller(), limit_bytes=10)
-        server.heal()
         assert (await client.ask("GET", f"{server.url}/m/a.bin", Caller(), limit_bytes=10)).body == b"aaaa"
 
 
