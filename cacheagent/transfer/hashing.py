@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 
 from blake3 import blake3
 
@@ -11,24 +12,27 @@ from cacheagent.transfer.orders import PieceHash, Segment
 
 
 class SegmentSums:
-    """CRCs of consecutive bytes from `offset` on, a new segment at each cut. The caller feeds them in order."""
+    """CRCs of consecutive bytes from `offset` on, a new segment at each cut. The caller feeds them in order.
 
-    def __init__(self, offset: int, crcs: Iterable[str], cuts: Iterable[int] = ()) -> None:
+    `cuts` ascend; those of a whole file (10,000 parts) may be given for each of its ranges.
+    """
+
+    def __init__(self, offset: int, crcs: Iterable[str], cuts: Sequence[int] = ()) -> None:
         self._crcs = [(name, CRCS[name].update) for name in crcs]
-        self._cuts = iter(sorted(cut for cut in cuts if cut > offset))
-        self._next_cut = next(self._cuts, None)
+        self._cuts = cuts
+        self._cut = bisect_right(cuts, offset)
         self._start = self._at = offset
         self._values = dict.fromkeys((name for name, _ in self._crcs), 0)
         self._done: list[Segment] = []
 
     def update(self, data: memoryview) -> None:
         """The next bytes. Releases the GIL while it computes."""
-        while self._next_cut is not None and self._at + len(data) >= self._next_cut:
-            before = self._next_cut - self._at
+        while self._cut < len(self._cuts) and self._at + len(data) >= self._cuts[self._cut]:
+            before = self._cuts[self._cut] - self._at
             self._add(data[:before])
             data = data[before:]
             self._end_segment()
-            self._next_cut = next(self._cuts, None)
+            self._cut += 1
         self._add(data)
 
     def segments(self) -> tuple[Segment, ...]:
@@ -51,7 +55,7 @@ class SegmentSums:
 class PieceSums:
     """Everything that a piece's report says about its bytes, which come in order."""
 
-    def __init__(self, index: int, offset: int, crcs: Iterable[str], cuts: Iterable[int]) -> None:
+    def __init__(self, index: int, offset: int, crcs: Iterable[str], cuts: Sequence[int]) -> None:
         self._index = index
         self._length = 0
         self._blake3 = blake3()

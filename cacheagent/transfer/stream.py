@@ -12,6 +12,7 @@ serial hash then goes on from a copy made before it.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -124,6 +125,22 @@ class Stream:
         return min((start for start in claimed if start > offset), default=self._order.file_size) - offset
 
     def _fetch(self, span: Span, target: DirectFile, memory: memoryview) -> None:
+        """A connection that breaks is replaced here, unless it breaks twice at the same place: who resumes a failed
+        stream has to read and hash everything before that place again.
+        """
+        reached, broken_at = span.offset, -1
+        while True:
+            try:
+                for end in self._receive(Span(reached, span.offset + span.length - reached, ""), target, memory):
+                    reached = end
+                return
+            except OrderFailed as failure:
+                if failure.kind not in {"reset", "timeout"} or reached == broken_at or self._running.stopped:
+                    raise
+                broken_at = reached
+
+    def _receive(self, span: Span, target: DirectFile, memory: memoryview) -> Iterator[int]:
+        """One request; yields how far the file is received, written and hashed."""
         with open_range(self._order.location, self._running, self._tools) as source:
             source.open(span.offset, span.length, self._order.file_size)
             for done, length in steps(span.length, self._step_bytes):
@@ -131,6 +148,7 @@ class Stream:
                 source.receive(view)
                 target.write(view, span.offset + done)
                 self._absorb(view, span.offset + done)
+                yield span.offset + done + length
             source.finish()
 
     def _absorb(self, view: memoryview, offset: int) -> None:

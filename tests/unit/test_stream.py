@@ -195,19 +195,31 @@ def test_a_failure_stops_all_lanes_and_resuming_completes_the_file(
     bench: Bench, origin: Origin, location: HttpLocation, tmp_path: Path, lanes: int, fault: faults.Fault, kind: str
 ) -> None:
     """One report, of the first failure; what was reported before is claimed at the next try and not fetched again."""
-    origin.inject(fault, nth=1 if lanes == 1 else 7)
+    origin.inject(fault, nth=1 if lanes == 1 else 7, times=None)
     preallocated(tmp_path / "target", SIZE)
     answer = run(bench, order(location, tmp_path / "target", lanes))
     assert isinstance(answer, Failed)
     assert answer.kind == kind
     reported = pieces_reported(bench)
     assert [each.piece.blake3 for each in reported] == BLAKE3[: len(reported)]
-    origin.wait_until_idle()
+    origin.heal()
     bench.reports.clear()
     claimed = {each.piece.index: each.piece.blake3 for each in reported}
     again = run(bench, order(location, tmp_path / "target", lanes, claimed=claimed))
     expect_done(bench, again, kept=set(claimed))
     assert (tmp_path / "target").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("fault", [faults.Truncate(after_bytes=3 * MIB), faults.Reset(after_bytes=MIB)])
+def test_a_connection_that_breaks_once_is_replaced_inside_the_stream(
+    bench: Bench, origin: Origin, location: HttpLocation, tmp_path: Path, lanes: int, fault: faults.Fault
+) -> None:
+    """What was hashed stays hashed: one more request goes on where the last whole buffer ended."""
+    origin.inject(fault, nth=1 if lanes == 1 else 7)
+    preallocated(tmp_path / "target", SIZE)
+    expect_done(bench, run(bench, order(location, tmp_path / "target", lanes)), kept=set())
+    assert (tmp_path / "target").read_bytes() == DATA
+    assert len(origin.requests) == (2 if lanes == 1 else -(-SIZE // (4 * MIB)) + 1)
 
 
 def test_stopping_ends_all_lanes(
