@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Protocol, Self
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from cacheagent.cli.output import Format, duration, print_json, size
 from cacheagent.progress import JobStatus
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 LINE_INTERVAL_S: Final = 5.0
 """A log of a long pull stays readable. Chosen."""
@@ -95,6 +96,10 @@ class _Lines(_Quiet):
 
 class _Bar:
     def __init__(self) -> None:
+        # Imported late: a pipe does without it.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),

@@ -7,15 +7,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cacheagent import __version__
 from cacheagent.api.catalog import find_record, model_of, models_of, usage_of
-from cacheagent.api.client import AgentClient
 from cacheagent.api.schema import Done, Evicted, Model, Status
 from cacheagent.errors import AgentUnavailable, NotCached
 from cacheagent.node import Node, open_node
 from cacheagent.threads import in_thread
+
+if TYPE_CHECKING:
+    from cacheagent.api.client import AgentClient
 
 
 class Desk(Protocol):
@@ -36,8 +38,20 @@ class Desk(Protocol):
     async def evict(self, ref: str) -> Evicted: ...
 
 
-async def agent_answers(client: AgentClient) -> bool:
-    """Whether an agent serves this socket. One that is there and does not answer is an error, not an absence."""
+@asynccontextmanager
+async def find_agent(socket: Path) -> AsyncIterator[AgentClient | None]:
+    """The agent that serves this socket, or None. One that is there and does not answer is an error, not an absence."""
+    if not await in_thread(socket.exists):
+        yield None
+        return
+    # Imported late: the HTTP client takes a third of a second, which a pull without an agent does not need.
+    from cacheagent.api.client import AgentClient
+
+    async with AgentClient(socket) as client:
+        yield client if await _answers(client) else None
+
+
+async def _answers(client: AgentClient) -> bool:
     try:
         await client.version()
     except AgentUnavailable as error:
@@ -54,8 +68,8 @@ async def open_desk(root: Path, socket: Path) -> AsyncIterator[Desk]:
     """The agent if one runs. Otherwise the directory, owned for the length of the block; one that does not exist is an
     empty cache to whoever asks, and is not made.
     """
-    async with AgentClient(socket) as client:
-        if await agent_answers(client):
+    async with find_agent(socket) as client:
+        if client is not None:
             yield client
             return
     if not await in_thread(root.exists):

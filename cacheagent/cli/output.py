@@ -8,8 +8,6 @@ from typing import Any, Final, Literal
 
 import click
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 Format = Literal["text", "json"]
 
@@ -48,6 +46,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         for line in (columns, *rows):
             click.echo("\t".join(line))
         return
+    # Imported late: a pipe does without it.
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -7,22 +7,24 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cacheagent.api.catalog import ready_status
-from cacheagent.api.client import AgentClient
 from cacheagent.api.errors import from_code
 from cacheagent.api.schema import LONGEST_WAIT_S
 from cacheagent.cli.bars import Watcher, describe, watcher
-from cacheagent.cli.desk import agent_answers
+from cacheagent.cli.desk import find_agent
 from cacheagent.cli.options import RATE, root_and_socket, where_options
 from cacheagent.errors import UsageError, WaitTimedOut
 from cacheagent.node import open_node
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, Policy, SourceSpec
 from cacheagent.transfer.pool import TransferConfig
+
+if TYPE_CHECKING:
+    from cacheagent.api.client import AgentClient
 
 
 @click.command()
@@ -110,8 +112,8 @@ class Cache:
 async def _pull(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool, timeout_s: float | None) -> JobStatus:
     with view:
         try:
-            async with asyncio.timeout(timeout_s), AgentClient(cache.socket) as client:
-                if await agent_answers(client):
+            async with asyncio.timeout(timeout_s), find_agent(cache.socket) as client:
+                if client is not None:
                     return await _ask(client, spec, view, refresh=refresh)
                 return await _do(spec, cache, view, refresh=refresh)
         except TimeoutError:

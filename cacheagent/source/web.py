@@ -29,13 +29,10 @@ from cacheagent.errors import (
     SourceChanged,
     UsageError,
 )
+from cacheagent.source.address import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, origin_of, untrusted_certificate
 
 MAX_REDIRECTS = 5
 """Real origins need one or two (mirror, then storage). Chosen."""
-CONNECT_TIMEOUT_S = 10.0
-"""Chosen: longer than three SYN retransmissions (1 + 2 + 4 s)."""
-IDLE_TIMEOUT_S = 30.0
-"""The same as for weight bytes (`TransferConfig.idle_timeout_s`)."""
 MAX_CONNECTIONS = 32
 """Parallel requests of one source. Chosen."""
 
@@ -192,29 +189,12 @@ def refusal(status: int, what: str, origin: str, credential: str) -> CacheAgentE
     return OriginWrong(f"{says}, which is not expected here", hint="is the URI the right kind of source?")
 
 
-def untrusted_certificate(origin: str, ca_bundle: str) -> OriginWrong:
-    """The same sentence whichever client met the certificate."""
-    trusted = f"the authorities in {ca_bundle}" if ca_bundle else "this system's authorities"
-    return OriginWrong(
-        f"the TLS certificate of {origin} is not signed by {trusted}, or is for another name",
-        hint="set ca_bundle to the PEM file of the authority that signed it",
-    )
-
-
 def tls_context(ca_bundle: str) -> ssl.SSLContext:
     """Trusts exactly the authorities in the bundle. Raises ConfigError if it cannot be read."""
     try:
         return ssl.create_default_context(cafile=ca_bundle)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"ca_bundle {ca_bundle} cannot be read: {error}", hint="it must be a PEM file") from error
-
-
-def origin_of(url: str) -> str:
-    """scheme://host:port in one spelling, the port always there: what two URLs must share to be the same server."""
-    parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
-    host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme.lower()}://{host}:{parts.port or {'http': 80, 'https': 443}.get(parts.scheme.lower(), 0)}"
 
 
 def check_web_url(url: str, what: str) -> str:

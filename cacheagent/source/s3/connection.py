@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
-import boto3
 import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from cacheagent.errors import OriginWrong
+from cacheagent.source.address import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, origin_of
 from cacheagent.source.s3.errors import Asker, translated
 from cacheagent.source.s3.listing import parse_page
-from cacheagent.source.web import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, origin_of
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
@@ -81,10 +80,10 @@ def _open(address: BucketAddress, wanted_region: str) -> Connection:
     core = botocore.session.Session(profile=address.profile or None)
     region = wanted_region or core.get_config_variable("region") or "us-east-1"
     credentials = core.get_credentials()
-    session = boto3.Session(botocore_session=core)
 
     def make(addressing_style: Literal["auto", "path", "virtual"]) -> S3Client:
-        client: S3Client = session.client(
+        # boto3's own session makes this very client, after importing its transfer manager for a third of a second.
+        made: Any = core.create_client(
             "s3",
             region_name=region,
             endpoint_url=address.endpoint or None,
@@ -98,6 +97,7 @@ def _open(address: BucketAddress, wanted_region: str) -> Connection:
                 max_pool_connections=REQUESTS_AT_A_TIME,
             ),
         )
+        client: S3Client = made  # the stubs are boto3's
         for operation in ("ListObjectsV2", "ListObjectVersions"):
             # The wildcard puts it before botocore's own handlers of `before-parse.s3.*`, one of which parses every body
             # once more to see whether it is an error. Any other order is as right, and half as fast.

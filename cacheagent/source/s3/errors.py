@@ -24,7 +24,7 @@ from cacheagent.errors import (
     SourceChanged,
     UsageError,
 )
-from cacheagent.source.web import untrusted_certificate
+from cacheagent.source.address import untrusted_certificate
 
 _Meaning = tuple[type[CacheAgentError], str]
 
