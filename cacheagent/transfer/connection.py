@@ -13,6 +13,7 @@ import struct
 import time
 from typing import Final
 
+from cacheagent.transfer.answer import find_end
 from cacheagent.transfer.failure import OrderFailed
 from cacheagent.transfer.request import Endpoint
 from cacheagent.transfer.running import Running
@@ -67,6 +68,17 @@ class Connection:
         count = self._receive(view)
         self.silent = False
         return count
+
+    def receive_head(self, memory: memoryview, filled: int) -> tuple[int, int]:
+        """Go on filling `memory` until it begins with the head of an answer. Returns the head's end and how far memory
+        is filled. A head that drips is given up like a body that does.
+        """
+        began = time.monotonic()
+        while (end := find_end(memory, filled)) < 0:
+            if time.monotonic() - began >= self._idle_timeout_s:
+                raise self._too_slow(filled)
+            filled += self.receive_some(memory[filled:])
+        return end, filled
 
     def fill(self, view: memoryview) -> None:
         """Exactly `len(view)` bytes."""

@@ -16,7 +16,6 @@ from cacheagent.transfer.answer import (
     HEAD_LIMIT_BYTES,
     Head,
     excerpt,
-    find_end,
     parse_head,
     require_range,
     require_same,
@@ -174,10 +173,7 @@ def ask(
 
 def _exchange(connection: Connection, sent: bytes, spare: memoryview) -> tuple[Head, memoryview]:
     connection.send(sent)
-    filled, end = 0, -1
-    while end < 0:
-        filled += connection.receive_some(spare[filled:])
-        end = find_end(spare, filled)
+    end, filled = connection.receive_head(spare, 0)
     return parse_head(bytes(spare[:end])), spare[end:filled]
 
 

@@ -20,7 +20,6 @@ from cacheagent.model import Checksum
 from cacheagent.transfer.answer import (
     HEAD_LIMIT_BYTES,
     Head,
-    find_end,
     offered_checksums,
     parse_head,
     require_length,
@@ -173,8 +172,8 @@ class Inbox:
     def take_head(self) -> Head:
         """Raises OrderFailed."""
         self._make_room(HEAD_LIMIT_BYTES)
-        while (end := find_end(self._memory[self._start :], self._filled - self._start)) < 0:
-            self._filled += self._connection.receive_some(self._memory[self._filled :])
+        end, filled = self._connection.receive_head(self._memory[self._start :], self._filled - self._start)
+        self._filled = self._start + filled
         head = parse_head(bytes(self._memory[self._start : self._start + end]))
         self._start += end
         self.is_between = False

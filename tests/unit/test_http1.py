@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -192,6 +193,29 @@ def test_silence_and_dripping_end_within_the_idle_limit(
     assert (found.kind, "within 0.3 s" in found.message) == ("timeout", True)
     server.heal()
     assert fetch(impatient, at(server, tls)) == DATA
+
+
+def test_a_head_that_drips_is_given_up(impatient: Bench) -> None:
+    """A byte now and then, for ever, before the first byte of the body."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def drip() -> None:
+            client, _ = listener.accept()
+            with client, contextlib.suppress(OSError):  # the client leaves
+                client.settimeout(0.05)
+                for byte in b"HTTP/1.1 206 Partial Content\r\n" * 1000:
+                    client.sendall(bytes([byte]))
+                    with contextlib.suppress(TimeoutError):
+                        while client.recv(4096):
+                            pass
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        found = failure(impatient, HttpLocation(url=f"http://127.0.0.1:{listener.getsockname()[1]}/x"))
+        thread.join(PATIENCE_S)
+    assert (found.kind, "within 0.3 s" in found.message) == ("timeout", True)
 
 
 def test_a_slow_server_is_not_a_stalled_one(server: Origin, tls: Tls) -> None:
