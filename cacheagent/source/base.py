@@ -42,8 +42,9 @@ class Source(Protocol):
 
     async def describe(self, files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
         """The same files with everything that pins and proves them (one request per file that is fetched in ranges, a
-        few more for a composite checksum; smaller ones may stay as they are if their answers bring the checksum). Raises
-        SourceChanged if one is not as listed; what no checksum proves is asked about once more after its last byte.
+        few more for a composite checksum; smaller ones may stay as they are if their answers bring the checksum).
+        Raises SourceChanged if one is not as listed; what no checksum proves is asked about once more after its last
+        byte.
         """
 
     async def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
