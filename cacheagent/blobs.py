@@ -34,6 +34,7 @@ class BlobFlights:
         self._store = store
         self._transport = transport
         self._flying: dict[str, asyncio.Task[None]] = {}
+        self._plans: dict[Tracker, Plan] = {}
 
     async def bring(self, plan: Plan, source: Source, tracker: Tracker) -> None:
         """Return when every blob of the plan is on disk and proved.
@@ -41,6 +42,22 @@ class BlobFlights:
         The first failure of a blob that this call fetches is raised, after its other flights have stopped. A blob that
         another call fetches is waited for; if that call fails or is cancelled, this one goes on with what is proved.
         """
+        self._plans[tracker] = plan
+        try:
+            # What another call fetches of it already, it may fetch for less urgent reasons.
+            self.raise_priority(tracker)
+            await self._bring(plan, source, tracker)
+        finally:
+            del self._plans[tracker]
+
+    def raise_priority(self, tracker: Tracker) -> None:
+        """Whatever is under way for this job counts at least as much as its tracker says now."""
+        plan = self._plans.get(tracker)
+        if plan is not None:
+            flying = [blob for blob in plan.blobs if blob in self._flying]
+            self._transport.raise_priority(flying, tracker.priority)
+
+    async def _bring(self, plan: Plan, source: Source, tracker: Tracker) -> None:
         units = [*_chunks(plan.small, SMALL_AT_ONCE), *((blob,) for blob in plan.large)]
 
         async def bring_unit(unit: tuple[str, ...]) -> None:

@@ -129,6 +129,7 @@ class Flights:
             self._running[key] = job
         if priority is not None:
             job.tracker.priority = max(job.tracker.priority, priority)
+            self._engine.blobs.raise_priority(job.tracker)
         job.wanted_until = max(job.wanted_until, self._now() + wanted_s)
         return job
 

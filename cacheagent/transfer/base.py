@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Literal, Protocol
 
 from cacheagent.location import Location
@@ -73,6 +73,10 @@ class Transport(Protocol):
     ) -> None:
         """Bring many small blobs to disk; `on_done` is called as batches finish. An expired location is reported as
         `LocationExpired`; what was done before an error has been handed to `on_done`."""
+
+    def raise_priority(self, blobs: Collection[str], priority: int) -> None:
+        """Somebody waits for these blobs: what is under way or queued for them counts at least this much from now on.
+        Blobs that nobody fetches are ignored."""
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         """BLAKE3 of pieces at rest: index -> hex. Raises DiskFault."""

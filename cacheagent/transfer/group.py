@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,15 @@ class WorkerGroup:
             self._tick_later(self._setting.config.tick_s, self._tick)
         self.pump()
 
+    def raise_priority(self, blobs: Collection[str], priority: int) -> None:
+        """Jobs that bring any of these blobs count at least this much from now on."""
+        for job in self._queue:
+            if job.priority < priority and not job.blobs.isdisjoint(blobs):
+                self._queue.remove(job)
+                job.priority = priority
+                self._queue.add(job)
+        self.pump()
+
     async def remove(self, jobs: Sequence[AnyJob]) -> None:
         """Take them out, stop what is under way, and wait for that (a cancellation comes after it)."""
         for job in jobs:
@@ -114,8 +123,7 @@ class WorkerGroup:
             worker=worker,
             origin=job.origin,
             started=now,
-            priority=job.priority,
-            lasting=job.lasting,
+            job=job,
             work_id=self._setting.next_number(),
         )
         _occupy(flight.origin, worker, unit.slots)

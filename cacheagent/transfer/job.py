@@ -56,12 +56,21 @@ class Flight(Generic[U]):
     worker: Worker
     origin: Origin
     started: float
-    priority: int
-    lasting: bool
+    job: Job[U]
     work_id: int
     order: FetchPiece | None = None
     hedge: Hedge | None = None
     preempted: bool = False
+
+    @property
+    def priority(self) -> int:
+        """The job's, which may be raised meanwhile."""
+        return self.job.priority
+
+    @property
+    def lasting(self) -> bool:
+        """See Job."""
+        return self.job.lasting
 
     @property
     def length(self) -> int:
@@ -82,6 +91,8 @@ class Job(Generic[U]):
 
     lasting = False
     """Whether a unit takes as long as a whole file, so that something urgent can't wait for its end."""
+    blobs: frozenset[str] = frozenset()
+    """What it brings."""
 
     def __init__(self, setting: Setting, origin: Origin, priority: int, outcome: asyncio.Future[None]) -> None:
         self.origin = origin

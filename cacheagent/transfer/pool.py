@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final, Self
@@ -145,6 +145,11 @@ class WorkerPool:
             outcome = self._new_outcome()
             job = SmallJob(self._setting, self._origin(key), call, outcome)
             await self._carry_out(self._group(group_key(some[0].location, key)), [job], outcome)
+
+    def raise_priority(self, blobs: Collection[str], priority: int) -> None:
+        """See Transport."""
+        for group in self._groups.values():
+            group.raise_priority(blobs, priority)
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         """See Transport."""

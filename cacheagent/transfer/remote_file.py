@@ -48,6 +48,7 @@ class FileJob(RemoteJob[FileUnit]):
         order = pieces.order
         super().__init__(setting, origin, order.priority, outcome, order.source_kind)
         self.pieces = pieces
+        self.blobs = frozenset({order.blob_id})
         self.located = located
         self._locate: Locate | None = None
         self._relocating: asyncio.Task[None] | None = None

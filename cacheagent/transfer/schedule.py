@@ -54,9 +54,13 @@ class Queue(Generic[Q]):
 class Running(Protocol):
     """Something under way that could be taken back: how urgent, since when, and whether it lasts a whole file."""
 
-    priority: int
     started: float
-    lasting: bool
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def lasting(self) -> bool: ...
 
 
 R = TypeVar("R", bound=Running)

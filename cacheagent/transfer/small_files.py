@@ -41,6 +41,7 @@ class SmallJob(RemoteJob[Batch]):
 
     def __init__(self, setting: Setting, origin: Origin, call: SmallCall, outcome: asyncio.Future[None]) -> None:
         super().__init__(setting, origin, call.priority, outcome, call.source_kind)
+        self.blobs = frozenset(order.blob_id for order in call.orders)
         self._on_done = call.on_done
         self._orders = list(reversed(call.orders))
         self._left = len(call.orders)

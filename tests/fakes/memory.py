@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import msgspec
@@ -74,6 +74,7 @@ class MemoryTransport:
         self.fetches: Counter[str] = Counter()
         self.pieces: Counter[str] = Counter()
         self.priorities: dict[str, int] = {}
+        self.raised: list[tuple[int, int]] = []
         self.failures: dict[str, list[Exception]] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._started: dict[str, asyncio.Event] = {}
@@ -114,6 +115,9 @@ class MemoryTransport:
             Path(order.target).write_bytes(content)
             pieces = (blake3(content).hexdigest(),) if content else ()
             on_done([SmallResult(blob_id=order.blob_id, hashes=FileHashes(pieces=pieces))])
+
+    def raise_priority(self, blobs: Collection[str], priority: int) -> None:
+        self.raised.append((len(blobs), priority))
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         content = Path(target).read_bytes()

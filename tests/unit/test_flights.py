@@ -281,6 +281,24 @@ async def test_a_waiting_asker_raises_the_priority_of_what_starts_after(root: Pa
         assert here.transport.priorities == {"x": 100}
 
 
+async def test_who_comes_later_and_waits_raises_what_is_under_way(root: Path) -> None:
+    """The same model asked for again with more urgency, and another model that shares a blob."""
+    shared = {"x": large(1)}
+    async with node(root, a=MemoryOrigin(dict(shared)), b=MemoryOrigin({**shared, "b": b"2"})) as here:
+        here.transport.hold("x")
+        background = asyncio.create_task(here.flights.ensure(tree("m", "memory://a")))
+        await here.transport.wait_until_started("x")
+        waiting = asyncio.create_task(here.flights.ensure(tree("m", "memory://a"), priority=100))
+        await asyncio.sleep(0)
+        assert here.transport.raised[-1] == (1, 100)
+        other = asyncio.create_task(here.flights.ensure(tree("n", "memory://b"), priority=200))
+        await here.transport.wait_until_started("b")
+        assert here.transport.raised[-1] == (1, 200)
+        here.transport.release("x")
+        await asyncio.gather(background, waiting, other)
+        assert here.transport.fetches["x"] == 1
+
+
 async def test_the_key_of_a_request_ignores_what_does_not_change_the_files() -> None:
     """Name, priority and pin are not part of it; patterns, revision and policy are."""
     spec = tree("m")
