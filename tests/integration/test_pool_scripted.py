@@ -1001,6 +1001,40 @@ async def test_a_stream_in_the_way_of_something_urgent_is_taken_back_and_goes_on
 
 
 @pytest.mark.asyncio
+async def test_a_raised_priority_counts_for_what_waits_and_for_what_is_under_way(world: World) -> None:
+    """Background work that somebody now waits for overtakes, and is not taken back for something less urgent."""
+    gate = asyncio.Event()
+
+    async def wait(worker: ScriptedWorker, order: Work) -> None:
+        assert isinstance(order, FetchStream)
+        worker.deliver_part(order, 0)
+        await gate.wait()
+        await worker.deliver(order)
+
+    world.script.rules.append(once(wait, of=FetchStream))
+    sha = Checksum(algorithm="sha256", value=hashlib.sha256(DATA).hexdigest())
+    stream = world.blob(url="http://origin.test/stream", checksums=(sha,))
+    others = [world.blob(url=f"http://origin.test/{name}", priority=50) for name in ("first", "raised")]
+    async with world.pool(connections=1) as pool:
+        fetching = [asyncio.create_task(stream.fetch(pool))]
+        await until(lambda: stream.reported, "the stream is under way")
+        pool.raise_priority([stream.order.blob_id], 100)
+        fetching += [asyncio.create_task(blob.fetch(pool)) for blob in others]
+        group = pool._groups["http"]
+        await until(lambda: len(group._queue) == 3, "all are known")
+        pool.raise_priority([others[1].order.blob_id], 60)
+        ticked_at = group._ticked_at
+        await until(lambda: group._ticked_at > ticked_at + 0.1, "it was looked at who is in the way")
+        assert world.script.cancels == []
+        gate.set()
+        await asyncio.gather(*fetching)
+    names = [Path(order.target).name for order in world.script.works(FetchPiece)]
+    assert names == ["raised.part"] * 3 + ["first.part"] * 3
+    for blob in (stream, *others):
+        blob.require_whole()
+
+
+@pytest.mark.asyncio
 async def test_never_more_requests_than_connections(world: World) -> None:
     """Over all files of one origin together; another origin has its own."""
     running: dict[str, int] = {}
