@@ -27,8 +27,12 @@ class PieceJournal:
         self.claimed = _read_claims(path, head, piece_count(size_bytes))
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._fd = os.open(path, flags if self.claimed else flags | os.O_TRUNC, 0o644)
-        # A torn last line must not swallow the next one.
-        write_all(self._fd, b"\n" if self.claimed else head + b"\n")
+        try:
+            # A torn last line must not swallow the next one.
+            write_all(self._fd, b"\n" if self.claimed else head + b"\n")
+        except BaseException:
+            self.close()
+            raise
 
     def append(self, index: int, blake3: str) -> None:
         """One more piece is on disk."""

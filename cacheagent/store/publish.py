@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from cacheagent.errors import CorruptModel, ModelInUse
 from cacheagent.model import FileHashes, Manifest
@@ -67,19 +68,27 @@ class Publisher:
                     bin_.take(state.layout.model(digest))
 
 
-def seal(state: State, blobs: Iterable[str]) -> None:
-    """Make verified blobs read-only and durable, both inside and in their directories."""
-    paths = [state.staging.place(blob) for blob in blobs]
+def seal(state: State, blobs: Sequence[str]) -> None:
+    """Make verified blobs read-only and durable, both inside and in their directories. Where that fails nothing of them
+    is kept: a page that could not be written counts as clean from then on, and the next fsync would say that all is
+    well."""
+    paths = [_place(state, blob) for blob in blobs]
     for path in paths:
         os.chmod(path, SEALED)
-    sync_all([*paths, *{os.path.dirname(path) for path in paths}], state.layout.root)
+    try:
+        sync_all([*paths, *{os.path.dirname(path) for path in paths}], state.layout.root)
+    except OSError:
+        for blob in blobs:
+            with suppress(OSError):  # it is forgotten in any case
+                state.staging.discard(blob)
+        raise
 
 
 def finish(state: State, record: Record, blobs: tuple[str, ...], staged: Iterable[str]) -> None:
     """The steps after the record: they can begin again after a crash at any of them."""
     layout, digest = state.layout, record.digest
     for blob in staged:
-        os.rename(state.staging.place(blob), layout.blob(blob))
+        os.rename(_place(state, blob), layout.blob(blob))
     sync_directory(layout.blobs)
     if os.path.exists(layout.tree(digest)):
         with state.trash.bin() as bin_:
@@ -88,3 +97,9 @@ def finish(state: State, record: Record, blobs: tuple[str, ...], staged: Iterabl
     os.rename(layout.tree(digest), layout.model(digest))
     os.chmod(layout.model(digest), READ_ONLY)
     sync_directory(layout.models)
+
+
+def _place(state: State, blob: str) -> str:
+    """In staging, or in `blobs/` where a publish that failed later has moved it; renaming it to itself is nothing."""
+    staged = state.staging.place(blob)
+    return staged if os.path.exists(staged) else state.layout.blob(blob)

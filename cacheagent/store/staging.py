@@ -100,8 +100,14 @@ class Staging:
             if os.stat(path).st_size != size_bytes:
                 self.discard(blob)
                 return self.stage(blob, size_bytes)
-        journal = PieceJournal(self.layout.staged_journal(blob), size_bytes)
-        _preallocate(path, size_bytes)
+        is_new = not os.path.exists(path)
+        try:
+            _preallocate(path, size_bytes)
+            journal = PieceJournal(self.layout.staged_journal(blob), size_bytes)
+        except OSError:
+            if is_new:  # what a full disk could not take must not go on taking room
+                self._withdraw(blob)
+            raise
         self._allocated[blob] = on_disk(size_bytes)
         return StagedBlob(self, blob, size_bytes, journal)
 
@@ -167,6 +173,12 @@ class Staging:
         if os.path.exists(self.layout.staged(blob)):
             with self.trash.bin() as bin_:
                 bin_.take(self.layout.staged(blob))
+
+    def _withdraw(self, blob: str) -> None:
+        with suppress(OSError):  # of a disk that takes nothing: the first failure is the one to tell of
+            _remove(self.layout.staged_data(blob))
+            _remove(self.layout.staged_journal(blob))
+            _remove_directory(self.layout.staged(blob))
 
     def _adopt_small(self) -> None:
         there = {entry.name: entry.stat().st_size for entry in entries(self.layout.small) if is_hex_name(entry.name)}
