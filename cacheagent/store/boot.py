@@ -25,7 +25,7 @@ class Boot(Value):
 
 def this_boot() -> Boot:
     """The present one, now."""
-    with open(_BOOT_ID, encoding="ascii") as file:
+    with open(_BOOT_ID, encoding="utf-8") as file:
         return Boot(id=file.read().strip(), seconds=time.clock_gettime(time.CLOCK_BOOTTIME))
 
 

@@ -85,7 +85,7 @@ def _check_version(content: bytes, layout: Layout) -> None:
 def _holder(fd: int) -> str:
     """`process 4711`, from /proc/locks; a lock of another pid namespace has no number that we could tell."""
     inode = str(os.fstat(fd).st_ino)
-    with open("/proc/locks", encoding="ascii") as locks:
+    with open("/proc/locks", encoding="utf-8") as locks:
         for line in locks:
             # 1: FLOCK  ADVISORY  WRITE 4711 fe:00:131 0 EOF
             fields = line.split()
