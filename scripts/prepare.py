@@ -40,7 +40,7 @@ VENV_PACKAGE = Package(
     "makes the environment that everything else is installed into",
 )
 FUSE = Package("fuse3", command("fusermount3"), "file systems that fail or hang on purpose, in the tests of faults")
-NGINX = Package("nginx-light", command("nginx"), "a fast HTTP origin to measure against")
+NGINX = Package("nginx-light", command("nginx"), "a fast HTTP origin that is not ours, to test and to measure against")
 FIO = Package("fio", command("fio"), "measures what the disk can take")
 IPROUTE = Package("iproute2", command("tc"), "a link with a speed limit between the origin and us")
 BUILDAH = Package("buildah", command("buildah"), "builds the image")
@@ -59,7 +59,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "demo": Target("demo"),
-    "test": Target("dev", (FUSE,)),
+    "test": Target("dev", (FUSE, NGINX)),
     "lint": Target("dev"),
     "bench": Target("bench", (NGINX, FIO, IPROUTE)),
     "image": Target("dev", (BUILDAH, MMDEBSTRAP)),
