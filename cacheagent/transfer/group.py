@@ -215,6 +215,8 @@ class WorkerGroup:
         idle_timeout_s = self._setting.config.idle_timeout_s
         for worker in self.workers:
             for asked in worker.asked:
+                if asked.cancelling is not None:
+                    continue
                 if is_overdue(now, asked.asked_at, worker.alive_at, _length(asked.work), idle_timeout_s):
                     log.warning("transfer worker %d shows no sign of life: its order is cancelled", worker.pid)
                     worker.cancel(asked.work.id)

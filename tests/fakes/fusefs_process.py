@@ -104,7 +104,7 @@ class Faults:
             with self._pace:
                 time.sleep(size / faults.read_bytes_per_s)
         self._fail(faults.read_errno if number > faults.after_reads else 0)
-        return number == faults.touch_at_read
+        return 0 < faults.touch_at_read == number
 
     @contextlib.contextmanager
     def _counted_as_hanging(self, faults: DiskFaults) -> Iterator[None]:
