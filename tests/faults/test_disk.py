@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from cacheagent.errors import DiskFault, NoRoom
 from cacheagent.model import MIB, PIECE_SIZE_BYTES
 from cacheagent.progress import JobStatus, Phase
 from cacheagent.store import StorePolicy
-from tests.conftest import missing
 from tests.fakes.fusefs import DiskFaults, FaultyDisk
 from tests.fakes.origin import Origin
 from tests.faults.scene import (
@@ -37,24 +34,8 @@ FILES = small_tree(1)
 SIZE = len(FILES[SHARD])
 SMALL_SIZES = tuple(sorted(map(len, SMALL.values())))
 LOOK_AT_THE_DISK = "look at the disk: dmesg"
-DISK_BYTES = 96 * MIB
 
 pytestmark = pytest.mark.asyncio
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory."""
-    mountpoint = tmp_path / "small-disk"
-    mountpoint.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(mountpoint)]
-    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    if mounted.returncode:
-        missing("a file system of its own", f"mount says: {mounted.stderr.strip()}")
-    try:
-        yield mountpoint
-    finally:
-        subprocess.run(["umount", str(mountpoint)], check=True)
 
 
 @pytest.fixture
