@@ -77,4 +77,7 @@ def _all_errors(root: type[CacheAgentError]) -> Iterator[type[CacheAgentError]]:
         yield from _all_errors(kind)
 
 
-_BY_CODE: Final = {kind.code: kind for kind in _all_errors(CacheAgentError)}
+_BY_CODE: Final = {
+    kind.code: kind for kind in _all_errors(CacheAgentError) if kind.__module__ == CacheAgentError.__module__
+}
+"""Without what other modules derive for themselves under the same code: those need not take a hint."""

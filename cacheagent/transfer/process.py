@@ -122,7 +122,8 @@ class Worker:
         (then TargetAbandoned).
         """
         if self.is_ending:
-            raise WorkerLost(f"worker {self.pid} is ending")
+            await self.ended.wait()  # nothing was sent; how it ended is what the asker will want to know
+            raise WorkerLost(f"transfer worker {self.pid} ended ({_describe(self._process.returncode)})")
         now = self._loop.time()
         asked = Asked(work=work, answer=self._loop.create_future(), on_part=on_part, asked_at=now)
         self._asked[work.id] = asked
@@ -327,5 +328,7 @@ def _start(launch: Launch) -> tuple[socket.socket, subprocess.Popen[bytes], int]
     return ours, process, pidfd
 
 
-def _describe(returncode: int) -> str:
+def _describe(returncode: int | None) -> str:
+    if returncode is None:
+        return "it hangs in the kernel"
     return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"

@@ -25,7 +25,7 @@ REQUESTS_AT_A_TIME: Final = 16
 """Threads and connections of one source: 1,000 large files at 20 ms each take 1.3 s. Chosen."""
 
 # At debug level botocore logs what it signs, signatures included: no setting of ours may bring those into a log.
-logging.getLogger("botocore").setLevel(logging.INFO)
+logging.getLogger("botocore").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True)
