@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections import Counter
 from collections.abc import Generator
@@ -47,6 +48,7 @@ def _forget_the_developers_settings() -> None:
 
 
 obey_file_modes()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background begins with it ignored
 _forget_the_developers_settings()  # now, since some libraries read their variables when they are imported
 
 
