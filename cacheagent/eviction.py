@@ -76,11 +76,8 @@ def plan_eviction(residents: Residents, needed_bytes: int) -> Eviction | None:
 
 def evictable_bytes(residents: Residents) -> int:
     """What evicting everything that may go would give back."""
-    names = _names(residents)
-    for version in residents.versions:
-        if not version.held:
-            names.subtract(version.blobs)
-    return sum(size for blob, size in residents.sizes.items() if names[blob] == 0)
+    staying = set(residents.wanted).union(*(version.blobs for version in residents.versions if version.held))
+    return sum(size for blob, size in residents.sizes.items() if blob not in staying)
 
 
 def no_room_sentence(residents: Residents, *, needed_bytes: int, usable_bytes: int, freeable_bytes: int) -> str:

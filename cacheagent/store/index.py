@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cacheagent.errors import NotCached
@@ -20,14 +19,16 @@ class Blob:
 
 
 class Index:
-    """Records and the blobs they name. Not thread-safe: the store's lock is held for every change; single look-ups
-    need no lock."""
+    """Records and the blobs they name (`sizes`: theirs, in bytes). Not thread-safe: the store's lock is held for every
+    change; single look-ups need no lock."""
 
     def __init__(self) -> None:
         self.records: dict[str, Record] = {}
         self.blobs: dict[str, Blob] = {}
         self.latest_use = 0.0
+        self.sizes: dict[str, int] = {}
         self._blobs_of: dict[str, tuple[str, ...]] = {}
+        self._blob_sets: dict[str, frozenset[str]] = {}
 
     def get(self, digest: str) -> Record:
         """The record. Raises NotCached."""
@@ -40,13 +41,19 @@ class Index:
         """The blob of each file, in the order of the manifest."""
         return self._blobs_of[digest]
 
+    def blob_set(self, digest: str) -> frozenset[str]:
+        """The same, each once."""
+        return self._blob_sets[digest]
+
     def add(self, record: Record, blobs: tuple[str, ...]) -> None:
         """A version is published."""
         self._blobs_of[record.digest] = blobs
+        self._blob_sets[record.digest] = frozenset(blobs)
         for file, blob in zip(record.manifest.files, blobs, strict=True):
             known = self.blobs.get(blob)
             if known is None:
                 known = self.blobs[blob] = Blob(file.size_bytes, record.hashes[file.path])
+                self.sizes[blob] = file.size_bytes
             known.versions.add(record.digest)
         self.replace(record)
 
@@ -58,20 +65,17 @@ class Index:
     def remove(self, digest: str) -> dict[str, Blob]:
         """A version is gone; returns its blobs, of which those that no version names now are forgotten."""
         del self.records[digest]
+        del self._blob_sets[digest]
         blobs = {blob: self.blobs[blob] for blob in self._blobs_of.pop(digest)}
         for blob, known in blobs.items():
             known.versions.discard(digest)
             if not known.versions:
-                del self.blobs[blob]
+                del self.blobs[blob], self.sizes[blob]
         return blobs
 
     def next_use(self, now: float) -> float:
         """The time to write down for a use: now, but after every use before it, also when the clock was set back."""
         return max(now, self.latest_use + 1e-6)
-
-    def sizes(self) -> Mapping[str, int]:
-        """Blob to bytes."""
-        return {blob: known.size_bytes for blob, known in self.blobs.items()}
 
 
 def blobs_of_files(manifest: Manifest, domain: TrustDomain) -> tuple[str, ...]:

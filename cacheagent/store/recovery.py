@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from typing import Final
 
@@ -93,7 +94,8 @@ def _read_records(state: State) -> list[Record]:
 def _adopt(state: State, record: Record, named: tuple[str, ...], blobs: set[str]) -> bool:
     """A published version, as it is; a blob that somebody removed is linked back from the tree."""
     model = state.layout.model(record.digest)
-    os.chmod(model, READ_ONLY)  # a crash between the rename and this
+    if stat.S_IMODE(os.stat(model).st_mode) != READ_ONLY:  # a crash between the rename and the chmod
+        os.chmod(model, READ_ONLY)
     for file, blob in zip(record.manifest.files, named, strict=True):
         if blob not in blobs:
             try:

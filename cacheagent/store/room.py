@@ -142,12 +142,12 @@ class Room:
                 digest=digest,
                 priority=record.priority,
                 last_used=record.last_used,
-                blobs=frozenset(index.blobs_of(digest)),
+                blobs=index.blob_set(digest),
                 held=self._held(digest, priority) or self._kept_warm(digest, priority) or after_boot,
             )
             for digest, record in index.records.items()
         ]
-        return Residents(versions=versions, sizes=index.sizes(), wanted=self._state.wanted())
+        return Residents(versions=versions, sizes=index.sizes, wanted=self._state.wanted())
 
     def _held(self, digest: str, priority: int | None) -> Held:
         state = self._state
@@ -235,7 +235,7 @@ class Room:
     def _used_bytes(self) -> int:
         staging = self._state.staging
         staged = sum(staging.allocated(blob) for blob in staging.blobs())
-        return staged + sum(self._state.index.sizes().values())
+        return staged + sum(self._state.index.sizes.values())
 
     def _free_bytes(self) -> int:
         disk = os.statvfs(self._state.layout.root)
