@@ -66,6 +66,8 @@ async def _bring(engine: Engine, spec: ModelSpec, source: Source, manifest: Mani
         partial(engine.store.reserve, manifest.digest, plan.sizes(), priority=tracker.priority)
     )
     try:
+        # What was here a moment ago may have gone for somebody else's room; what is here now is promised and stays.
+        plan = make_plan(manifest, domain, engine.store.blob_hashes)
         tracker.enter("fetching")
         tracker.linked(plan.linked_bytes)
         await engine.blobs.bring(plan, source, tracker)

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import click
 import msgspec
 
+from cacheagent.quantity import size_text
+
 Format = Literal["text", "json"]
 
-_UNITS: Final = ("B", "KB", "MB", "GB", "TB", "PB")
-
-
-def size(count: float) -> str:
-    """Bytes as people say them, decimal units as vendors and clouds use: `141 GB`, `1.5 GB`, `90.9 MB`."""
-    for unit in _UNITS[:-1]:
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} {_UNITS[-1]}"
+size = size_text
+"""Bytes in output read as they do in the errors of the store."""
 
 
 def duration(seconds: float) -> str:

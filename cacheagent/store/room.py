@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Final, Literal
 
 from cacheagent.errors import ModelInUse, NoRoom
-from cacheagent.eviction import Held, Resident, Residents, evictable_bytes, no_room_sentence, plan_eviction
+from cacheagent.eviction import Eviction, Held, Resident, Residents, evictable_bytes, no_room_sentence, plan_eviction
 from cacheagent.model import Value
 from cacheagent.store.staging import on_disk
 from cacheagent.store.state import Reservation, State
@@ -68,18 +68,12 @@ class Room:
         return reservation
 
     def trim(self) -> int:
-        """Evict down to the low watermark if the cache is fuller than the high one; returns the bytes given back."""
-        state = self._state
-        with self._turn, state.lock:
-            used = self._used_bytes()
-            budget = used + max(0, self._free_bytes() - state.policy.floor_bytes)
-            if used <= state.policy.high_watermark * budget:
-                return 0
-            too_much = int(used - state.policy.low_watermark * budget)
-            residents = self.residents()
-            plan = plan_eviction(residents, min(too_much, evictable_bytes(residents)))
+        """Evict down to the low watermark if the cache is fuller than the high one, and empty the trash in any case;
+        returns the bytes given back."""
+        with self._turn, self._state.lock:
+            plan = self._trimming()
             freed = sum(self.take_away(victim, "watermark") for victim in plan.digests) if plan else 0
-        state.trash.sweep()
+        self._state.trash.sweep()
         return freed
 
     def evict(self, digest: str) -> int:
@@ -170,6 +164,15 @@ class Room:
             return ""
         more_important = priority is not None and priority > self._state.index.records[digest].priority
         return "" if more_important else "kept warm"
+
+    def _trimming(self) -> Eviction | None:
+        policy, used = self._state.policy, self._used_bytes()
+        budget = used + max(0, self._free_bytes() - policy.floor_bytes)
+        if used <= policy.high_watermark * budget:
+            return None
+        residents = self.residents()
+        too_much = int(used - policy.low_watermark * budget)
+        return plan_eviction(residents, min(too_much, evictable_bytes(residents)))
 
     def _make_room(self, reservation: Reservation, priority: int) -> bool:
         """Move to the trash what must go; False when nothing must. What nobody resumes goes before what somebody may

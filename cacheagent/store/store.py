@@ -267,7 +267,8 @@ class Store:
         return {why: self._state.evictions[why] for why in ("room", "watermark", "asked")}
 
     def trim(self) -> int:
-        """Evict down to the low watermark if the cache is fuller than the high one; returns the bytes given back."""
+        """Evict down to the low watermark if the cache is fuller than the high one, and delete what is in the trash;
+        returns the bytes given back. To be called from time to time."""
         with disk_faults("room can't be made"):
             return self._room.trim()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from cacheagent.flights import Flights, source_key
 from cacheagent.model import PIECE_SIZE_BYTES, SMALL_FILE_BYTES
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, SourceSpec
-from cacheagent.store import Record, Store
+from cacheagent.store import Record, Reservation, Store
 from tests.fakes.memory import MemoryOrigin, MemoryTransport
 
 pytestmark = pytest.mark.asyncio
@@ -217,6 +217,25 @@ async def test_a_lying_safetensors_header_is_never_published(root: Path) -> None
         assert here.on_disk("models", "records", "blobs") == set()
         origin.objects["m.safetensors"] = lie + b"\0"
         assert here.files(await here.flights.ensure(spec)) == {"m.safetensors": lie + b"\0"}
+
+
+async def test_what_is_evicted_before_it_could_be_promised_is_fetched_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shared file that was here when the plan was made, and gone when the room was reserved, travels."""
+    origin = MemoryOrigin({"x": large(1)})
+    async with node(root, a=origin) as here:
+        old = await here.flights.ensure(tree("m"))
+        origin.objects["y"] = b"new"
+        reserve = here.store.reserve
+
+        def evict_and_reserve(digest: str, blobs: Mapping[str, int], *, priority: int) -> Reservation:
+            here.store.evict(old.digest)
+            return reserve(digest, blobs, priority=priority)
+
+        monkeypatch.setattr(here.store, "reserve", evict_and_reserve)
+        assert here.files(await here.flights.ensure(tree("m"), refresh=True)) == origin.objects
+        assert here.transport.fetches == {"x": 2, "y": 1}
 
 
 async def test_a_refused_model_reserves_and_fetches_nothing(root: Path) -> None:

@@ -235,7 +235,9 @@ def test_trimming_goes_from_the_high_to_the_low_watermark(world: World) -> None:
     for name in "abcd":
         bring(world.store, model(name), name=name)
     assert world.names() == set("abcd")
+    (world.root / "trash" / "0123456789abcdef").mkdir()
     assert world.store.trim() == 0
+    assert names_in(world.root, "trash") == set()
     world.disk.strangers = 2 * MIB - 200_000
     assert world.store.trim() == 4 * MIB
     assert world.names() == set("bcd")
