@@ -164,6 +164,21 @@ def assert_published(root: Path, records: Mapping[str, Mapping[str, bytes]]) -> 
     assert {oct(path.stat().st_mode & 0o777) for path in sealed} <= {"0o444"}
 
 
+class SentSince:
+    """What an origin sends from now on: connections that were left in the middle of an answer may take a minute to end,
+    and count no more."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._first = len(origin.requests)
+
+    def bytes_of(self, path: str) -> int:
+        """Of the bodies of one file, when all of them have ended."""
+        asked = [each for each in self._origin.requests[self._first :] if each.path == f"/{path}"]
+        self._origin.wait_until(lambda: all(each.finished for each in asked))
+        return sum(each.body_bytes_sent for each in asked)
+
+
 class Cache:
     """A cache directory. Each `pull` opens a node of its own on it, as a restarted agent would; `node` keeps one."""
 

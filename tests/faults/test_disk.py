@@ -20,6 +20,7 @@ from tests.faults.scene import (
     SMALL,
     Cache,
     OnDisk,
+    SentSince,
     assert_claims_are_true,
     assert_published,
     ensure,
@@ -92,10 +93,9 @@ async def test_full_when_it_is_published(small_disk: Path, origin: Origin) -> No
     assert_claims_are_true(cache.root, FILES[SHARD])
     cache.on_event = lambda _: None
     hog.remove()
-    origin.wait_until_idle()
-    before = origin.body_bytes_sent(f"m/{SHARD}")
+    again = SentSince(origin)
     got = await cache.recover(web_spec(origin, "m"), FILES)
-    assert origin.body_bytes_sent(f"m/{SHARD}") == before
+    assert again.bytes_of(f"m/{SHARD}") == 0
     assert_published(cache.root, {got.digest: FILES})
 
 
@@ -213,20 +213,30 @@ async def test_the_disk_becomes_read_only(
 
 @pytest.mark.fuse
 async def test_the_disk_is_read_only_at_the_start(faulty_cache: Cache, faulty_disk: FaultyDisk, origin: Origin) -> None:
-    """A published model is untouched by a start that fails, and by the one after."""
+    """A cache in order is adopted as it is, and what has to be written down is refused; one that needs a hand is not."""
     put_model(origin, "m", FILES)
-    first = await faulty_cache.pull(web_spec(origin, "m"))
+    digest = (await faulty_cache.pull(web_spec(origin, "m"))).digest
     real = faulty_disk.backing / "cache"
     before = look(real)
     faulty_disk.inject(DiskFaults(read_only=True))
+    async with faulty_cache.node() as node:
+        assert node.flights.find(web_spec(origin, "m")) is not None
+        await node.flights.verify(digest)
+        with pytest.raises(DiskFault, match="a lease can't be written: Read-only file system") as caught:
+            node.store.lease("volume", digest)
+    assert LOOK_AT_THE_DISK in caught.value.hint
+    (real / "records/.left-by-a-crash.tmp").touch()
     with pytest.raises(DiskFault, match=r"the cache directory .* can't be opened: Read-only file system") as caught:
         async with faulty_cache.node():
             pass
     assert LOOK_AT_THE_DISK in caught.value.hint
-    assert look(real) == before
     faulty_disk.heal()
+    async with faulty_cache.node() as node:
+        node.store.lease("volume", digest)
+        node.store.release("volume")
+    assert look(real) == before
     await faulty_cache.recover(web_spec(origin, "m"), FILES)
-    assert_published(real, {first.digest: FILES})
+    assert_published(real, {digest: FILES})
 
 
 @pytest.mark.fuse

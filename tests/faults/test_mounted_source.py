@@ -115,7 +115,9 @@ async def test_a_read_error_that_stays(cache: Cache, faulty_disk: FaultyDisk, mo
     """Given up with the cause; what came before is kept."""
     faulty_disk.inject(DiskFaults(paths="m/weights/*", read_errno=errno.EIO))
     says = rf"m/{SHARD}.*reading: Input/output error \(errno 5\); gave up after"
-    await cache.fail(directory_spec(mounted), OriginUnavailable, says, "check that the origin is up")
+    await cache.fail(
+        directory_spec(mounted), OriginUnavailable, says, "check that the origin is up", give_up_after_s=2.0
+    )
     assert replace(look(cache.root), small=()) == OnDisk(staged={SIZE: frozenset()})
     faulty_disk.heal()
     got = await cache.recover(directory_spec(mounted), FILES)

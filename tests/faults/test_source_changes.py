@@ -18,6 +18,7 @@ from tests.faults.scene import (
     Cache,
     Listing,
     OnDisk,
+    SentSince,
     assert_published,
     look,
     put_listing,
@@ -41,11 +42,9 @@ def assert_nothing_kept(cache: Cache) -> None:
 async def assert_next_try_brings(cache: Cache, origin: Origin, listing: Listing, files: dict[str, bytes]) -> None:
     """The publisher has written the new list; the new version comes whole, from its first byte."""
     put_listing(origin, "m", files, listing)
-    origin.wait_until_idle()
-    before = origin.body_bytes_sent(f"m/{SHARD}")
+    again = SentSince(origin)
     status = await cache.recover(web_spec(origin, "m"), files)
-    origin.wait_until_idle()
-    assert origin.body_bytes_sent(f"m/{SHARD}") - before == len(files[SHARD]), "something of the old one was kept"
+    assert again.bytes_of(f"m/{SHARD}") == len(files[SHARD]), "something of the old one was kept"
     assert_published(cache.root, {status.digest: files})
 
 
