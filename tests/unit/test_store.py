@@ -411,7 +411,7 @@ def test_a_version_whose_bytes_somebody_removed_is_given_up_and_the_rest_kept(st
     (root / "blobs" / blob).unlink()
     with store._state.trash.bin() as bin_:
         bin_.take(str(store.path(digest)))
-    store.stage(blob, SMALL_FILE_BYTES)  # of its full size, and nothing of it true: it must not pass for the missing one
+    store.stage(blob, SMALL_FILE_BYTES)  # its full size, and nothing of it true: no substitute
     with reopened(store, root) as again:
         assert again.records() == []
         assert names_in(root, "models", "records", "blobs") == set()
