@@ -213,7 +213,7 @@ async def test_the_disk_becomes_read_only(
 
 @pytest.mark.fuse
 async def test_the_disk_is_read_only_at_the_start(faulty_cache: Cache, faulty_disk: FaultyDisk, origin: Origin) -> None:
-    """A cache in order is adopted as it is, and what must be written is refused; one that needs a hand is not adopted."""
+    """A cache in order is adopted as it is, and what must be written is refused; one that needs a hand is not."""
     put_model(origin, "m", FILES)
     digest = (await faulty_cache.pull(web_spec(origin, "m"))).digest
     real = faulty_disk.backing / "cache"
