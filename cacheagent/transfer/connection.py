@@ -8,6 +8,7 @@ an orderly end: so bytes are counted, and 0 always means that the connection bro
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import time
@@ -20,6 +21,10 @@ from cacheagent.transfer.running import Running
 
 SLOWEST_BYTES: Final = 64 * 1024
 """A connection that brings less than this within the idle limit counts as stalled. Chosen, not measured."""
+
+
+_RESET: Final = struct.pack("ii", 1, 0)
+"""SO_LINGER, on, 0 seconds."""
 
 
 class Connection:
@@ -46,6 +51,14 @@ class Connection:
         """May be called twice."""
         self._running.detach(self._socket)
         self._socket.close()
+
+    def abandon(self) -> None:
+        """Close in the middle of an answer, by a reset: an orderly end behind a full window would leave the origin
+        waiting to send the rest for a minute. May be called twice.
+        """
+        with contextlib.suppress(OSError):  # closed before
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.close()
 
     def rest(self) -> None:
         """Leave the order; the connection waits for the next one."""

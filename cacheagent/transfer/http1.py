@@ -105,7 +105,7 @@ class HttpBody:
 
     def __exit__(self, *error: object) -> None:
         if self._connection is not None:
-            self._connection.close()
+            self._connection.abandon()
 
     def open(self, offset: int, length: int, file_size: int) -> None:
         """Ask, and judge the answer's head. Raises OrderFailed."""
