@@ -18,6 +18,11 @@ HEARTBEAT_S: Final = 10.0
 """An event stream without news sends an empty line this often; a client that hears nothing for three of them may
 take the agent for dead. Chosen, not measured."""
 
+GRANT_S: Final = 600.0
+"""How long a lease without a mount is believed: the kubelet asks again within 5 minutes. Chosen: twice that."""
+
+View = Literal["files", "hf"]
+
 LONGEST_WAIT_S: Final = 3600.0
 """The most that one `ensure` waits; ask again for more. Chosen: far above the kubelet's 110 s holds."""
 
@@ -41,6 +46,42 @@ class LeaseRequest(Value):
 
     ref: str
     owner: str = ""
+
+
+class VolumeRequest(Value):
+    """A volume is to be mounted (`PUT /volumes/{volume_id}`). `model`: a name; or `uri` for an on-demand URI. `digest`: exactly
+    this version; empty: the one that is current at the volume's first request, which then stays for the volume's life.
+    `namespace`, `pod`, `pod_uid`: of the pod, as the kubelet says. `view`: what to mount. `wait`: `mount` answers `ready` only
+    with the whole model; `init` answers at once with a directory that is filled later. `wait_s`: hold the answer until it is
+    ready, at most so long (0 answers at once). `page_cache`: read it into memory after the mount.
+    """
+
+    namespace: str
+    model: str = ""
+    uri: str = ""
+    digest: str = ""
+    pod: str = ""
+    pod_uid: str = ""
+    view: View = "files"
+    wait: Literal["mount", "init"] = "mount"
+    wait_s: float = 0.0
+    page_cache: bool = False
+
+
+class MountedPath(Value):
+    """One of our directories that is mounted somewhere on this node. `path`: below the cache directory, for instance
+    `models/sha256-…/files`. `volume_id`: of a CSI volume, or `pv-<pod uid>-<volume>` for a local PersistentVolume.
+    """
+
+    volume_id: str
+    path: str
+
+
+class MountsReport(Value):
+    """Everything of ours that is mounted on this node, whole: leases that are missing are made, leases of volumes that are
+    not mounted any more and were granted more than `GRANT_S` ago are given back."""
+
+    mounts: tuple[MountedPath, ...]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -89,6 +130,18 @@ class Model(Answer):
     priority: int = 0
     suspect: bool = False
     leases: tuple[str, ...] = ()
+
+
+class Volume(Answer):
+    """`ready`: mount `path` (relative to the cache directory, for instance `models/sha256-…/files` or `volumes/<id>`); the lease
+    is taken. `waiting`: `message` is a sentence for the pod's events ("37 %, 52 of 141 GB, about 80 s left"), ask again.
+    """
+
+    volume_id: str
+    state: Literal["ready", "waiting"]
+    digest: str = ""
+    path: str = ""
+    message: str = ""
 
 
 WarmState = Literal["ready", "working", "waiting", "failed", "on-demand"]
