@@ -11,6 +11,9 @@ from cacheagent.kube.names import GROUP, VERSION
 Object = dict[str, Any]
 """One object as the API server sent it; typed models would drop the fields that they don't know."""
 
+Patch = Object | list[Object]
+"""A merge patch (a dict) or a JSON patch (a list)."""
+
 
 class Resource(NamedTuple):
     """One kind of object. `group` is empty for the core group."""
@@ -39,7 +42,11 @@ VOLUMES: Final = Resource("", "v1", "persistentvolumes", "PersistentVolume", nam
 CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim", namespaced=True)
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease", namespaced=True)
 WEBHOOKS: Final = Resource(
-    "admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration", namespaced=False
+    "admissionregistration.k8s.io",
+    "v1",
+    "mutatingwebhookconfigurations",
+    "MutatingWebhookConfiguration",
+    namespaced=False,
 )
 
 
@@ -107,9 +114,7 @@ class KubeApi(Protocol):
     async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
         """One object. Raises KubeNotFound."""
 
-    async def list(
-        self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = ""
-    ) -> ObjectList:
+    async def list(self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "") -> ObjectList:
         """All that match the field and label selectors, fetched in pages."""
 
     def watch(
@@ -123,18 +128,18 @@ class KubeApi(Protocol):
     async def replace(self, resource: Resource, body: Object, *, namespace: str = "", subresource: str = "") -> Object:
         """Write it whole; with `metadata.resourceVersion` only if nobody changed it (KubeConflict)."""
 
-    async def patch(  # noqa: PLR0913 - the verb's own parameters
+    async def patch(
         self,
         resource: Resource,
         name: str,
-        body: Object | list[Object],
+        body: Patch,
         *,
         namespace: str = "",
         subresource: str = "",
     ) -> Object:
         """A merge patch (a dict) or a JSON patch (a list)."""
 
-    async def apply(  # noqa: PLR0913 - the verb's own parameters
+    async def apply(
         self,
         resource: Resource,
         body: Object,
