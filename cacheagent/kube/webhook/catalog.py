@@ -1,0 +1,110 @@
+"""What the webhook needs to know of models and namespaces, and how the controller's copies of the cluster answer it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from cacheagent.kube.api import Object
+from cacheagent.kube.objects import LabelSelector, ModelCacheSpec, ModelCacheStatus, Namespaces
+from cacheagent.kube.uris import repository_of
+from cacheagent.model import Value
+
+
+class CatalogModel(Value):
+    """One ModelCache. `digest`: the current version, empty while it is not known. `versions`: all that a pod may still
+    name. `allowed` None: every namespace. `volume_namespaces`: those with local PersistentVolumes."""
+
+    name: str
+    digest: str = ""
+    versions: tuple[str, ...] = ()
+    repo_id: str = ""
+    allowed: Namespaces | None = None
+    volume_namespaces: tuple[str, ...] = ()
+    deleting: bool = False
+
+    def permits(self, namespace: str, labels: Mapping[str, str] | None) -> bool:
+        """Whether this namespace, with these labels (None: not seen yet), may use it."""
+        if self.allowed is None or namespace in self.allowed.names:
+            return True
+        return self.allowed.selector is not None and labels is not None and selects(self.allowed.selector, labels)
+
+
+class Catalog(Protocol):
+    """Answers at once from memory; used from the event loop only."""
+
+    def find(self, name: str) -> CatalogModel | None:
+        """The ModelCache of that name."""
+
+    def names(self) -> Iterable[str]:
+        """Names of all ModelCaches."""
+
+    def namespace_labels(self, namespace: str) -> Mapping[str, str] | None:
+        """Labels of a namespace; None when it has not been seen yet."""
+
+
+class MirrorCatalog:
+    """A catalog over in-memory copies of the API server's objects: `{(namespace, name): object}`, kept up to date by
+    others."""
+
+    def __init__(self, models: Mapping[tuple[str, str], Object], namespaces: Mapping[tuple[str, str], Object]) -> None:
+        self._models = models
+        self._namespaces = namespaces
+
+    def find(self, name: str) -> CatalogModel | None:
+        """See `Catalog.find`."""
+        raw = self._models.get(("", name))
+        return None if raw is None else to_catalog_model(raw)
+
+    def names(self) -> Iterable[str]:
+        """See `Catalog.names`."""
+        return [name for _, name in self._models]
+
+    def namespace_labels(self, namespace: str) -> Mapping[str, str] | None:
+        """See `Catalog.namespace_labels`."""
+        raw = self._namespaces.get(("", namespace))
+        return None if raw is None else raw["metadata"].get("labels") or {}
+
+
+def to_catalog_model(raw: Object) -> CatalogModel:
+    """What the webhook needs of a ModelCache as the API server sent it."""
+    spec = msgspec.convert(raw["spec"], ModelCacheSpec)
+    status = msgspec.convert(raw.get("status") or {}, ModelCacheStatus)
+    digest = spec.digest or status.digest
+    return CatalogModel(
+        name=raw["metadata"]["name"],
+        digest=digest,
+        versions=tuple(
+            dict.fromkeys(version for version in (digest, status.digest, *status.previous_digests) if version)
+        ),
+        repo_id=spec.source.repo_id or repository_of(spec.source.uri),
+        allowed=spec.allowed_namespaces,
+        volume_namespaces=spec.local_persistent_volumes.namespaces,
+        deleting="deletionTimestamp" in raw["metadata"],
+    )
+
+
+def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
+    """Whether a label selector matches, by Kubernetes' rules: everything in it must hold; an empty one matches all. An
+    operator that is not known matches nothing."""
+    return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
+        _holds(expression, labels) for expression in selector.match_expressions
+    )
+
+
+def _holds(expression: Mapping[str, object], labels: Mapping[str, str]) -> bool:
+    key, values = str(expression.get("key", "")), expression.get("values") or []
+    wanted = values if isinstance(values, list) else []
+    match expression.get("operator"):
+        case "In":
+            return labels.get(key) in wanted
+        case "NotIn":  # as everywhere in Kubernetes: also where the label is absent
+            return labels.get(key) not in wanted
+        case "Exists":
+            return key in labels
+        case "DoesNotExist":
+            return key not in labels
+        case _:
+            return False
