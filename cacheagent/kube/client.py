@@ -1,0 +1,265 @@
+"""`KubeApi` over HTTP: raw JSON, pages, watches as a stream of lines, and errors by what to do next."""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+import cacheagent
+from cacheagent.kube.access import Access, find_access
+from cacheagent.kube.api import KubeError, KubeExpired, KubeUnavailable, Object, ObjectList, Patch, Resource, WatchEvent
+from cacheagent.kube.refusals import error_of_answer, error_of_status
+
+PAGE: Final = 500
+"""Objects in one answer of a list, as kubectl and client-go ask for."""
+ANSWER_LIMIT_S: Final = 30.0
+"""For a request that is no watch. The API server gives up on its own after 60 s; nobody here can wait that long."""
+CONNECT_LIMIT_S: Final = 10.0
+WATCH_S: Final = (300, 600)
+"""How long a watch may last, chosen at random as client-go does, so that a fleet doesn't come back as one."""
+IDLE_LIMIT_S: Final = 150.0
+"""A watch that says nothing so long is dead: the server sends a bookmark a minute."""
+
+JSON: Final = "application/json"
+APPLY_PATCH: Final = "application/apply-patch+yaml"  # JSON is YAML
+MERGE_PATCH: Final = "application/merge-patch+json"
+JSON_PATCH: Final = "application/json-patch+json"
+
+OnRequest = Callable[[str, str, int], None]
+"""(verb, plural, HTTP status or 0), as soon as a request is answered or has failed: for counting."""
+
+
+class Call(NamedTuple):
+    """One request, before it has a server."""
+
+    verb: str
+    method: str
+    resource: Resource
+    name: str = ""
+    namespace: str = ""
+    subresource: str = ""
+    query: dict[str, str] = {}
+    body: Object | list[Object] | None = None
+    content_type: str = JSON
+
+    @property
+    def path(self) -> str:
+        """As in the API's URLs."""
+        resource = self.resource
+        root = f"/apis/{resource.group}/{resource.version}" if resource.group else f"/api/{resource.version}"
+        inside = ["namespaces", self.namespace] if resource.namespaced and self.namespace else []
+        parts = [*inside, resource.plural, self.name, self.subresource]
+        return "/".join([root, *(quote(part, safe="") for part in parts if part)])
+
+    @property
+    def text(self) -> str:
+        """For messages: `get pods "web-0" in "shop"`."""
+        name = f' "{self.name}"' if self.name else ""
+        subresource = f"/{self.subresource}" if self.subresource else ""
+        where = f' in "{self.namespace}"' if self.namespace else ""
+        return f"{self.verb} {self.resource.plural}{subresource}{name}{where}"
+
+
+class KubeClient:
+    """One API server; `open_client` makes it, `KubeApi` tells of the verbs. For concurrent calls in one event loop."""
+
+    def __init__(self, access: Access, session: aiohttp.ClientSession, on_request: OnRequest | None = None) -> None:
+        self._access = access
+        self._session = session
+        self._on_request = on_request or (lambda _verb, _plural, _status: None)
+
+    @property
+    def server(self) -> str:
+        """Its URL."""
+        return self._access.server
+
+    @property
+    def namespace(self) -> str:
+        """The one that a person means who names none (the kubeconfig's context), or the pod's own."""
+        return self._access.namespace
+
+    async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
+        return await self._object(Call("get", "GET", resource, name, namespace))
+
+    async def list(self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "") -> ObjectList:
+        """In pages; if the server forgets where we were between two of them, all at once."""
+        query = _selectors(fields, labels)
+        try:
+            return await self._pages(resource, namespace, query | {"limit": str(PAGE)})
+        except KubeExpired:
+            return await self._pages(resource, namespace, query)
+
+    async def watch(
+        self, resource: Resource, resource_version: str, *, namespace: str = "", fields: str = "", labels: str = ""
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Ends when the server ends it. Raises KubeUnavailable when the connection breaks or falls silent."""
+        query = _selectors(fields, labels) | {
+            "watch": "true",
+            "resourceVersion": resource_version,
+            "allowWatchBookmarks": "true",
+            "timeoutSeconds": str(random.randint(*WATCH_S)),
+        }
+        call = Call("watch", "GET", resource, namespace=namespace, query=query)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT_S, sock_read=IDLE_LIMIT_S)
+        async with self._answer(call, limit) as response:
+            async for line in _lines(response):
+                event = msgspec.json.decode(line)
+                if event["type"] == "ERROR":
+                    raise error_of_status(event["object"], call.text)
+                yield WatchEvent(event["type"], event["object"])
+
+    async def create(self, resource: Resource, body: Object, *, namespace: str = "", dry_run: bool = False) -> Object:
+        query = {"dryRun": "All"} if dry_run else {}
+        namespace = namespace or body.get("metadata", {}).get("namespace", "")
+        return await self._object(
+            Call("create", "POST", resource, namespace=namespace, query=query, body=_typed(resource, body))
+        )
+
+    async def replace(self, resource: Resource, body: Object, *, namespace: str = "", subresource: str = "") -> Object:
+        metadata = body["metadata"]
+        namespace = namespace or metadata.get("namespace", "")
+        body = _typed(resource, body)
+        return await self._object(Call("replace", "PUT", resource, metadata["name"], namespace, subresource, body=body))
+
+    async def patch(
+        self, resource: Resource, name: str, body: Patch, *, namespace: str = "", subresource: str = ""
+    ) -> Object:
+        kind = JSON_PATCH if isinstance(body, list) else MERGE_PATCH
+        return await self._object(
+            Call("patch", "PATCH", resource, name, namespace, subresource, body=body, content_type=kind)
+        )
+
+    async def apply(
+        self, resource: Resource, body: Object, *, manager: str, namespace: str = "", subresource: str = ""
+    ) -> Object:
+        metadata = body["metadata"]
+        namespace = namespace or metadata.get("namespace", "")
+        query = {"fieldManager": manager, "force": "true"}
+        call = Call("apply", "PATCH", resource, metadata["name"], namespace, subresource, query)
+        return await self._object(call._replace(body=_typed(resource, body), content_type=APPLY_PATCH))
+
+    async def delete(self, resource: Resource, name: str, *, namespace: str = "", uid: str = "") -> None:
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
+        options = body | ({"preconditions": {"uid": uid}} if uid else {})
+        try:
+            await self._object(Call("delete", "DELETE", resource, name, namespace, body=options))
+        except KubeError as error:
+            if error.status != 404:
+                raise
+
+    async def _pages(self, resource: Resource, namespace: str, query: dict[str, str]) -> ObjectList:
+        items: list[Object] = []
+        while True:
+            page = await self._object(Call("list", "GET", resource, namespace=namespace, query=query))
+            named = {
+                "apiVersion": resource.api_version,
+                "kind": resource.kind,
+            }  # items of a list don't say what they are
+            items += (named | item for item in page.get("items") or ())
+            metadata = page["metadata"]
+            if not metadata.get("continue"):
+                return ObjectList(items, metadata["resourceVersion"])
+            query = query | {"continue": metadata["continue"]}
+
+    async def _object(self, call: Call) -> Object:
+        limit = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S, sock_connect=CONNECT_LIMIT_S)
+        async with self._answer(call, limit) as response:
+            content = await response.read()
+        try:
+            answer: Object = msgspec.json.decode(content)
+        except msgspec.DecodeError as error:
+            raise KubeUnavailable(f"{call.text}: the answer is no JSON: {content[:200]!r}") from error
+        return answer
+
+    @asynccontextmanager
+    async def _answer(self, call: Call, limit: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer that means success, or our error; also for what happens while its body is read."""
+        try:
+            response = await self._sent(call, limit)
+            if response.status == 401:
+                response.release()
+                await self._access.renew()
+                response = await self._sent(call, limit)
+            async with response:
+                if response.status >= 400:
+                    raise error_of_answer(response.status, await response.read(), call.text)
+                yield response
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._unavailable(error, call) from error
+
+    async def _sent(self, call: Call, limit: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
+        access = self._access
+        headers = {"Content-Type": call.content_type} if call.body is not None else {}
+        if authorization := access.authorization():
+            headers["Authorization"] = authorization
+        status = 0
+        try:
+            response = await self._session.request(
+                call.method,
+                access.server + call.path,
+                params=call.query,
+                data=None if call.body is None else msgspec.json.encode(call.body),
+                headers=headers,
+                timeout=limit,
+                proxy=access.proxy or None,
+                server_hostname=access.tls_name or None,
+            )
+            status = response.status
+        finally:
+            self._on_request(call.verb, call.resource.plural, status)
+        return response
+
+    def _unavailable(self, error: BaseException, call: Call) -> KubeUnavailable:
+        if isinstance(error, TimeoutError):
+            return KubeUnavailable(f"{call.text}: the API server {self.server} did not answer in time")
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return KubeUnavailable(
+                f"{call.text}: {self.server} shows a certificate that is not trusted: {error.certificate_error}",
+                hint="the kubeconfig's certificate authority is not that of this server",
+            )
+        reason = str(error) or type(error).__name__
+        return KubeUnavailable(
+            f"{call.text}: no answer from the API server {self.server}: {reason[:200]}",
+            hint="kubectl cluster-info says whether it can be reached from here",
+        )
+
+
+@asynccontextmanager
+async def open_client(
+    kubeconfig: Path | None = None, context: str = "", *, on_request: OnRequest | None = None
+) -> AsyncIterator[KubeClient]:
+    """The cluster that kubectl would use, or the one that this pod is in. Asks nothing yet. Raises ConfigError."""
+    access = await find_access(kubeconfig, context)
+    tls: ssl.SSLContext | bool = access.tls if access.tls is not None else True
+    headers = {"User-Agent": f"cacheagent/{cacheagent.__version__}", "Accept": JSON}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), headers=headers) as session:
+        yield KubeClient(access, session, on_request)
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Whole lines, however long (aiohttp's own end at 128 KB). A line that the end cuts short was no event."""
+    begun: list[bytes] = []
+    async for chunk in response.content.iter_any():
+        first, *rest = chunk.split(b"\n")
+        begun.append(first)
+        for part in rest:
+            if line := b"".join(begun):
+                yield line
+            begun = [part]
+
+
+def _selectors(fields: str, labels: str) -> dict[str, str]:
+    return ({"fieldSelector": fields} if fields else {}) | ({"labelSelector": labels} if labels else {})
+
+
+def _typed(resource: Resource, body: Object) -> dict[str, Any]:
+    """With what the server wants to read in each body, so that callers need not say it."""
+    return {"apiVersion": resource.api_version, "kind": resource.kind} | body
