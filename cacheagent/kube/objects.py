@@ -10,6 +10,7 @@ from typing import Any, Literal, dataclass_transform
 import msgspec
 
 from cacheagent.model import Kind
+from cacheagent.quantity import size_text
 
 Phase = Literal["pending", "resolving", "fetching", "ready", "failed"]
 
@@ -103,10 +104,22 @@ class NodeCounts(KubeValue, omit_defaults=False):
     downloading: int = 0
     failed: int = 0
 
+    @property
+    def text(self) -> str:
+        """`2/3`, for people."""
+        return f"{self.ready}/{self.assigned}"
+
+
+def _follow(value: KubeValue, **texts: str) -> None:
+    """Set texts that are made of other fields: a printer column can show a field, and can't compute one."""
+    for name, text in texts.items():
+        msgspec.structs.force_setattr(value, name, text)
+
 
 class ModelCacheStatus(KubeValue):
     """Conditions `Resolved`, `Ready`, `Degraded`. `resolved_for`: the request (hash of source and refresh mark) that `digest`
     answers. `progress`: for people, "37 %" or "2/2". `previous_digests`: older versions that may still be in use.
+    `ready`, `size` and `version` ("2/3", "141 GB", 12 hex digits) follow the other fields by themselves.
     """
 
     observed_generation: int = 0
@@ -120,6 +133,13 @@ class ModelCacheStatus(KubeValue):
     nodes: NodeCounts = NodeCounts()
     progress: str = ""
     previous_digests: tuple[str, ...] = ()
+    ready: str = ""
+    size: str = ""
+    version: str = ""
+
+    def __post_init__(self) -> None:
+        size = size_text(self.size_bytes) if self.digest else ""
+        _follow(self, ready=self.nodes.text, size=size, version=self.digest.removeprefix("sha256:")[:12])
 
 
 # --- ModelCacheNode: one node, cluster scope, the node's name
@@ -129,13 +149,16 @@ class NodeModel(KubeValue):
     """One model that this node shall have. `digest` empty: not pinned yet. `resolve` not empty: this node is asked to resolve
     the source and to report what it found with this token; without it and without a digest the node waits. `namespaces`:
     who may mount it; None means everybody. `on_demand`: a pod here asked for it, so it overtakes prefetching.
-    `versions`: older digests of it that stay known (their pods may mount them again), never fetched.
+    `versions`: older digests of it that stay known (their pods may mount them again), never fetched. `revision`: the commit
+    that `digest` is of, where the source has such. `content_digest`: what the files' own hashes must come to, if given.
     """
 
     name: str
     source: Source
     kind: Kind = "checkpoint"
     digest: str = ""
+    revision: str = ""
+    content_digest: str = ""
     resolve: str = ""
     policy: ModelPolicy = ModelPolicy()
     priority: int = 0
@@ -208,7 +231,8 @@ class NodeUsage(KubeValue):
 class ModelCacheNodeStatus(KubeValue):
     """Written by the node's own agent only (server-side apply). `models`: what is assigned, and every version on disk.
     `incarnation`: changes when the cache directory was made anew (a wiped disk), so that the node counts as cold again.
-    `observed_generation`: the spec that the agent has taken in.
+    `observed_generation`: the spec that the agent has taken in. `ready` and `free` ("3/4" models, "1.2 TB") follow the
+    other fields by themselves.
     """
 
     observed_generation: int = 0
@@ -220,6 +244,13 @@ class ModelCacheNodeStatus(KubeValue):
     wanted: tuple[Wanted, ...] = ()
     evicting: tuple[str, ...] = ()
     public_key: str = ""
+    ready: str = ""
+    free: str = ""
+
+    def __post_init__(self) -> None:
+        ready = sum(model.phase == "ready" for model in self.models)
+        free = size_text(self.usage.free_bytes) if self.usage.capacity_bytes else ""
+        _follow(self, ready=f"{ready}/{len(self.models)}", free=free)
 
 
 # --- ModelWarmup: what `cacheagent warm` creates, cluster scope
@@ -236,10 +267,14 @@ class ModelWarmupSpec(KubeValue):
 
 
 class ModelWarmupStatus(KubeValue):
-    """`expires_at`: RFC 3339. `digest`: the version that it warms."""
+    """`expires_at`: RFC 3339. `digest`: the version that it warms. `ready` ("2/3") follows `nodes` by itself."""
 
     observed_generation: int = 0
     conditions: tuple[Condition, ...] = ()
     digest: str = ""
     nodes: NodeCounts = NodeCounts()
     expires_at: str = ""
+    ready: str = ""
+
+    def __post_init__(self) -> None:
+        _follow(self, ready=self.nodes.text)
