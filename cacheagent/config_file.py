@@ -10,13 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import yaml
 
 from cacheagent.config import AgentConfig
 from cacheagent.errors import ConfigError, UsageError
+from cacheagent.model import Value
+
+T = TypeVar("T", bound=Value)
 
 DOCUMENTED_IN: Final = "docs/configuration.md"
 _TAKES_DEFAULTS: Final = ("source", "policy")
@@ -36,6 +39,14 @@ def load_config(path: Path) -> AgentConfig:
 
 def parse_config(text: str, path: Path) -> AgentConfig:
     """The configuration in `text`; `path` is where it came from, for messages and relative paths."""
+    tree, written = compose(text, path, such_as="root and models")
+    config = convert(_with_defaults(written, path), tree, path, AgentConfig)
+    _refuse_repeated_names(config, path)
+    return config
+
+
+def compose(text: str, path: Path, *, such_as: str) -> tuple[yaml.MappingNode, dict[str, Any]]:
+    """The keys of a YAML file, and the tree that knows their lines. Raises ConfigError, also for a repeated key."""
     try:
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
         written = yaml.safe_load(text)
@@ -45,16 +56,19 @@ def parse_config(text: str, path: Path) -> AgentConfig:
         what = getattr(error, "problem", None) or error
         raise ConfigError(f"{at}: not valid YAML: {what}", hint="check indentation and quotes there") from error
     if not isinstance(tree, yaml.MappingNode):
-        raise ConfigError(f"{path}: expected keys such as root and models at the top level", hint=_see_documentation())
+        raise ConfigError(f"{path}: expected keys such as {such_as} at the top level", hint=_see_documentation())
     _refuse_repeated_keys(tree, path)
+    return tree, written
+
+
+def convert(written: dict[str, Any], tree: yaml.MappingNode, path: Path, kind: type[T]) -> T:
+    """The same as a value, strictly. Raises ConfigError naming line and key."""
     try:
-        config = msgspec.convert(_with_defaults(written, path), AgentConfig, dec_hook=_decode_hook(path.parent))
+        return msgspec.convert(written, kind, dec_hook=_decode_hook(path.parent))
     except msgspec.ValidationError as error:
         raise _explained(error, path, tree) from error
     except UsageError as error:
         raise ConfigError(f"{path}: {error.message}", hint=error.hint) from error
-    _refuse_repeated_names(config, path)
-    return config
 
 
 def _with_defaults(written: dict[str, Any], path: Path) -> dict[str, Any]:

@@ -1,0 +1,129 @@
+"""What each node is told: the ModelCacheNode's spec. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from cacheagent.kube.api import MODEL_CACHE_NODES, Object
+from cacheagent.kube.names import API_VERSION
+from cacheagent.kube.objects import ModelCacheNodeSpec, NodeModel
+from cacheagent.kube.plan.assign import Assignment
+from cacheagent.kube.plan.changes import STEERS, TIDIES, Change, Unused
+from cacheagent.kube.plan.facts import Facts
+from cacheagent.kube.plan.holds import Hold
+from cacheagent.kube.plan.on_demand import Demand
+from cacheagent.kube.plan.resolve import Resolutions
+from cacheagent.kube.plan.views import CacheNode, Node
+from cacheagent.kube.plan.world import World
+
+_LISTS: Final = ("models", "refusals", "held")
+
+
+def plan_existence(world: World) -> list[Change]:
+    """A ModelCacheNode for every node on which an agent's pod is. It belongs to the Node and goes with it; one of a Node of
+    the same name that is gone makes room for the new one."""
+    changes = []
+    with_agent = {agent.node for agent in world.agents.values() if agent.node}
+    for name, node in world.nodes.items():
+        present = world.cache_nodes.get(name)
+        if present is None:
+            if name in with_agent and not node.meta.deleting:
+                changes.append(_made(node))
+        elif present.meta.deleting or node.meta.uid in present.meta.owners:
+            continue
+        elif present.meta.owners:
+            changes.append(
+                Change(verb="delete", resource=MODEL_CACHE_NODES, name=name, uid=present.meta.uid, urgency=STEERS)
+            )
+        else:
+            owners = {"metadata": {"ownerReferences": [_owner(node)]}}
+            changes.append(Change(verb="patch", resource=MODEL_CACHE_NODES, name=name, body=owners))
+    return changes
+
+
+def _made(node: Node) -> Change:
+    body: Object = {
+        "apiVersion": API_VERSION,
+        "kind": MODEL_CACHE_NODES.kind,
+        "metadata": {"name": node.meta.name, "ownerReferences": [_owner(node)]},
+        "spec": {},
+    }
+    return Change(verb="create", resource=MODEL_CACHE_NODES, name=node.meta.name, body=body)
+
+
+def _owner(node: Node) -> Object:
+    return {"apiVersion": "v1", "kind": "Node", "name": node.meta.name, "uid": node.meta.uid}
+
+
+def plan_specs(
+    facts: Mapping[str, Facts],
+    nodes: Mapping[str, CacheNode],
+    assignment: Assignment,
+    resolutions: Resolutions,
+    demand: Demand,
+    holds: Mapping[str, Hold],
+) -> list[Change]:
+    """A patch for every node whose spec is not what it shall be."""
+    told = {name: _told(each) for name, each in facts.items()}
+    asked = {(resolution.asked, name) for name, resolution in resolutions.of.items()}
+    changes = []
+    for name, node in nodes.items():
+        models = tuple(
+            _for_node(told[model], facts[model], (name, model), asked, assignment) for model in assignment.by_node[name]
+        )
+        denied = demand.refusals.get(name)
+        refused = tuple(sorted(denied, key=lambda each: (each.model, each.namespace))) if denied else ()
+        hold = holds[name]
+        wanted = ModelCacheNodeSpec(models=models, refusals=refused, held=hold.held)
+        if wanted != node.spec:
+            changes.append(_patch(node, wanted))
+        elif hold.unless_used is not None:  # letting go is a write of its own, after everything else
+            changes.append(_patch(node, msgspec.structs.replace(wanted, held=hold.released), hold.unless_used))
+    return changes
+
+
+def _told(facts: Facts) -> NodeModel:
+    spec = facts.model.spec
+    return NodeModel(
+        name=facts.name,
+        source=spec.source,
+        kind=spec.kind,
+        digest=facts.digest,
+        revision=facts.model.status.revision if facts.digest else "",
+        content_digest=spec.content_digest,
+        policy=spec.policy,
+        priority=spec.priority,
+        pin=spec.pin,
+        page_cache=spec.page_cache,
+        namespaces=facts.namespaces,
+        versions=facts.previous,
+    )
+
+
+def _for_node(
+    told: NodeModel, facts: Facts, pair: tuple[str, str], asked: set[tuple[str, str]], assignment: Assignment
+) -> NodeModel:
+    """The same value for nearly every node, so that comparing thousands of specs is cheap."""
+    is_asked, is_demanded = pair in asked, pair in assignment.on_demand
+    if not is_asked and not is_demanded:
+        return told
+    return msgspec.structs.replace(told, resolve=facts.token if is_asked else "", on_demand=is_demanded)
+
+
+def _patch(node: CacheNode, wanted: ModelCacheNodeSpec, unless_used: Unused | None = None) -> Change:
+    spec = {
+        key: msgspec.to_builtins(getattr(wanted, key))
+        for key in _LISTS
+        if getattr(wanted, key) != getattr(node.spec, key)
+    }
+    return Change(
+        verb="patch",
+        resource=MODEL_CACHE_NODES,
+        name=node.name,
+        body={"spec": spec},
+        urgency=STEERS if unless_used is None else TIDIES,
+        unless_used=unless_used,
+    )

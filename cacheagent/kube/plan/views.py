@@ -1,0 +1,331 @@
+"""What a plan needs of each object, parsed once for each change of it. Pure.
+
+Parsing is lenient: an object that can't be understood is left out by `world.WorldView` and named in the log.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from cacheagent.kube.api import Object
+from cacheagent.kube.names import (
+    CONTENT_DIGEST,
+    CONTENT_MODEL,
+    DRIVER,
+    GATE,
+    MODEL,
+    MODEL_LABEL,
+    VERSION_LABEL,
+)
+from cacheagent.kube.objects import (
+    ModelCacheNodeSpec,
+    ModelCacheNodeStatus,
+    ModelCacheSpec,
+    ModelCacheStatus,
+    ModelWarmupSpec,
+    ModelWarmupStatus,
+    NodeModel,
+    NodeModelStatus,
+)
+from cacheagent.kube.plan.times import seconds_of
+
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meta:
+    """`metadata`. `created_at`: seconds since the epoch. `owners`: uids of ownerReferences."""
+
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    resource_version: str = ""
+    generation: int = 0
+    created_at: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    owners: tuple[str, ...] = ()
+    deleting: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A ModelCache."""
+
+    meta: Meta
+    spec: ModelCacheSpec
+    status: ModelCacheStatus
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.meta.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheNode:
+    """A ModelCacheNode, with what is asked of its status again and again.
+
+    `entries`: the status's models by name. `on_disk`: digests that are published there. `mounted`: names of models that
+    volumes use. `assigned`: the spec's models by name. `busy`: models on their way.
+    """
+
+    meta: Meta
+    spec: ModelCacheNodeSpec
+    status: ModelCacheNodeStatus
+    assigned: Mapping[str, NodeModel]
+    entries: Mapping[str, tuple[NodeModelStatus, ...]]
+    on_disk: frozenset[str]
+    mounted: frozenset[str]
+    busy: int
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.meta.name
+
+    @property
+    def reported(self) -> bool:
+        """Whether its agent has ever spoken."""
+        return bool(self.status.reported_at or self.status.incarnation)
+
+    @property
+    def heard(self) -> bool:
+        """Whether its agent has taken in the spec as it is now."""
+        return self.status.observed_generation >= self.meta.generation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A Node. `ours`: its labels that say which versions are there. `taints`: as written."""
+
+    meta: Meta
+    ours: Mapping[str, str]
+    taints: tuple[Mapping[str, Any], ...]
+    unschedulable: bool
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentPod:
+    """A pod of the agent that has a node."""
+
+    node: str
+    ready: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uses:
+    """One of our inline volumes in a pod: what it asks for, and the version if that was known at admission."""
+
+    model: str
+    uri: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """A pod that the webhook rewrote. `refs`: what its annotation names (models or URIs). `claims`: all its claims' names."""
+
+    meta: Meta
+    node: str
+    phase: str
+    refs: tuple[str, ...]
+    inline: tuple[Uses, ...]
+    claims: tuple[str, ...]
+    gates: tuple[str, ...]
+    spec: Mapping[str, Any]
+
+    @property
+    def gated(self) -> bool:
+        """Whether it waits behind our scheduling gate."""
+        return GATE in self.gates
+
+    @property
+    def over(self) -> bool:
+        """Whether none of its containers runs again."""
+        return self.phase in {"Succeeded", "Failed"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warmup:
+    """A ModelWarmup."""
+
+    meta: Meta
+    spec: ModelWarmupSpec
+    status: ModelWarmupStatus
+
+    @property
+    def expires_at(self) -> float:
+        """Seconds since the epoch."""
+        return self.meta.created_at + self.spec.ttl_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """A PersistentVolume that we made. `short`: 12 hex of its digest. `path`: in the node's file system."""
+
+    meta: Meta
+    phase: str
+    model: str
+    short: str
+    digest: str
+    claim_namespace: str
+    claim: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A PersistentVolumeClaim that we made."""
+
+    meta: Meta
+    phase: str
+    model: str
+    short: str
+    volume: str
+
+
+def parse_meta(body: Object) -> Meta:
+    """Its `metadata`."""
+    written = body.get("metadata") or {}
+    return Meta(
+        name=written.get("name", ""),
+        namespace=written.get("namespace", ""),
+        uid=written.get("uid", ""),
+        resource_version=written.get("resourceVersion", ""),
+        generation=written.get("generation", 0),
+        created_at=seconds_of(written.get("creationTimestamp") or ""),
+        labels=written.get("labels") or {},
+        annotations=written.get("annotations") or {},
+        owners=tuple(owner.get("uid", "") for owner in written.get("ownerReferences") or ()),
+        deleting=bool(written.get("deletionTimestamp")),
+    )
+
+
+def parse_model(body: Object) -> Model:
+    """Raises msgspec.ValidationError."""
+    return Model(
+        meta=parse_meta(body),
+        spec=msgspec.convert(body.get("spec") or {}, ModelCacheSpec),
+        status=msgspec.convert(body.get("status") or {}, ModelCacheStatus),
+    )
+
+
+def parse_cache_node(body: Object) -> CacheNode:
+    """Raises msgspec.ValidationError."""
+    spec = msgspec.convert(body.get("spec") or {}, ModelCacheNodeSpec)
+    status = msgspec.convert(body.get("status") or {}, ModelCacheNodeStatus)
+    entries: dict[str, tuple[NodeModelStatus, ...]] = defaultdict(tuple)
+    for entry in status.models:
+        entries[entry.name] += (entry,)
+    return CacheNode(
+        meta=parse_meta(body),
+        spec=spec,
+        status=status,
+        assigned={model.name: model for model in spec.models},
+        entries=dict(entries),
+        on_disk=frozenset(entry.digest for entry in status.models if entry.phase == "ready" and entry.digest),
+        mounted=frozenset(entry.name for entry in status.models if entry.mounted),
+        busy=sum(entry.phase in {"fetching", "resolving"} for entry in status.models),
+    )
+
+
+def parse_node(body: Object) -> Node:
+    """A Node."""
+    meta, spec = parse_meta(body), body.get("spec") or _NOTHING
+    conditions = (body.get("status") or _NOTHING).get("conditions") or ()
+    return Node(
+        meta=meta,
+        ours={key: value for key, value in meta.labels.items() if key.startswith((MODEL_LABEL, VERSION_LABEL))},
+        taints=tuple(spec.get("taints") or ()),
+        unschedulable=bool(spec.get("unschedulable")),
+        ready=any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions),
+    )
+
+
+def parse_agent_pod(body: Object) -> AgentPod:
+    """A pod of the agent. One that is going is not ready."""
+    conditions = (body.get("status") or _NOTHING).get("conditions") or ()
+    ready = any(each.get("type") == "Ready" and each.get("status") == "True" for each in conditions)
+    return AgentPod(
+        node=(body.get("spec") or _NOTHING).get("nodeName") or "", ready=ready and not parse_meta(body).deleting
+    )
+
+
+def parse_pod(body: Object) -> Pod:
+    """A pod that the webhook rewrote."""
+    meta, spec = parse_meta(body), body.get("spec") or {}
+    volumes = spec.get("volumes") or ()
+    asked = meta.annotations.get(MODEL, "")
+    return Pod(
+        meta=meta,
+        node=spec.get("nodeName") or "",
+        phase=(body.get("status") or _NOTHING).get("phase") or "Pending",
+        refs=tuple(ref.strip() for ref in asked.split(",") if ref.strip()),
+        inline=tuple(_uses(volume["csi"]) for volume in volumes if _is_ours(volume)),
+        claims=tuple(claims_of(body)),
+        gates=tuple(gate.get("name", "") for gate in spec.get("schedulingGates") or ()),
+        spec=spec,
+    )
+
+
+def claims_of(body: Object) -> list[str]:
+    """Names of the claims that a pod's volumes name."""
+    volumes = (body.get("spec") or _NOTHING).get("volumes") or ()
+    return [
+        volume["persistentVolumeClaim"].get("claimName", "")
+        for volume in volumes
+        if volume.get("persistentVolumeClaim")
+    ]
+
+
+def _is_ours(volume: Mapping[str, Any]) -> bool:
+    return (volume.get("csi") or _NOTHING).get("driver") == DRIVER
+
+
+def _uses(csi: Mapping[str, Any]) -> Uses:
+    attributes = csi.get("volumeAttributes") or {}
+    return Uses(model=attributes.get("model", ""), uri=attributes.get("uri", ""), digest=attributes.get("digest", ""))
+
+
+def parse_warmup(body: Object) -> Warmup:
+    """Raises msgspec.ValidationError."""
+    return Warmup(
+        meta=parse_meta(body),
+        spec=msgspec.convert(body.get("spec") or {}, ModelWarmupSpec),
+        status=msgspec.convert(body.get("status") or {}, ModelWarmupStatus),
+    )
+
+
+def parse_volume(body: Object) -> Volume:
+    """A PersistentVolume that we made."""
+    meta, spec = parse_meta(body), body.get("spec") or _NOTHING
+    claim = spec.get("claimRef") or _NOTHING
+    path = (spec.get("local") or _NOTHING).get("path", "")
+    _, _, tail = path.rpartition("/models/sha256-")
+    return Volume(
+        meta=meta,
+        phase=(body.get("status") or _NOTHING).get("phase") or "Pending",
+        model=meta.labels.get(CONTENT_MODEL, ""),
+        short=meta.labels.get(CONTENT_DIGEST, ""),
+        digest=f"sha256:{tail[:64]}" if tail else "",
+        claim_namespace=claim.get("namespace", ""),
+        claim=claim.get("name", ""),
+    )
+
+
+def parse_claim(body: Object) -> Claim:
+    """A PersistentVolumeClaim that we made."""
+    meta = parse_meta(body)
+    return Claim(
+        meta=meta,
+        phase=(body.get("status") or _NOTHING).get("phase") or "Pending",
+        model=meta.labels.get(CONTENT_MODEL, ""),
+        short=meta.labels.get(CONTENT_DIGEST, ""),
+        volume=(body.get("spec") or _NOTHING).get("volumeName") or "",
+    )
