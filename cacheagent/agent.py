@@ -30,6 +30,7 @@ from cacheagent.api.listen import listen_tcp, listen_unix
 from cacheagent.api.server import make_api
 from cacheagent.config import AgentConfig, StoreSettings, TransferSettings
 from cacheagent.config_file import load_config
+from cacheagent.desired import Desired
 from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub
@@ -45,6 +46,7 @@ from cacheagent.source import open_source
 from cacheagent.store import StorePolicy
 from cacheagent.transfer.pool import TransferConfig
 from cacheagent.upkeep import keep_scrubbed, keep_trimmed
+from cacheagent.volumes import Volumes
 from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
@@ -94,10 +96,14 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         )
         warming = Warming(node.flights, config.models, keep=node.store.keep_warm)
         listeners.append(warming.heard)
-        live = LiveConfig(config_path, config, node, warming, on_reload=metrics.count_reload)
+        volumes = Volumes(node.store, node.flights, demand=warming.demand, counts=metrics)
+        listeners.append(volumes.heard)
+        desired = Desired(warming, volumes)
+        desired.configure(config.models)
+        live = LiveConfig(config_path, config, node, warming, desired, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
         scrub = _scrub(node, live)
-        answers = Answers(config.root, node.store, node.flights, live, counts=metrics)
+        answers = Answers(config.root, node.store, node.flights, live, volumes=volumes, counts=metrics)
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
@@ -124,6 +130,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         await until_stopped(
             {
                 "keeping models warm": warming.run(),
+                "volumes": volumes.run(),
                 "reloading": live.run(orders.reload),
                 "watching the disk": disk.run(),
                 "trimming": keep_trimmed(node.store),

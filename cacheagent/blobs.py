@@ -55,7 +55,7 @@ class BlobFlights:
         plan = self._plans.get(tracker)
         if plan is not None:
             flying = [blob for blob in plan.blobs if blob in self._flying]
-            self._transport.raise_priority(flying, tracker.priority)
+            self._transport.raise_priority(flying, tracker.transfer_priority)
 
     async def _bring(self, plan: Plan, source: Source, tracker: Tracker) -> None:
         units = [*_chunks(plan.small, SMALL_AT_ONCE), *((blob,) for blob in plan.large)]
@@ -108,7 +108,7 @@ class BlobFlights:
             source_kind=source.kind,
             claimed=staged.claimed,
             checksums=file.checksums,
-            priority=tracker.priority,
+            priority=tracker.transfer_priority,
         )
         try:
             hashes = await self._transport.fetch(order, locate, on_piece)
@@ -146,7 +146,7 @@ class BlobFlights:
                 for (blob, file), location in zip(left.items(), locations, strict=True)
             ]
             try:
-                await self._transport.fetch_small(orders, source.kind, on_done, priority=tracker.priority)
+                await self._transport.fetch_small(orders, source.kind, on_done, priority=tracker.transfer_priority)
             except LocationExpired:
                 if len(left) == before:  # fresh locations brought nothing: more of them will not either
                     raise

@@ -80,6 +80,12 @@ class SourceChanged(OriginWrong):
     code = "source-changed"
 
 
+class VersionMoved(OriginWrong):
+    """The origin holds another version than the one that is asked for, and only the present one can be fetched."""
+
+    code = "version-moved"
+
+
 class IncompleteModel(OriginWrong):
     """A shard that the index names is missing, or the index is malformed."""
 

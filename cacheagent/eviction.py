@@ -15,10 +15,21 @@ from cacheagent.model import Value
 from cacheagent.quantity import size_text
 
 Held = Literal[
-    "", "pinned", "mounted", "being fetched", "under repair", "more important", "kept warm", "mounted before the boot"
+    "",
+    "pinned",
+    "mounted",
+    "being fetched",
+    "about to be mounted",
+    "under repair",
+    "more important",
+    "in a PersistentVolume",
+    "kept warm",
+    "mounted before the boot",
+    "mounted, for all that is known",
 ]
-"""Why a version stays; empty for one that may go. `kept warm`: it would be fetched again at once, so it goes only for
-something more important. `mounted before the boot`: it may be, nobody knows yet."""
+"""Why a version stays; empty for one that may go. `about to be mounted`: a pod waits for it. `in a PersistentVolume`:
+the controller must let go of it first. `kept warm`: it would be fetched again at once, so it goes only for something
+more important. `mounted before the boot`, `mounted, for all that is known`: it may be, nobody has said yet."""
 
 
 class Resident(Value):
@@ -104,6 +115,10 @@ def _described(held: Held, plural: str) -> str:
         return f"{held} model{plural}"
     if held == "kept warm":
         return f"model{plural} that are kept warm" if plural else "model that is kept warm"
+    if held == "in a PersistentVolume":
+        return f"model{plural} that PersistentVolumes point at"
+    if held == "mounted, for all that is known":
+        return f"model{plural} that may be mounted"
     if held == "mounted before the boot":
         return f"model{plural} that may be mounted since before the boot"
     return f"model{plural} {held}"

@@ -12,6 +12,7 @@ from functools import partial
 from typing import BinaryIO
 
 from cacheagent.blobs import BlobFlights
+from cacheagent.errors import VersionMoved
 from cacheagent.model import FileHashes, Manifest, TrustDomain
 from cacheagent.plan import Plan, make_plan
 from cacheagent.resolve import resolve
@@ -48,6 +49,7 @@ async def fetch_model(engine: Engine, spec: ModelSpec, tracker: Tracker) -> Reco
     try:
         tracker.enter("resolving")
         manifest = await resolve(source, spec)
+        require_version(spec, manifest)
         tracker.resolved(manifest)
         record = engine.store.record(manifest.digest)
         if record is None:
@@ -55,6 +57,15 @@ async def fetch_model(engine: Engine, spec: ModelSpec, tracker: Tracker) -> Reco
         return record
     finally:
         await source.close()
+
+
+def require_version(spec: ModelSpec, manifest: Manifest) -> None:
+    """Raise VersionMoved if one version is asked for and the source holds another."""
+    if spec.digest and manifest.digest != spec.digest:
+        raise VersionMoved(
+            f"{spec.name}: version {spec.digest} is asked for, and its source now holds {manifest.digest}",
+            hint="put the old version back, or accept the new one (`cacheagent refresh`, or the model's digest)",
+        )
 
 
 async def _bring(engine: Engine, spec: ModelSpec, source: Source, manifest: Manifest, tracker: Tracker) -> Record:

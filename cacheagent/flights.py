@@ -15,9 +15,10 @@ import msgspec
 
 from cacheagent.blobs import BlobFlights
 from cacheagent.errors import CacheAgentError, NotCached
-from cacheagent.fetch import Engine, OpenSource, fetch_model
-from cacheagent.model import canonical_json
+from cacheagent.fetch import Engine, OpenSource, fetch_model, require_version
+from cacheagent.model import Manifest, canonical_json
 from cacheagent.progress import JobStatus
+from cacheagent.resolve import resolve
 from cacheagent.spec import ModelSpec
 from cacheagent.store import Record, Store
 from cacheagent.threads import in_thread
@@ -65,8 +66,8 @@ class Flights:
         self._ended: dict[str, JobStatus] = {}
 
     def find(self, spec: ModelSpec) -> Record | None:
-        """The published version that this request was last resolved to, without asking the origin."""
-        digest = self._store.resolution(source_key(spec))
+        """The published version that this request names or was last resolved to, without asking the origin."""
+        digest = spec.digest or self._store.resolution(source_key(spec))
         return self._store.record(digest) if digest else None
 
     async def ensure(self, spec: ModelSpec, *, priority: int | None = None, refresh: bool = False) -> Record:
@@ -81,11 +82,30 @@ class Flights:
         return await asyncio.shield(job.task)
 
     def start(
-        self, spec: ModelSpec, *, priority: int | None = None, refresh: bool = False, wanted_s: float = math.inf
+        self,
+        spec: ModelSpec,
+        *,
+        priority: int | None = None,
+        refresh: bool = False,
+        wanted_s: float = math.inf,
+        urgent: bool = False,
     ) -> None:
-        """The same without waiting; `jobs` tells what becomes of it."""
+        """The same without waiting; `jobs` tells what becomes of it. `urgent`: its bytes go before others'."""
         if refresh or self.find(spec) is None:
-            self._start(spec, priority=priority, wanted_s=wanted_s)
+            job = self._start(spec, priority=priority, wanted_s=wanted_s)
+            if urgent and not job.tracker.urgent:
+                job.tracker.urgent = True
+                self._engine.blobs.raise_priority(job.tracker)
+
+    async def look_up(self, spec: ModelSpec) -> Manifest:
+        """What the source holds now, without fetching it. Raises what `resolve` raises."""
+        source = self._engine.open_source(spec.source)
+        try:
+            manifest = await resolve(source, spec)
+        finally:
+            await source.close()
+        require_version(spec, manifest)
+        return manifest
 
     def jobs(self) -> list[JobStatus]:
         """Running jobs first, then the last one that ended of each model."""
@@ -164,4 +184,6 @@ def source_key(spec: ModelSpec) -> str:
     asked = msgspec.to_builtins(spec)
     for field in ("name", "priority", "pin", "keep_warm"):
         del asked[field]
+    if not spec.digest:  # as before there was one
+        del asked["digest"]
     return hashlib.sha256(canonical_json(asked)).hexdigest()

@@ -24,6 +24,7 @@ from cacheagent.transfer.observer import TransferObserver
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _JOB_SECONDS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
 """From a small model on a fast link to a terabyte on a slow one. Chosen."""
+_WAIT_SECONDS: Final = (0.1, 0.5, 1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600)
 _KINDS: Final = {"http": "https", "file": "posix", "nfs": "posix"}
 _PIECE_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SOURCES: Final = ("s3", "hf", "https", "posix")
@@ -85,6 +86,18 @@ class Metrics(TransferObserver):
         count = partial(Counter, registry=self.registry)
         self.ensures = count(
             "cacheagent_ensure_requests", "Requests for a model: hit (it was here) or miss", ["model", "result"]
+        )
+        self.mounts = count(
+            "cacheagent_volume_mounts",
+            "Volumes that got their model: hit (it was here when they first asked) or miss",
+            ["model", "result"],
+        )
+        self.volume_wait_seconds = Histogram(
+            "cacheagent_volume_wait_seconds",
+            "From a volume's first request until its model was here and its lease taken",
+            ["result"],
+            buckets=_WAIT_SECONDS,
+            registry=self.registry,
         )
         self.model_bytes = count(
             "cacheagent_model_bytes",
@@ -148,6 +161,11 @@ class Metrics(TransferObserver):
     def count_ensure(self, name: str, *, hit: bool) -> None:
         """Somebody asked for a model."""
         self.ensures.labels(name, "hit" if hit else "miss").inc()
+
+    def count_mount(self, model: str, *, hit: bool, waited_s: float) -> None:
+        """A volume got its lease."""
+        self.mounts.labels(model, "hit" if hit else "miss").inc()
+        self.volume_wait_seconds.labels("hit" if hit else "miss").observe(waited_s)
 
     def count_reload(self, result: str) -> None:
         """`applied` or `refused`."""

@@ -12,6 +12,7 @@ from typing import Final
 from cacheagent.api.schema import Wanted
 from cacheagent.config import AgentConfig
 from cacheagent.config_file import load_config
+from cacheagent.desired import Desired
 from cacheagent.errors import ConfigError
 from cacheagent.node import Node
 from cacheagent.spec import ModelSpec
@@ -27,18 +28,26 @@ class LiveConfig:
     """What the configuration says now. A file that is wrong changes nothing but `config_error`."""
 
     def __init__(
-        self, path: Path, config: AgentConfig, node: Node, warming: Warming, *, on_reload: Callable[[str], None]
+        self,
+        path: Path,
+        config: AgentConfig,
+        node: Node,
+        warming: Warming,
+        desired: Desired,
+        *,
+        on_reload: Callable[[str], None],
     ) -> None:
         self.config = config
         self.config_error = ""
         self._path = path
         self._node = node
         self._warming = warming
+        self._desired = desired
         self._on_reload = on_reload
 
     def model(self, name: str) -> ModelSpec | None:
-        """The configured model of that name."""
-        return self.config.model(name)
+        """The configured or assigned model of that name."""
+        return self._desired.model(name)
 
     def wanted(self) -> tuple[Wanted, ...]:
         """The state of every configured model."""
@@ -75,7 +84,7 @@ class LiveConfig:
                 LOG.warning("a change of %s takes effect at the next start", key)
         before, after = set(self.config.models), set(new.models)
         self.config, self.config_error = new, ""
-        self._warming.want(new.models)
+        self._desired.configure(new.models)
         await self.pin_what_is_here()
         self._on_reload("applied")
         LOG.info(

@@ -12,6 +12,9 @@ from cacheagent.model import Kind, Value
 ModelName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\\Z")]
 """A DNS label: what Kubernetes, labels and paths all take. Checked where a value is parsed."""
 
+Digest = Annotated[str, msgspec.Meta(pattern="^(sha256:[0-9a-f]{64})?\\Z")]
+"""A digest or nothing."""
+
 
 class SourceSpec(Value):
     """Where a model comes from, as a person writes it.
@@ -61,7 +64,8 @@ class Policy(Value):
 class ModelSpec(Value):
     """One model: a source plus policy. `name`: a DNS label of at most 63 characters. `priority`: larger is fetched
     first and evicted last. `pin`: never evicted. `repo_id`: `org/name` for the `hf` view of sources that are not the
-    Hub. `keep_warm`: the agent fetches it by itself and fetches it again if it goes.
+    Hub. `keep_warm`: the agent fetches it by itself and fetches it again if it goes. `digest`: accept this version
+    only (`sha256:` and 64 hex digits); empty for whatever the source holds.
     """
 
     name: ModelName
@@ -72,3 +76,4 @@ class ModelSpec(Value):
     pin: bool = False
     repo_id: str = ""
     keep_warm: bool = True
+    digest: Digest = ""

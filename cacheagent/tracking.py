@@ -15,6 +15,9 @@ RATE_WINDOW_S: Final = 10.0
 """Long enough that 16 MiB pieces make a steady figure on a slow link. Chosen, not measured."""
 EVENT_INTERVAL_S: Final = 0.2
 """Five lines a second are what an eye follows. Chosen."""
+URGENT: Final = 1_000_000
+"""What a waiting pod adds to a job's place among transfers: more than any priority that people write. It evicts nothing
+more than the model's own priority may."""
 
 
 class Tracker:
@@ -30,6 +33,7 @@ class Tracker:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.priority = priority
+        self.urgent = False
         self._name, self._uri = name, uri
         self._on_event = on_event
         self._now = now
@@ -42,6 +46,11 @@ class Tracker:
         self._last_event = -EVENT_INTERVAL_S
         self._path = ""
         self._error: CacheAgentError | None = None
+
+    @property
+    def transfer_priority(self) -> int:
+        """Its place among transfers."""
+        return self.priority + (URGENT if self.urgent else 0)
 
     def enter(self, phase: Phase) -> None:
         """The job is in its next step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from cacheagent.api.schema import Wanted, WarmState
+from cacheagent.errors import NoRoom
 from cacheagent.flights import INTEREST_S, Flights
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec
@@ -30,10 +32,16 @@ that a thousand nodes don't come back in step. Chosen. The same holds for one th
 together would otherwise evict each other without end. Whatever stays here for the longest pause begins anew."""
 
 
+LONGEST_RETRY_FOR_A_POD_S: Final = 60.0
+"""While a pod waits, a failed model is tried again at least this often: what somebody mends is to be seen soon.
+Chosen."""
+
+
 @dataclass
 class _Attempts:
-    """What happened to one model since somebody last changed the configuration."""
+    """What happened to one model since somebody last changed the configuration. `demanded_until`: pods wait for it."""
 
+    demanded_until: float = -math.inf
     under_way: bool = False
     ready_since: float | None = None
     failures: int = 0
@@ -65,13 +73,34 @@ class Warming:
         self._attempts: dict[ModelSpec, _Attempts] = {}
         self.want(specs)
 
-    def want(self, specs: Sequence[ModelSpec]) -> None:
-        """From now on these; whatever failed is tried again at once."""
+    def want(self, specs: Sequence[ModelSpec], *, afresh: bool = True) -> None:
+        """From now on these. `afresh`: whatever failed is tried again at once; else only what is new or changed."""
         self._specs = tuple(sorted(specs, key=lambda spec: -spec.priority))
-        self._attempts = {
-            spec: _Attempts(under_way=(past := self._attempts.get(spec)) is not None and past.under_way)
-            for spec in self._specs
-        }
+        past = self._attempts
+        self._attempts = {spec: past.get(spec, _Attempts()) for spec in self._specs}
+        if afresh:
+            for attempts in self._attempts.values():
+                attempts.ready_since, attempts.failures, attempts.retry_at = None, 0, 0.0
+        self._wake.set()
+
+    def demand(self, spec: ModelSpec) -> float:
+        """A pod waits for one of these models: it goes before others, whatever `keep_warm` says, for as long as
+        somebody has asked within `INTEREST_S`. Returns in how many seconds it is tried again, after a failure."""
+        attempts = self._attempts.get(spec)
+        if attempts is None:
+            return 0.0
+        if attempts.demanded_until < self._now():
+            attempts.retry_at = min(attempts.retry_at, self._now() + LONGEST_RETRY_FOR_A_POD_S)
+        attempts.demanded_until = self._now() + INTEREST_S
+        self._wake.set()
+        return max(0.0, attempts.retry_at - self._now())
+
+    def room_was_made(self) -> None:
+        """What did not fit is tried again at once."""
+        for spec, attempts in self._attempts.items():
+            job = self._flights.job(spec)
+            if job is not None and job.error == NoRoom.code:
+                attempts.retry_at = 0.0
         self._wake.set()
 
     def heard(self, status: JobStatus) -> None:
@@ -101,14 +130,16 @@ class Warming:
                 if spec.keep_warm:
                     here.add(record.digest)
                 continue
+            demanded = attempts.demanded_until > self._now()
             if not _runs(self._flights.job(spec)):
                 if attempts.under_way or attempts.ready_since is not None:
                     self._note_absence(attempts)
-                if not spec.keep_warm or attempts.retry_at > self._now() or running >= WARM_AT_ONCE:
+                may_start = demanded or (spec.keep_warm and running < WARM_AT_ONCE)
+                if not may_start or attempts.retry_at > self._now():
                     continue
-            elif not spec.keep_warm:
+            elif not spec.keep_warm and not demanded:
                 continue  # somebody asked for it, and it lives by their interest
-            self._flights.start(spec, wanted_s=INTEREST_S)
+            self._flights.start(spec, wanted_s=INTEREST_S, urgent=demanded)
             attempts.under_way = True
             running += 1
         self._keep(here)
@@ -126,7 +157,8 @@ class Warming:
 
     def _note_absence(self, attempts: _Attempts) -> None:
         """Its job failed, or it was evicted."""
-        pause = min(FIRST_RETRY_S * 2**attempts.failures, LONGEST_RETRY_S)
+        longest = LONGEST_RETRY_FOR_A_POD_S if attempts.demanded_until > self._now() else LONGEST_RETRY_S
+        pause = min(FIRST_RETRY_S * 2**attempts.failures, longest)
         attempts.under_way, attempts.ready_since = False, None
         attempts.failures += 1
         attempts.retry_at = self._now() + pause * (1 + self._jitter() / 2)

@@ -28,8 +28,11 @@ from cacheagent.api.schema import (
     Leases,
     Model,
     Models,
+    MountsReport,
     Status,
     Version,
+    Volume,
+    VolumeRequest,
     Wanted,
 )
 from cacheagent.errors import AgentUnavailable, CorruptModel, NotCached, UsageError
@@ -53,6 +56,19 @@ class Configured(Protocol):
         """The state of every configured model."""
 
 
+class Mounting(Protocol):
+    """What mounts volumes; see the client's methods of the same routes."""
+
+    async def put(self, volume_id: str, request: VolumeRequest) -> Volume:
+        """A volume is to be mounted."""
+
+    async def remove(self, volume_id: str) -> Done:
+        """It is not any more."""
+
+    async def mounted(self, report: MountsReport) -> Done:
+        """What is mounted now."""
+
+
 class Counts(Protocol):
     """Told of what is worth counting."""
 
@@ -68,7 +84,10 @@ class Answers:
     what store and flights raise.
     """
 
-    def __init__(self, root: Path, store: Store, flights: Flights, configured: Configured, *, counts: Counts) -> None:
+    def __init__(
+        self, root: Path, store: Store, flights: Flights, configured: Configured, *, volumes: Mounting, counts: Counts
+    ) -> None:
+        self.volumes = volumes
         self._root = root
         self._store = store
         self._flights = flights

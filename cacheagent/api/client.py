@@ -23,8 +23,11 @@ from cacheagent.api.schema import (
     Leases,
     Model,
     Models,
+    MountsReport,
     Status,
     Version,
+    Volume,
+    VolumeRequest,
 )
 from cacheagent.errors import AgentUnavailable
 from cacheagent.progress import JobStatus
@@ -127,6 +130,24 @@ class AgentClient:
     async def leases(self) -> tuple[Lease, ...]:
         """All mounted volumes."""
         return (await self._call("GET", "/leases", Leases)).leases
+
+    async def volume(self, volume_id: str, request: VolumeRequest) -> Volume:
+        """A volume is to be mounted: what to mount, with its lease taken, or why it has to wait (after `wait_s` at
+        most).
+
+        Raises NotCached (no such model or version), PolicyRefused (not for this namespace), NoRoom, UsageError.
+        """
+        path = f"/volumes/{_segment(volume_id)}"
+        return await self._call("PUT", path, Volume, request, limit_s=request.wait_s + ANSWER_LIMIT_S)
+
+    async def remove_volume(self, volume_id: str) -> Done:
+        """The volume is unmounted, or never will be mounted: its lease, what was remembered of it and its own directory
+        go. One that is not known is fine."""
+        return await self._call("DELETE", f"/volumes/{_segment(volume_id)}", Done)
+
+    async def mounted(self, report: MountsReport) -> Done:
+        """Everything of ours that is mounted on this node now; leases are made and given back by it."""
+        return await self._call("PUT", "/mounts", Done, report)
 
     async def events(self, name: str = "") -> AsyncGenerator[JobStatus, None]:
         """Job states as they change, of one model or of all: first what is known now, then news, until the caller

@@ -49,11 +49,12 @@ class LeaseRequest(Value):
 
 
 class VolumeRequest(Value):
-    """A volume is to be mounted (`PUT /volumes/{volume_id}`). `model`: a name; or `uri` for an on-demand URI. `digest`: exactly
-    this version; empty: the one that is current at the volume's first request, which then stays for the volume's life.
-    `namespace`, `pod`, `pod_uid`: of the pod, as the kubelet says. `view`: what to mount. `wait`: `mount` answers `ready` only
-    with the whole model; `init` answers at once with a directory that is filled later. `wait_s`: hold the answer until it is
-    ready, at most so long (0 answers at once). `page_cache`: read it into memory after the mount.
+    """A volume is to be mounted (`PUT /volumes/{volume_id}`). `model`: a name; or `uri` for an on-demand URI. `digest`:
+    exactly this version; empty: the one that is current at the volume's first request, which then stays for the
+    volume's life. `namespace`, `pod`, `pod_uid`: of the pod, as the kubelet says. `view`: what to mount. `wait`:
+    `mount` answers `ready` only with the whole model; `init` answers at once with a directory that is filled later.
+    `wait_s`: hold the answer until it is ready, at most so long (0 answers at once). `page_cache`: read it into memory
+    after the mount.
     """
 
     namespace: str
@@ -78,8 +79,8 @@ class MountedPath(Value):
 
 
 class MountsReport(Value):
-    """Everything of ours that is mounted on this node, whole: leases that are missing are made, leases of volumes that are
-    not mounted any more and were granted more than `GRANT_S` ago are given back."""
+    """Everything of ours that is mounted on this node, whole: leases that are missing are made, leases of volumes that
+    are not mounted any more and were granted more than `GRANT_S` ago are given back."""
 
     mounts: tuple[MountedPath, ...]
 
@@ -133,8 +134,9 @@ class Model(Answer):
 
 
 class Volume(Answer):
-    """`ready`: mount `path` (relative to the cache directory, for instance `models/sha256-…/files` or `volumes/<id>`); the lease
-    is taken. `waiting`: `message` is a sentence for the pod's events ("37 %, 52 of 141 GB, about 80 s left"), ask again.
+    """`ready`: mount `path` (relative to the cache directory, for instance `models/sha256-…/files` or `volumes/<id>`);
+    the lease is taken. `waiting`: `message` is a sentence for the pod's events ("37 %, 52 of 141 GB, about 80 s left"),
+    ask again.
     """
 
     volume_id: str

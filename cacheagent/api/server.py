@@ -20,6 +20,8 @@ from cacheagent.api.schema import (
     ErrorAnswer,
     ErrorBody,
     LeaseRequest,
+    MountsReport,
+    VolumeRequest,
 )
 from cacheagent.errors import CacheAgentError, UsageError
 from cacheagent.events import EventHub, Subscription
@@ -49,6 +51,14 @@ async def _lease(answers: Answers, request: web.Request) -> Any:
     return await answers.lease(request.match_info["volume_id"], await _body(request, LeaseRequest))
 
 
+async def _volume(answers: Answers, request: web.Request) -> Any:
+    return await answers.volumes.put(request.match_info["volume_id"], await _body(request, VolumeRequest))
+
+
+async def _mounted(answers: Answers, request: web.Request) -> Any:
+    return await answers.volumes.mounted(await _body(request, MountsReport))
+
+
 ROUTES: Final = (
     Route("GET", "/version", lambda answers, _: answers.version()),
     Route("GET", "/status", lambda answers, _: answers.status()),
@@ -63,6 +73,13 @@ ROUTES: Final = (
     Route("GET", "/leases", lambda answers, _: answers.leases()),
     Route("PUT", "/leases/{volume_id}", _lease),
     Route("DELETE", "/leases/{volume_id}", lambda answers, request: answers.release(request.match_info["volume_id"])),
+    Route("PUT", "/volumes/{volume_id}", _volume),
+    Route(
+        "DELETE",
+        "/volumes/{volume_id}",
+        lambda answers, request: answers.volumes.remove(request.match_info["volume_id"]),
+    ),
+    Route("PUT", "/mounts", _mounted),
 )
 """Everything under `PREFIX` but the event stream."""
 

@@ -7,5 +7,17 @@ from cacheagent.store.room import Usage
 from cacheagent.store.staging import StagedBlob
 from cacheagent.store.state import Reservation, StorePolicy
 from cacheagent.store.store import Store
+from cacheagent.store.volumes import Promise
 
-__all__ = ["Boot", "Lease", "Record", "Reservation", "Resolution", "StagedBlob", "Store", "StorePolicy", "Usage"]
+__all__ = [
+    "Boot",
+    "Lease",
+    "Promise",
+    "Record",
+    "Reservation",
+    "Resolution",
+    "StagedBlob",
+    "Store",
+    "StorePolicy",
+    "Usage",
+]

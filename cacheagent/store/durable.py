@@ -17,7 +17,7 @@ millisecond on NVMe, while a syncfs also waits for what others wrote to the disk
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 
-def write_whole(path: str, content: bytes, *, mtime: float | None = None) -> None:
+def write_whole(path: str, content: bytes, *, mtime: float | None = None, mode: int | None = None) -> None:
     """Replace a file so that a crash leaves the old or the new one: temporary beside it, fsync, rename, fsync of the
     directory. The temporary has a leading dot; `open` removes what a crash left of it."""
     directory, name = os.path.split(path)
@@ -26,6 +26,8 @@ def write_whole(path: str, content: bytes, *, mtime: float | None = None) -> Non
     try:
         try:
             write_all(fd, content)
+            if mode is not None:
+                os.fchmod(fd, mode)
             if mtime is not None:
                 os.utime(fd, (mtime, mtime))
             os.fsync(fd)

@@ -32,6 +32,10 @@ class Layout:
         self.records = f"{self.root}/records"
         self.resolved = f"{self.root}/resolved"
         self.leases = f"{self.root}/leases"
+        self.promises = f"{self.root}/promises"
+        self.volumes = f"{self.root}/volumes"
+        self.incarnation = f"{self.root}/incarnation"
+        self.assignment = f"{self.root}/assignment.json"
         self.staging = f"{self.root}/staging"
         self.small = f"{self.staging}/small"
         self.small_journal = f"{self.small}/journal"
@@ -41,19 +45,21 @@ class Layout:
 
     @property
     def directories(self) -> dict[str, int]:
-        """Every directory in the order of making, and its mode: only published trees are for others to look into."""
+        """Every directory in the order of making, and its mode: only published trees and mounted
+        volumes are for others to look into."""
         private = (
             self.blobs,
             self.records,
             self.resolved,
             self.leases,
+            self.promises,
             self.staging,
             self.small,
             self.trees,
             self.trash,
             self.quarantine,
         )
-        return {self.models: 0o755, **dict.fromkeys(private, 0o700)}
+        return {self.models: 0o755, self.volumes: 0o755, **dict.fromkeys(private, 0o700)}
 
     def model(self, digest: str) -> str:
         """The published tree."""
@@ -93,12 +99,15 @@ class Layout:
 
     def lease(self, volume_id: str) -> str:
         """Which version a mounted volume uses. Raises UsageError."""
-        if not _VOLUME.fullmatch(volume_id):
-            raise UsageError(
-                f"volume id {volume_id[:200]!r} can't be a file name",
-                hint="at most 128 letters, digits, '.', '_' and '-', the first a letter or digit",
-            )
-        return f"{self.leases}/{volume_id}"
+        return f"{self.leases}/{_volume_name(volume_id)}"
+
+    def promise(self, volume_id: str) -> str:
+        """What a volume was promised that has no lease yet. Raises UsageError."""
+        return f"{self.promises}/{_volume_name(volume_id)}"
+
+    def volume(self, volume_id: str) -> str:
+        """The directory of a volume that is filled later. Raises UsageError."""
+        return f"{self.volumes}/{_volume_name(volume_id)}"
 
 
 def digest_name(digest: str) -> str:
@@ -123,6 +132,15 @@ def is_hex_name(name: str) -> bool:
 def is_volume_id(name: str) -> bool:
     """Whether it can be a volume's name."""
     return _VOLUME.fullmatch(name) is not None
+
+
+def _volume_name(volume_id: str) -> str:
+    if not _VOLUME.fullmatch(volume_id):
+        raise UsageError(
+            f"volume id {volume_id[:200]!r} can't be a file name",
+            hint="at most 128 letters, digits, '.', '_' and '-', the first a letter or digit",
+        )
+    return volume_id
 
 
 def entries(directory: str) -> list[os.DirEntry[str]]:

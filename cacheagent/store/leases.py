@@ -57,6 +57,10 @@ class Leases:
         """Every version that is mounted."""
         return {lease.digest for lease in self.all()}
 
+    def get(self, volume_id: str) -> Lease | None:
+        """The lease of a volume."""
+        return self._leases.get(volume_id)
+
     def take(self, lease: Lease) -> None:
         """Write it down; on return it has survived a power cut. Raises ModelInUse if the volume uses another version:
         a mounted volume never changes."""

@@ -35,6 +35,7 @@ def recover(state: State) -> None:
         _make_directory(path, mode)
     _remove_temporaries(state)
     state.leases.scan()
+    state.promises.scan()
     state.resolutions.scan()
     state.staging.scan()
     trees = {digest for entry in entries(state.layout.models) if (digest := digest_of(entry.name))}
@@ -67,7 +68,7 @@ def _make_directory(path: str, mode: int) -> None:
 
 def _remove_temporaries(state: State) -> None:
     layout = state.layout
-    for directory in (layout.root, layout.records, layout.resolved, layout.leases, layout.small):
+    for directory in (layout.root, layout.records, layout.resolved, layout.leases, layout.promises, layout.small):
         for entry in entries(directory):
             if entry.name.startswith(".") and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)

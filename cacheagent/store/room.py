@@ -82,8 +82,16 @@ class Room:
         with state.lock:
             record = state.index.get(digest)
             held = self._held(digest, priority=None)
+            if not held and digest in state.holds.volumes:
+                held = "in a PersistentVolume"
+                state.holds.announce([digest])
             if held and held != "under repair":
-                how = {"pinned": "`cacheagent unpin` it first", "mounted": "its pods must end first"}
+                how = {
+                    "pinned": "`cacheagent unpin` it first",
+                    "mounted": "its pods must end first",
+                    "about to be mounted": "its pods must end first",
+                    "in a PersistentVolume": "the controller was asked to let go of it; try again in a moment",
+                }
                 raise ModelInUse(
                     f"{record.name or digest} is {held} and stays", hint=how.get(held, "try again when that is over")
                 )
@@ -127,17 +135,23 @@ class Room:
                 quarantined=len(os.listdir(state.layout.quarantine)),
             )
 
-    def residents(self, priority: int | None = None) -> Residents:
-        """What the rule of eviction looks at; `priority` is that of whoever needs the room."""
-        index = self._state.index
-        after_boot: Held = "mounted before the boot" if self._state.grace.left_s() else ""
+    def residents(self, priority: int | None = None, *, if_let_go: bool = False) -> Residents:
+        """What the rule of eviction looks at; `priority` is that of whoever needs the room. `if_let_go`: as if the
+        controller held nothing for PersistentVolumes."""
+        index, holds = self._state.index, self._state.holds
+        at_all: Held = "mounted before the boot" if self._state.grace.left_s() else ""
+        if not holds.mounts_known:
+            at_all = "mounted, for all that is known"
         versions = [
             Resident(
                 digest=digest,
                 priority=record.priority,
                 last_used=record.last_used,
                 blobs=index.blob_set(digest),
-                held=self._held(digest, priority) or self._kept_warm(digest, priority) or after_boot,
+                held=self._held(digest, priority)
+                or ("" if if_let_go or digest not in holds.volumes else "in a PersistentVolume")
+                or self._kept_warm(digest, priority)
+                or at_all,
             )
             for digest, record in index.records.items()
         ]
@@ -146,12 +160,14 @@ class Room:
     def _held(self, digest: str, priority: int | None) -> Held:
         state = self._state
         record = state.index.records[digest]
-        if record.pin:
+        if record.pin or digest in state.holds.pinned:
             return "pinned"
         if digest in state.leases.digests():
             return "mounted"
         if any(digest == reservation.digest for reservation in state.reservations):
             return "being fetched"
+        if digest in state.holds.promised:
+            return "about to be mounted"
         if record.suspect:
             return "under repair"
         if priority is not None and record.priority > priority:
@@ -185,7 +201,8 @@ class Room:
             residents = self.residents(priority)
             plan = plan_eviction(residents, short - idle_bytes)
             if plan is None:
-                raise self._no_room(reservation, residents, evictable_bytes(residents) + idle_bytes)
+                asked = self._announce(priority, short - idle_bytes)
+                raise self._no_room(reservation, residents, evictable_bytes(residents) + idle_bytes, asked=asked)
             for blob in self._idle():
                 if short <= 0:
                     break
@@ -195,17 +212,34 @@ class Room:
                 self.take_away(victim, "room")
             return True
 
-    def _no_room(self, reservation: Reservation, residents: Residents, freeable: int) -> NoRoom:
+    def _announce(self, priority: int, needed_bytes: int) -> int:
+        """If versions that only PersistentVolumes hold would give the room: say so; returns how many."""
+        holds = self._state.holds
+        plan = plan_eviction(self.residents(priority, if_let_go=True), needed_bytes)
+        held = [digest for digest in plan.digests if digest in holds.volumes] if plan else []
+        holds.announce(held)
+        return len(held)
+
+    def _no_room(self, reservation: Reservation, residents: Residents, freeable: int, *, asked: int) -> NoRoom:
         needed = OVERHEAD_BYTES + self._missing_bytes(reservation.blobs)
         sentence = no_room_sentence(
             residents, needed_bytes=needed, usable_bytes=needed - self._short_by(), freeable_bytes=freeable
         )
-        grace_s = self._state.grace.left_s()
-        later = f"nothing is evicted for another {grace_s:.0f} s after the boot; or " if grace_s else ""
         return NoRoom(
             f"{reservation.digest} {sentence}",
-            hint=f"{later}unpin or evict models, lower the floor, or use a larger disk",
+            hint=f"{self._later(asked)}unpin or evict models, lower the floor, or use a larger disk",
         )
+
+    def _later(self, asked: int) -> str:
+        """What may mend it without anybody's doing."""
+        grace_s = self._state.grace.left_s()
+        if not self._state.holds.mounts_known:
+            return "nothing is evicted before the csi container has reported what is mounted; or "
+        if grace_s:
+            return f"nothing is evicted for another {grace_s:.0f} s after the boot; or "
+        if asked:
+            return f"the controller is asked to let go of {asked} version(s) that PersistentVolumes point at; or "
+        return ""
 
     def _short_by(self) -> int:
         """Bytes that are missing for everything promised and the floor."""

@@ -12,6 +12,7 @@ import msgspec
 from cacheagent.model import Value
 from cacheagent.store.boot import BootGrace
 from cacheagent.store.durable import write_whole
+from cacheagent.store.holds import Holds
 from cacheagent.store.index import Index
 from cacheagent.store.layout import Layout
 from cacheagent.store.leases import Leases
@@ -19,6 +20,7 @@ from cacheagent.store.record import Record, encode_record
 from cacheagent.store.resolutions import Resolutions
 from cacheagent.store.staging import Staging
 from cacheagent.store.trash import Trash
+from cacheagent.store.volumes import Promises
 
 
 class StorePolicy(Value):
@@ -67,11 +69,13 @@ class State:
     staging: Staging
     index: Index
     leases: Leases
+    promises: Promises
     resolutions: Resolutions
     grace: BootGrace
     lock: threading.RLock = field(default_factory=threading.RLock)
     reservations: list[Reservation] = field(default_factory=list)
     kept_warm: set[str] = field(default_factory=set)
+    holds: Holds = field(default_factory=Holds)
     evictions: Counter[str] = field(default_factory=Counter)
 
     def rewrite(self, record: Record, **changes: str | bool | int) -> None:

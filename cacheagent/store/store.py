@@ -13,12 +13,14 @@ import msgspec
 from cacheagent.errors import CorruptModel
 from cacheagent.model import FileHashes, Manifest, TrustDomain
 from cacheagent.store.boot import Boot, BootGrace, this_boot
-from cacheagent.store.durable import disk_faults
+from cacheagent.store.durable import disk_faults, write_whole
+from cacheagent.store.identity import make_incarnation, read_incarnation, read_or_empty
 from cacheagent.store.index import Index, blobs_of_files
 from cacheagent.store.layout import Layout
 from cacheagent.store.leases import Lease, Leases
 from cacheagent.store.owner import Owner
 from cacheagent.store.publish import Publisher
+from cacheagent.store.reconcile import Reconciled, reconcile, remove_volume
 from cacheagent.store.record import Record, Resolution, content_digest
 from cacheagent.store.recovery import recover
 from cacheagent.store.repair import get_blob, quarantine, read_scrubbed, repair_piece, write_scrubbed
@@ -28,6 +30,7 @@ from cacheagent.store.staging import StagedBlob, Staging
 from cacheagent.store.state import Reservation, State, StorePolicy
 from cacheagent.store.trash import Trash
 from cacheagent.store.tree import check_tree
+from cacheagent.store.volumes import Promise, Promises, fill, write_progress
 
 
 class Store:
@@ -67,11 +70,13 @@ class Store:
                     staging=Staging(layout, trash),
                     index=Index(),
                     leases=Leases(layout),
+                    promises=Promises(layout),
                     resolutions=Resolutions(layout),
                     grace=BootGrace(layout, (policy or StorePolicy()).boot_grace_s, boot),
                 )
                 recover(state)
                 state.grace.begin()
+                make_incarnation(layout)
             except BaseException:
                 owner.release()
                 raise
@@ -246,6 +251,99 @@ class Store:
     def leases(self) -> list[Lease]:
         """Every mounted volume."""
         return self._state.leases.all()
+
+    def find_lease(self, volume_id: str) -> Lease | None:
+        """The lease of a volume."""
+        return self._state.leases.get(volume_id)
+
+    # --- volumes before their lease, and those that are filled later
+
+    def promises(self) -> list[Promise]:
+        """Every volume that was asked for and has no lease yet."""
+        return self._state.promises.all()
+
+    def promise(self, promise: Promise) -> None:
+        """Remember what a volume will get. Raises UsageError for an id that can't be a name."""
+        with disk_faults("a volume's promise can't be written"), self._state.lock:
+            self._state.promises.put(promise)
+
+    def forget_promise(self, volume_id: str) -> None:
+        """It has its lease, or nobody waits for it any more. Absent is fine."""
+        with disk_faults("a volume's promise can't be removed"), self._state.lock:
+            self._state.promises.drop(volume_id)
+
+    def make_volume(self, volume_id: str) -> None:
+        """The directory of a volume that is filled later. The same again is fine."""
+        with disk_faults("a volume's directory can't be made"), self._state.lock:
+            self._state.promises.make_directory(volume_id)
+
+    def has_volume(self, volume_id: str) -> bool:
+        """Whether a volume has a directory of its own. No I/O."""
+        return volume_id in self._state.promises.directories
+
+    def volume_path(self, volume_id: str) -> Path:
+        """That directory. Raises UsageError for an id that can't be a name."""
+        return Path(self._state.layout.volume(volume_id))
+
+    def write_progress(self, volume_id: str, line: str) -> None:
+        """One line for people, in the directory of a volume that is filled later."""
+        with disk_faults("a volume's progress can't be written"):
+            write_progress(self._state.layout, volume_id, line)
+
+    def fill_volume(self, promise: Promise) -> None:
+        """Take the lease, link the files of `promise.digest` into the volume's directory, set the mark, forget the
+        promise: each durable before the next. May be done again. Raises what `lease` raises, UnsafeContent."""
+        self.lease(promise.volume_id, promise.digest, owner=promise.owner)
+        with disk_faults("a volume can't be filled"):
+            fill(self._state.layout, promise.volume_id, promise.digest, promise.view)
+        self.forget_promise(promise.volume_id)
+
+    def remove_volume(self, volume_id: str) -> None:
+        """Its directory, its promise and its lease go. Absent is fine. Raises UsageError."""
+        with disk_faults("a volume can't be removed"), self._state.lock:
+            remove_volume(self._state, volume_id)
+
+    def reconcile(self, mounts: Mapping[str, str], *, grant_s: float) -> Reconciled:
+        """What is mounted, whole: volume ids and the mounted paths below the root. Leases that are missing are made;
+        those of volumes that are not mounted and were granted more than `grant_s` seconds ago go."""
+        with disk_faults("leases can't be reconciled"), self._state.lock:
+            return reconcile(self._state, mounts, grant_s)
+
+    def expect_mounts(self) -> None:
+        """Somebody will `reconcile`; until then nothing is evicted."""
+        self._state.holds.mounts_known = False
+
+    # --- who else keeps what
+
+    def hold(self, volumes: Collection[str], pinned: Collection[str] = ()) -> bool:
+        """From now on PersistentVolumes point at these, which are announced before they go, and those are pinned.
+        Returns whether some were let go of. Forgotten at the end of this process."""
+        with self._state.lock:
+            return self._state.holds.hold(volumes, pinned)
+
+    def hold_promised(self, digests: Collection[str]) -> None:
+        """From now on pods wait for these: they stay."""
+        with self._state.lock:
+            self._state.holds.promised = frozenset(digests)
+
+    def evicting(self) -> tuple[str, ...]:
+        """Held versions whose room is needed."""
+        with self._state.lock:
+            return self._state.holds.announced()
+
+    def incarnation(self) -> str:
+        """A name for this cache directory that a new one would not have."""
+        return read_incarnation(self._state.layout)
+
+    def assignment(self) -> bytes:
+        """What was last written by `set_assignment`, empty for nothing."""
+        with disk_faults("the assignment can't be read"):
+            return read_or_empty(self._state.layout.assignment)
+
+    def set_assignment(self, content: bytes) -> None:
+        """Keep for the next process what this node is to have."""
+        with disk_faults("the assignment can't be written"):
+            write_whole(self._state.layout.assignment, content)
 
     # --- room
 

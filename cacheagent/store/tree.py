@@ -38,7 +38,7 @@ def build_tree(layout: Layout, manifest: Manifest, blobs: Iterable[str]) -> None
     for file, blob in zip(manifest.files, blobs, strict=True):
         source = layout.blob(blob)
         for view in views:
-            _link(source, f"{top}/{view}{file.path}")
+            link_file(source, f"{top}/{view}{file.path}")
     if manifest.repo_id:
         made.append(_write_ref(top, manifest))
     for directory in made[1:]:  # the first is the top
@@ -73,7 +73,8 @@ def _directories(paths: Iterable[str], base: str) -> Iterator[str]:
         yield from reversed(missing)
 
 
-def _link(source: str, target: str) -> None:
+def link_file(source: str, target: str) -> None:
+    """One more name for a published file. Raises OSError."""
     try:
         os.link(source, target)
     except OSError as error:

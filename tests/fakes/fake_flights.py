@@ -20,6 +20,7 @@ class FakeFlights:
         self.started: list[str] = []
         self.wanted_s: dict[str, float] = {}
         self.here: set[str] = set()
+        self.urgent: set[str] = set()
         self.statuses: dict[str, JobStatus] = {}
         self.start_of: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.dropped = 0
@@ -29,8 +30,16 @@ class FakeFlights:
         return _Record(digest=f"sha256:{spec.name}") if spec.name in self.here else None
 
     def start(
-        self, spec: ModelSpec, *, priority: int | None = None, refresh: bool = False, wanted_s: float = math.inf
+        self,
+        spec: ModelSpec,
+        *,
+        priority: int | None = None,
+        refresh: bool = False,
+        wanted_s: float = math.inf,
+        urgent: bool = False,
     ) -> None:
+        if urgent:
+            self.urgent.add(spec.name)
         if self.running(spec.name):
             self.wanted_s[spec.name] = wanted_s
             return

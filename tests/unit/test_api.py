@@ -46,6 +46,7 @@ from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Store
+from cacheagent.volumes import Volumes
 from tests.fakes.memory import MemoryOrigin, MemoryTransport
 
 pytestmark = pytest.mark.asyncio
@@ -90,13 +91,19 @@ class Here:
         self.settings = Settings()
         self.counted: list[tuple[str, bool]] = []
         self.corrupt = 0
-        self.answers = Answers(root / "cache", self.store, self.flights, self.settings, counts=self)
+        self.volumes = Volumes(self.store, self.flights, demand=lambda _: 0.0, counts=self)
+        self.answers = Answers(
+            root / "cache", self.store, self.flights, self.settings, volumes=self.volumes, counts=self
+        )
 
     def count_ensure(self, name: str, *, hit: bool) -> None:
         self.counted.append((name, hit))
 
     def count_corrupt(self) -> None:
         self.corrupt += 1
+
+    def count_mount(self, model: str, *, hit: bool, waited_s: float) -> None:
+        self.counted.append((model, hit))
 
     @asynccontextmanager
     async def raw(self) -> AsyncIterator[aiohttp.ClientSession]:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from cacheagent.errors import NotCached, StoreBusy, UnknownLayout, UnsafeContent, UsageError
 from cacheagent.model import SMALL_FILE_BYTES
-from cacheagent.store import Boot, Store
+from cacheagent.store import Boot, Promise, Store
 from cacheagent.store.layout import LAYOUT_VERSION, repo_directory
 from tests.fakes.cache import (
     NO_FLOOR,
@@ -36,27 +37,31 @@ TREE = {
     "models/": "755",
     f"models/{NAME}/": "555",
     f"models/{NAME}/files/": "555",
-    f"models/{NAME}/files/config.json": "444 x3",
+    f"models/{NAME}/files/config.json": "444 x4",
     f"models/{NAME}/files/weights/": "555",
-    f"models/{NAME}/files/weights/a.bin": "444 x3",
+    f"models/{NAME}/files/weights/a.bin": "444 x4",
     f"models/{NAME}/hf/": "555",
     f"models/{NAME}/hf/models--org--llama/": "555",
     f"models/{NAME}/hf/models--org--llama/refs/": "555",
     f"models/{NAME}/hf/models--org--llama/refs/main": "444 x1",
     f"models/{NAME}/hf/models--org--llama/snapshots/": "555",
     f"models/{NAME}/hf/models--org--llama/snapshots/{COMMIT}/": "555",
-    f"models/{NAME}/hf/models--org--llama/snapshots/{COMMIT}/config.json": "444 x3",
+    f"models/{NAME}/hf/models--org--llama/snapshots/{COMMIT}/config.json": "444 x4",
     f"models/{NAME}/hf/models--org--llama/snapshots/{COMMIT}/weights/": "555",
-    f"models/{NAME}/hf/models--org--llama/snapshots/{COMMIT}/weights/a.bin": "444 x3",
+    f"models/{NAME}/hf/models--org--llama/snapshots/{COMMIT}/weights/a.bin": "444 x4",
 }
 OURS = {
     "VERSION": "644 x1",
     "blobs/": "700",
-    f"blobs/{SMALL_BLOB}": "444 x3",
-    f"blobs/{LARGE_BLOB}": "444 x3",
+    f"blobs/{SMALL_BLOB}": "444 x4",
+    f"blobs/{LARGE_BLOB}": "444 x4",
     "boot.json": "644 x1",
     "leases/": "700",
     "leases/volume-1": "644 x1",
+    "leases/volume-3": "644 x1",
+    "incarnation": "644 x1",
+    "promises/": "700",
+    "promises/volume-2": "644 x1",
     "quarantine/": "700",
     "records/": "700",
     f"records/{NAME}.json": "644 x1",
@@ -72,6 +77,14 @@ OURS = {
     "staging/small/journal": "644 x1",
     "staging/trees/": "700",
     "trash/": "700",
+    "volumes/": "755",
+    "volumes/volume-3/": "555",
+    "volumes/volume-3/.cacheagent/": "555",
+    "volumes/volume-3/.cacheagent/progress": "444 x1",
+    "volumes/volume-3/.cacheagent/ready": "444 x1",
+    "volumes/volume-3/config.json": "444 x4",
+    "volumes/volume-3/weights/": "555",
+    "volumes/volume-3/weights/a.bin": "444 x4",
 }
 TEXTS = {
     "VERSION": "cacheagent layout 1\n",
@@ -96,8 +109,14 @@ TEXTS = {
         '"name":"llama","pin":false,"priority":3,"published_at":1700000000.5,"uri":"memory://origin/m",'
         '"withdrawn":""}\n'
     ),
+    "promises/volume-2": (
+        '{"digest":"","exactly":false,"later":false,"model":"llama","namespace":"ns","owner":"ns/pod",'
+        '"page_cache":false,"since":1700000000.5,"uri":"","view":"files","volume_id":"volume-2"}\n'
+    ),
     f"resolved/{'5' * 64}.json": f'{{"digest":"{NAME.replace("-", ":")}","key":"{"5" * 64}","name":"llama",'
     '"uri":"memory://origin/m"}\n',
+    "volumes/volume-3/.cacheagent/progress": "llama: 37 %\n",
+    "volumes/volume-3/.cacheagent/ready": f'{{"digest":"{NAME.replace("-", ":")}"}}\n',
     "scrubbed.json": f'{{"{"0" * 64}":1.5}}\n',
     f"staging/{'d' * 64}/journal": (
         "1048576 16777216\n0 f74017bd1bf39a91a25147c54a7691ce0d7907af142364164e48230ea66d46da\n"
@@ -134,6 +153,11 @@ def test_the_layout_is_as_documented(tmp_path: Path, usual_umask: None) -> None:
     record = bring(store, FILES, name="llama", repo_id="org/llama", priority=3)
     store.set_resolution("5" * 64, "llama", "memory://origin/m", record.digest)
     store.lease("volume-1", record.digest, owner="ns/pod")
+    promise = Promise(volume_id="volume-2", model="llama", namespace="ns", owner="ns/pod", since=1_700_000_000.5)
+    store.promise(promise)
+    store.make_volume("volume-3")
+    store.write_progress("volume-3", "llama: 37 %")
+    store.fill_volume(replace(promise, volume_id="volume-3", digest=record.digest))
     store.set_scrubbed({"0" * 64: 1.5})
     store.stage("d" * 64, SMALL_FILE_BYTES).append(0, hashes_of(LARGE).pieces[0])
     store.small_path("e" * 64).write_bytes(b"small")
@@ -154,7 +178,9 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
         store.close()
     finally:
         os.umask(before)
-    assert {path: mode for path, mode in listing(tmp_path / "cache").items() if path.startswith("models")} == TREE
+    public = ("models", "volumes")
+    seen = {path: mode for path, mode in listing(tmp_path / "cache").items() if path.startswith(public)}
+    assert seen == TREE | {path: mode for path, mode in OURS.items() if path.startswith(public)}
 
 
 def test_a_directory_without_version_that_holds_other_things_is_refused_untouched(tmp_path: Path) -> None:

@@ -1,0 +1,46 @@
+"""Why versions stay that neither a record nor a lease speaks for. Forgotten at the end of the process, told anew
+after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+from typing import Final
+
+ANNOUNCED_S: Final = 900.0
+"""How long a version stays announced for eviction after it was last needed. Chosen: longer than the longest pause
+between two tries of a model that does not fit."""
+
+
+class Holds:
+    """The store's lock is held for every change.
+
+    `volumes`: PersistentVolumes point at them, so they go only after the controller has let go; `announced`: those of
+    them whose room is needed. `pinned`: the controller wants them to stay whatever happens. `promised`: pods wait to
+    mount them. `mounts_known`: false until it is reported what is mounted, where somebody reports it.
+    """
+
+    def __init__(self) -> None:
+        self.volumes: frozenset[str] = frozenset()
+        self.pinned: frozenset[str] = frozenset()
+        self.promised: frozenset[str] = frozenset()
+        self.mounts_known = True
+        self._announced: dict[str, float] = {}
+
+    def hold(self, volumes: Collection[str], pinned: Collection[str]) -> bool:
+        """From now on these are held; returns whether some were let go."""
+        let_go = (self.volumes - frozenset(volumes)) | (self.pinned - frozenset(pinned))
+        self.volumes, self.pinned = frozenset(volumes), frozenset(pinned)
+        for digest in self._announced.keys() - self.volumes:
+            del self._announced[digest]
+        return bool(let_go)
+
+    def announce(self, digests: Iterable[str]) -> None:
+        """Their room is needed."""
+        now = time.monotonic()
+        self._announced.update((digest, now) for digest in digests if digest in self.volumes)
+
+    def announced(self) -> tuple[str, ...]:
+        """Those whose room was needed a while ago at most."""
+        now = time.monotonic()
+        return tuple(sorted(digest for digest, at in self._announced.items() if now - at < ANNOUNCED_S))
