@@ -1,4 +1,4 @@
-"""Writes the CRDs in daemonset/chart/crds from the values of cacheagent.kube.objects and the texts in crd_fields.yaml.
+"""Writes the CRDs in daemonset/chart/files/crds from the values of cacheagent.kube.objects and crd_fields.yaml.
 
 `tests/unit/test_kube_crds.py` compares; so what the code reads and what the API server lets through is the same.
 """
@@ -15,7 +15,7 @@ from cacheagent.kube import objects
 from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHES, MODEL_WARMUPS, Resource
 from cacheagent.kube.names import GROUP, VERSION
 
-FOLDER: Final = Path(__file__).parents[1] / "daemonset/chart/crds"
+FOLDER: Final = Path(__file__).parents[1] / "daemonset/chart/files/crds"
 TEXTS: Final = Path(__file__).with_name("crd_fields.yaml")
 HEAD: Final = "# Written by scripts/crds.py from cacheagent/kube/objects.py and scripts/crd_fields.yaml.\n"
 CATEGORIES: Final = ["cacheagent"]

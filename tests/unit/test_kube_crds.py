@@ -27,7 +27,7 @@ from cacheagent.kube.objects import (
 from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, WARMUP, WARMUP_STATUS
 
 REPOSITORY: Final = Path(__file__).parents[2]
-CRDS: Final = REPOSITORY / "daemonset/chart/crds"
+CRDS: Final = REPOSITORY / "daemonset/chart/files/crds"
 
 
 def schema_of(plural: str) -> dict[str, Any]:
