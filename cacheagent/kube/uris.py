@@ -22,7 +22,7 @@ SCHEMES: Final = ("s3", "hf", "https", "http", "file", "nfs")
 LONGEST_URI: Final = 1024
 """Characters. S3 keys have at most 1,024 bytes; an object's status has to hold some of these. Chosen."""
 
-_UNSAFE: Final = re.compile(r"[\x00-\x20\x7f\\?#\s]")
+_UNSAFE: Final = re.compile(r"[^\x21-\x7e]|[\\?#]")
 _ESCAPE: Final = re.compile(r"%([0-9A-Fa-f]{2})?")
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -138,7 +138,7 @@ def parse_uri(written: str) -> ParsedUri:
     if len(written) > LONGEST_URI:
         raise _wrong(written, f"is longer than {LONGEST_URI} characters")
     if _UNSAFE.search(rest):
-        raise _wrong(written, "has a space, a control character, a backslash, '?' or '#'")
+        raise _wrong(written, "has a space, a letter that is not ASCII, a backslash, '?' or '#'")
     _check_escapes(written)
     if scheme == "hf":
         return _parse_hf(written, rest)

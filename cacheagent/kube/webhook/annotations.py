@@ -104,12 +104,12 @@ def near(wrong: str, known: Iterable[str]) -> str:
 
 
 def _check_known(annotations: Mapping[str, str]) -> None:
+    prefix = f"{names.GROUP}/"
     for key in annotations:
-        if key.startswith(f"{names.GROUP}/") and key not in _OURS:
-            written = sorted(_OURS - {names.DECISION, names.WOKEN})
-            raise PodRefused(
-                f"the annotation {key[:200]!r} is not known{near(key, written) or '; see docs/annotations.md'}"
-            )
+        if key.startswith(prefix) and key not in _OURS:
+            written = [known.removeprefix(prefix) for known in sorted(_OURS - {names.DECISION, names.WOKEN})]
+            meant = near(key.removeprefix(prefix), written) or "; see docs/annotations.md"
+            raise PodRefused(f"the annotation {key[:200]!r} is not known{meant}")
 
 
 def _list(annotations: Mapping[str, str], key: str) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ from typing import Protocol
 import msgspec
 
 from cacheagent.kube.api import Object
-from cacheagent.kube.objects import LabelSelector, ModelCacheSpec, ModelCacheStatus, Namespaces
+from cacheagent.kube.objects import ModelCacheSpec, ModelCacheStatus, Namespaces
+from cacheagent.kube.plan.selectors import matches
 from cacheagent.kube.uris import repository_of
 from cacheagent.model import Value
 
@@ -29,7 +30,7 @@ class CatalogModel(Value):
         """Whether this namespace, with these labels (None: not seen yet), may use it."""
         if self.allowed is None or namespace in self.allowed.names:
             return True
-        return self.allowed.selector is not None and labels is not None and selects(self.allowed.selector, labels)
+        return self.allowed.selector is not None and labels is not None and matches(self.allowed.selector, labels)
 
 
 class Catalog(Protocol):
@@ -84,27 +85,3 @@ def to_catalog_model(raw: Object) -> CatalogModel:
         volume_namespaces=spec.local_persistent_volumes.namespaces,
         deleting="deletionTimestamp" in raw["metadata"],
     )
-
-
-def selects(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Whether a label selector matches, by Kubernetes' rules: everything in it must hold; an empty one matches all. An
-    operator that is not known matches nothing."""
-    return all(labels.get(key) == value for key, value in selector.match_labels.items()) and all(
-        _holds(expression, labels) for expression in selector.match_expressions
-    )
-
-
-def _holds(expression: Mapping[str, object], labels: Mapping[str, str]) -> bool:
-    key, values = str(expression.get("key", "")), expression.get("values") or []
-    wanted = values if isinstance(values, list) else []
-    match expression.get("operator"):
-        case "In":
-            return labels.get(key) in wanted
-        case "NotIn":  # as everywhere in Kubernetes: also where the label is absent
-            return labels.get(key) not in wanted
-        case "Exists":
-            return key in labels
-        case "DoesNotExist":
-            return key not in labels
-        case _:
-            return False

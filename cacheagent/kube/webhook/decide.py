@@ -100,9 +100,9 @@ def is_ours(volume: Pod, model: Chosen, mode: Mode) -> bool:
     if not isinstance(csi, dict) or csi.get("driver") != names.DRIVER:
         return False
     attributes = csi.get("volumeAttributes")
-    return isinstance(attributes, dict) and (
-        attributes.get("model") == model.name or (model.uri != "" and attributes.get("uri") == model.uri)
-    )
+    if not isinstance(attributes, dict):
+        return False
+    return bool(attributes.get("uri") == model.uri if model.uri else attributes.get("model") == model.name)
 
 
 def _choose(written: str, asked: Asked, namespace: str, catalog: Catalog, settings: WebhookSettings) -> Chosen:
@@ -199,6 +199,9 @@ def _as_before(model: Chosen, first: Decision, catalog: Catalog) -> Chosen:
 
 def _containers(asked: Asked, slots: Sequence[Slot], settings: WebhookSettings) -> tuple[str, ...]:
     known = [slot.name for slot in slots]
+    for name in known:
+        if known.count(name) > 1:
+            raise PodRefused(f"two containers of the pod are called {name[:100]!r}; rename one")
     for name in asked.containers:
         if name not in known:
             suggestion = near(name, known) or f"; it has {', '.join(known)[:200]}"

@@ -57,7 +57,7 @@ def _volume_source(model: Chosen, asked: Asked) -> dict[str, Any]:
         claim = names.claim_name(model.name, model.digest)
         return {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
     attributes = {
-        "model": model.name,
+        "model": "" if model.uri else model.name,
         "uri": model.uri,
         "digest": model.digest,
         "view": asked.view,
