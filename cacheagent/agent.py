@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -32,7 +28,6 @@ from cacheagent.config import AgentConfig, StoreSettings, TransferSettings
 from cacheagent.config_file import load_config
 from cacheagent.desired import Desired
 from cacheagent.disk_watch import DiskWatch
-from cacheagent.errors import RootTaskEnded
 from cacheagent.events import EventHub
 from cacheagent.logs import JobLog, start_logging
 from cacheagent.metrics import Metrics
@@ -41,6 +36,7 @@ from cacheagent.progress import JobStatus
 from cacheagent.readings import Readings
 from cacheagent.refetch import Refetch
 from cacheagent.reload import LiveConfig
+from cacheagent.running import Orders, until_stopped
 from cacheagent.scrub import Scrub, ScrubPolicy
 from cacheagent.source import open_source
 from cacheagent.store import StorePolicy
@@ -67,7 +63,7 @@ def run(config_path: Path) -> int:
 
 
 async def _run(config_path: Path, config: AgentConfig) -> int:
-    orders = Orders()
+    orders = Orders(STOP_WITHIN_S)
     with orders.from_signals():
         await serve(config_path, config, orders)
     LOG.info("stopped", extra={"by": orders.stopped_by})
@@ -138,67 +134,6 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
             },
             orders.stop,
         )
-
-
-async def until_stopped(roots: Mapping[str, Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
-    """Run the root tasks until `stop`, then cancel them and wait for their end.
-
-    None of them ever ends by itself: if one does, all are stopped and RootTaskEnded says which and why.
-    """
-    tasks = {asyncio.create_task(work, name=name) for name, work in roots.items()}
-    stopping = asyncio.create_task(stop.wait())
-    ended, running = await asyncio.wait({*tasks, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
-    for task in ended - {stopping}:
-        reason = repr(task.exception()) if task.exception() else "it returned"
-        raise RootTaskEnded(
-            f"the agent stopped because {task.get_name()} ended: {reason}", hint="report it with the log"
-        ) from task.exception()
-
-
-class Orders:
-    """What the outside wants of a running agent."""
-
-    def __init__(self) -> None:
-        self.stop = asyncio.Event()
-        self.reload = asyncio.Event()
-        self.stopped_by = ""
-
-    @contextmanager
-    def from_signals(self) -> Iterator[None]:
-        """SIGTERM and SIGINT stop, a second one ends at once; SIGHUP reloads."""
-        loop = asyncio.get_running_loop()
-        actions: dict[signal.Signals, Callable[[], None]] = {
-            signal.SIGTERM: partial(self._stop, "SIGTERM"),
-            signal.SIGINT: partial(self._stop, "SIGINT"),
-            signal.SIGHUP: self.reload.set,
-        }
-        for number, action in actions.items():
-            loop.add_signal_handler(number, action)
-        try:
-            yield
-        finally:
-            for number in actions:
-                loop.remove_signal_handler(number)
-
-    def _stop(self, name: str) -> None:
-        if self.stop.is_set():
-            end_now("told twice to stop")
-        self.stopped_by = name
-        self.stop.set()
-        LOG.info("stopping", extra={"by": name})
-        late = threading.Timer(STOP_WITHIN_S, end_now, ["something did not stop in time"])
-        late.daemon = True  # it must not keep alive what has stopped
-        late.start()
-
-
-def end_now(why: str) -> None:
-    """End the process as kill -9 would: nothing is lost that was proved."""
-    LOG.error("ended at once: %s; what was proved is on disk", why)
-    sys.stderr.flush()
-    os._exit(1)
 
 
 async def _scrape(metrics: Metrics, readings: Readings) -> bytes:

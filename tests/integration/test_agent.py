@@ -228,15 +228,14 @@ def test_what_does_not_stop_in_time_is_ended(tmp_path: Path) -> None:
     program = textwrap.dedent(
         """
         import asyncio, os, signal, threading
-        from cacheagent import agent
+        from cacheagent import running
         from cacheagent.config import LogSettings
         from cacheagent.logs import start_logging
 
-        agent.STOP_WITHIN_S = 0.2
         start_logging(LogSettings())
 
         async def main():
-            orders = agent.Orders()
+            orders = running.Orders(stop_within_s=0.2)
             with orders.from_signals():
                 os.kill(os.getpid(), signal.SIGTERM)
                 await orders.stop.wait()

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from cacheagent import disk_watch
-from cacheagent.agent import until_stopped
 from cacheagent.disk_watch import HUNG_AFTER_S, DiskWatch
 from cacheagent.errors import RootTaskEnded
 from cacheagent.logs import JobLog
 from cacheagent.progress import JobStatus
+from cacheagent.running import until_stopped
 
 
 async def _forever(ended: list[str], name: str) -> None:
