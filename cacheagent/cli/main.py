@@ -11,6 +11,7 @@ import click
 from cacheagent import __version__
 from cacheagent.cli.agent import agent
 from cacheagent.cli.cache import evict, ls, pin, status, unpin, verify
+from cacheagent.cli.controller import controller
 from cacheagent.cli.demo import demo
 from cacheagent.cli.pull import pull
 from cacheagent.errors import CacheAgentError
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (pull, ls, status, verify, pin, unpin, evict, agent, demo):
+for command in (pull, ls, status, verify, pin, unpin, evict, agent, controller, demo):
     cli.add_command(command)
 
 

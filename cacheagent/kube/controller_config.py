@@ -1,4 +1,5 @@
-"""What can be set for a controller, as frozen values read strictly from its file: `docs/controller.md` says the same."""
+"""What can be set for a controller, as frozen values read strictly from its file: `docs/controller.md` says the
+same."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from cacheagent.quantity import Duration
 class WebhookNames(Value):
     """Where the webhook listens and what belongs to it.
 
-    `listen` (default 0.0.0.0:9443, empty for no webhook): address of the pod. `service`, `secret`, `configuration`: names
-    of the Service, of the Secret with the certificates (made here), and of the MutatingWebhookConfiguration.
+    `listen` (default 0.0.0.0:9443, empty for no webhook): address of the pod. `service`, `secret`, `configuration`:
+    names of the Service, of the Secret with the certificates (made here), and of the MutatingWebhookConfiguration.
     """
 
     listen: Address = Address("0.0.0.0:9443")
@@ -30,8 +31,9 @@ class WebhookNames(Value):
 
 
 class ColdSettings(Value):
-    """The taint `cacheagent.io/cold`. `enabled` (default false): take it off nodes that have all `required` models, and put
-    it back on nodes whose disk came back empty. `deadline` (default 30m): take it off after so long whatever is missing.
+    """The taint `cacheagent.io/cold`. `enabled` (default false): take it off nodes that have all `required` models,
+    and put it back on nodes whose disk came back empty. `deadline` (default 30m): take it off after so long whatever
+    is missing.
     """
 
     enabled: bool = False
@@ -41,13 +43,15 @@ class ColdSettings(Value):
 class ControllerConfig(Value):
     """A controller and its webhook.
 
-    `image` (default cacheagent), `image_pull_policy` (default: the cluster's): of the container that waits (`wait: init`).
+    `image` (default cacheagent), `image_pull_policy` (default: the cluster's): of the container that waits (`wait:
+    init`).
 
     `host_root` (default /var/lib/cacheagent): the cache directory on the nodes, as in the agents' volume.
 
     `lease` (default cacheagent-controller): name of the Lease by which replicas choose who leads.
 
-    `listen` (default 0.0.0.0:9472, empty for none): address of `/healthz`, `/readyz` and `/metrics`, without authentication.
+    `listen` (default 0.0.0.0:9472, empty for none): address of `/healthz`, `/readyz` and `/metrics`, without
+    authentication.
 
     `on_demand` (default none): rules for URIs that pods may name; see `uris.UriRule`. `file_roots` (default none):
     directories that `file://` URIs must lie below as well. `cluster_networks` (default none): pod and service networks,

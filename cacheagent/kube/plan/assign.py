@@ -15,8 +15,8 @@ from cacheagent.kube.plan.world import World
 
 @dataclass(slots=True)
 class Assignment:
-    """`by_node`: names of models, sorted. `by_model`: nodes, sorted by name. `on_demand`: (node, model) that nothing but
-    demand keeps there. `last_wanted`: as in `Memory`. `deadline`: when demand next ends (seconds since the epoch).
+    """`by_node`: names of models, sorted. `by_model`: nodes, sorted by name. `on_demand`: (node, model) that nothing
+    but demand keeps there. `last_wanted`: as in `Memory`. `deadline`: when demand next ends (seconds since the epoch).
     """
 
     by_node: dict[str, list[str]] = field(default_factory=dict)
@@ -58,11 +58,10 @@ def _planned_nodes(
     facts: Facts, nodes: Mapping[str, CacheNode], all_nodes: Mapping[str, Node], warmups: Iterable[Warmup]
 ) -> set[str]:
     spec = facts.model.spec
-    selectors = [spec.node_selector] if spec.prefetch else []
+    selectors: list[Mapping[str, str]] = [spec.node_selector] if spec.prefetch else []
     chosen: set[str] = set()
     for warmup in warmups:
-        if selector := warmed_selector(warmup, facts):
-            selectors.extend(selector)
+        selectors += warmed_selector(warmup, facts)
         chosen.update(name for name in warmup.spec.nodes if name in nodes)
     for selector in selectors:
         if selector:
@@ -82,8 +81,8 @@ def warmed_selector(warmup: Warmup, facts: Facts) -> list[Mapping[str, str]]:
 def _kept_by_demand(world: World, nodes: Mapping[str, CacheNode], demand: Demand) -> dict[str, set[str]]:
     """By model, the nodes on which something may keep it: pods that ask, volumes that are mounted, demand that was."""
     kept: dict[str, set[str]] = defaultdict(set)
-    for node, model in demand.asked:
-        kept[model].add(node)
+    for name, model in demand.asked:
+        kept[model].add(name)
     for name, node in nodes.items():
         for model in node.mounted:
             if model in node.assigned:

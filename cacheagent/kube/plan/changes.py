@@ -20,7 +20,8 @@ TIDIES: Final[Urgency] = 3
 
 
 class Key(NamedTuple):
-    """What a write is about. Two writes of one key never run at the same time, and the newer one replaces a waiting one."""
+    """What a write is about. Two writes of one key never run at the same time, and the newer one replaces a waiting
+    one."""
 
     plural: str
     namespace: str
@@ -38,7 +39,8 @@ class Regarding(NamedTuple):
 
 
 class Note(NamedTuple):
-    """An event for people. `about` says what it is about within the object, so that news replace what was said before."""
+    """An event for people. `about` says what it is about within the object, so that news replace what was said
+    before."""
 
     regarding: Regarding
     type: Literal["Normal", "Warning"]
@@ -47,8 +49,8 @@ class Note(NamedTuple):
 
 
 class Unused(NamedTuple):
-    """No pod that is not over uses one of these claims (namespace, name); with `node`, no pod bound to it. Asked of the API
-    server right before the write, since people may write a claim into a pod that nobody watches."""
+    """No pod that is not over uses one of these claims (namespace, name); with `node`, no pod bound to it. Asked of
+    the API server right before the write, since people may write a claim into a pod that nobody watches."""
 
     claims: frozenset[tuple[str, str]]
     node: str = ""
@@ -58,8 +60,9 @@ class Unused(NamedTuple):
 class Change:
     """One write. `body`: the object to create, or a merge patch. `uid`: delete this very object only.
 
-    `lazy_s`: it may wait until the object was not written for so many seconds. `unless_used`: what must hold right before;
-    where it does not, `world.Memory.in_use` is told and the next plan decides anew. `notes`: told when it is done.
+    `lazy_s`: it may wait until the object was not written for so many seconds. `unless_used`: what must hold right
+    before; where it does not, `world.Memory.in_use` is told and the next plan decides anew. `notes`: told when it is
+    done.
     """
 
     verb: Literal["create", "patch", "delete"]

@@ -1,7 +1,8 @@
-"""The cold taint: taken off a node when everything required is there, or at a deadline; put back when it comes back empty.
+"""The cold taint: taken off a node when everything required is there, or at a deadline; put back when it comes back
+empty.
 
-Put on by the node pool. `--register-with-taints` does not touch a Node that exists, so a node whose disk was wiped comes
-back without it: its agent then reports another incarnation of its directory, and the taint is put on here. Pure.
+Put on by the node pool. `--register-with-taints` does not touch a Node that exists, so a node whose disk was wiped
+comes back without it: its agent then reports another incarnation of its directory, and the taint is put on here. Pure.
 """
 
 from __future__ import annotations

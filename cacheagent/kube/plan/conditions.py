@@ -51,8 +51,8 @@ def resolved(facts: Facts, resolution: Resolution | None, answer: Answer | None)
 
 def _mismatch(facts: Facts, answer: Answer) -> str:
     return (
-        f"the source is {answer.digest} now (seen by {answer.node}), and spec.digest accepts only {facts.model.spec.digest}; "
-        "change spec.digest, or the source"
+        f"the source is {answer.digest} now (seen by {answer.node}), and spec.digest accepts only "
+        f"{facts.model.spec.digest}; change spec.digest, or the source"
     )
 
 

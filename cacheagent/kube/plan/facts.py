@@ -1,4 +1,5 @@
-"""What is true of a model for a whole round: who may use it, which version is pinned, what it would have to be asked. Pure."""
+"""What is true of a model for a whole round: who may use it, which version is pinned, what it would have to be asked.
+Pure."""
 
 from __future__ import annotations
 
@@ -62,8 +63,8 @@ def _facts(model: Model, namespaces: Mapping[str, Meta]) -> Facts:
 
 
 def resolve_token(model: Model) -> str:
-    """Changes when the source has to be looked at again: with anything that changes what is found there, with the version
-    that alone is accepted, and with every new value of the refresh annotation."""
+    """Changes when the source has to be looked at again: with anything that changes what is found there, with the
+    version that alone is accepted, and with every new value of the refresh annotation."""
     spec = model.spec
     question = [
         msgspec.to_builtins(spec.source),

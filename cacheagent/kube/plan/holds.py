@@ -1,7 +1,7 @@
 """Versions that PersistentVolumes point at stay on a node until nobody can be on the way to them. Pure.
 
-Two phases: a version is held before its label invites pods, and the label is taken away, and pods are looked for, before the
-agent may evict it. What the objects say is the state, so another controller goes on where this one stopped.
+Two phases: a version is held before its label invites pods, and the label is taken away, and pods are looked for,
+before the agent may evict it. What the objects say is the state, so another controller goes on where this one stopped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cacheagent.kube.plan.world import InUse, World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """`held`: what is not evicted. `released`: the same once `unless_used` was seen to hold. `leaving`: versions whose label
-    goes (or is gone) because the agent wants their room."""
+    """`held`: what is not evicted. `released`: the same once `unless_used` was seen to hold. `leaving`: versions whose
+    label goes (or is gone) because the agent wants their room."""
 
     held: tuple[str, ...] = ()
     released: tuple[str, ...] = ()

@@ -23,8 +23,8 @@ _LISTS: Final = ("models", "refusals", "held")
 
 
 def plan_existence(world: World) -> list[Change]:
-    """A ModelCacheNode for every node on which an agent's pod is. It belongs to the Node and goes with it; one of a Node of
-    the same name that is gone makes room for the new one."""
+    """A ModelCacheNode for every node on which an agent's pod is. It belongs to the Node and goes with it; one of a
+    Node of the same name that is gone makes room for the new one."""
     changes = []
     with_agent = {agent.node for agent in world.agents.values() if agent.node}
     for name, node in world.nodes.items():

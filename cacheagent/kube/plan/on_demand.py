@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,8 +30,8 @@ REFRESHED_AFTER: Final = 1 / 4
 
 @dataclass(slots=True)
 class Demand:
-    """`asked`: (node, model) that a pod asks for or uses now, and may. `refusals`: by node. `permits`: of the URIs that are
-    asked for, with the namespaces that ask."""
+    """`asked`: (node, model) that a pod asks for or uses now, and may. `refusals`: by node. `permits`: of the URIs
+    that are asked for, with the namespaces that ask."""
 
     asked: set[tuple[str, str]] = field(default_factory=set)
     refusals: dict[str, set[Refusal]] = field(default_factory=lambda: defaultdict(set))
@@ -42,11 +43,21 @@ def demand_of(world: World, facts: Mapping[str, Facts], nodes: Mapping[str, Cach
     demand = Demand()
     for name, node in nodes.items():
         for wanted in node.status.wanted:
-            _add(demand, world, facts, name, wanted)
+            try:
+                _ask(demand, world, facts, name, wanted)
+            except (NotCached, PolicyRefused, UsageError) as error:
+                refusal = Refusal(
+                    model=wanted.model or wanted.uri,
+                    namespace=wanted.namespace,
+                    code=error.code,
+                    message=str(error),
+                )
+                demand.refusals[name].add(refusal)
     for pod in world.pods.values():
         if pod.node in nodes and not pod.over:
             for wanted in wanted_of(pod):
-                _add(demand, world, facts, pod.node, wanted, is_report=False)
+                with suppress(NotCached, PolicyRefused, UsageError):
+                    _ask(demand, world, facts, pod.node, wanted)
     return demand
 
 
@@ -61,19 +72,10 @@ def wanted_of(pod: Pod) -> list[Wanted]:
     ]
 
 
-def _add(
-    demand: Demand, world: World, facts: Mapping[str, Facts], node: str, wanted: Wanted, is_report: bool = True
-) -> None:
-    try:
-        model = _permitted_model(demand, world, facts, wanted)
-    except (NotCached, PolicyRefused, UsageError) as error:
-        if is_report:  # what a pod names is judged by the webhook and, where it matters, by the agent's report
-            demand.refusals[node].add(
-                Refusal(
-                    model=wanted.model or wanted.uri, namespace=wanted.namespace, code=error.code, message=str(error)
-                )
-            )
-        return
+def _ask(demand: Demand, world: World, facts: Mapping[str, Facts], node: str, wanted: Wanted) -> None:
+    """Raises NotCached, PolicyRefused, UsageError. What a *pod* names was judged by the webhook, and where that
+    matters it is judged again by the agent's report, so only reports are answered."""
+    model = _permitted_model(demand, world, facts, wanted)
     if model in facts:
         demand.asked.add((node, model))
 

@@ -1,7 +1,7 @@
 """The whole decision of a round: from what is there to what has to be written. Pure, and the same for the same world.
 
-Everything is level-triggered: nothing here remembers what was written, so a round that was half carried out, or carried out
-by another controller, is simply planned again.
+Everything is level-triggered: nothing here remembers what was written, so a round that was half carried out, or
+carried out by another controller, is simply planned again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from cacheagent.kube.plan.world import Memory, World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`changes`: most urgent first. `notices`: what people are told although nothing is written. `deadline`: when to plan
-    again though nothing changed (seconds since the epoch, infinite for never). `memory`: for the next plan.
+    """`changes`: most urgent first. `notices`: what people are told although nothing is written. `deadline`: when to
+    plan again though nothing changed (seconds since the epoch, infinite for never). `memory`: for the next plan.
     """
 
     changes: tuple[Change, ...]

@@ -57,8 +57,8 @@ def _plan_waking(
     pod: Pod,
     now: float,
 ) -> None:
-    """The kubelet's pod worker looks again only every 10-15 s; any change of the pod's metadata wakes it. A pod that found
-    everything ready is left alone, so only one that was seen waiting is woken, and only once."""
+    """The kubelet's pod worker looks again only every 10-15 s; any change of the pod's metadata wakes it. A pod that
+    found everything ready is left alone, so only one that was seen waiting is woken, and only once."""
     if WOKEN in pod.meta.annotations or not pod.inline or pod.meta.annotations.get(WAIT) == "init":
         return
     uid = pod.meta.uid
@@ -71,7 +71,8 @@ def _plan_waking(
 
 
 def needs_of(pod: Pod, world: World, facts: Mapping[str, Facts]) -> list[tuple[str, str]]:
-    """(model, digest) for each of its volumes: the version that it carries, else the one in force; empty if there is none."""
+    """(model, digest) for each of its volumes: the version that it carries, else the one in force; empty if there is
+    none."""
     carried = {uses.uri or uses.model: uses.digest for uses in pod.inline if uses.digest}
     needs = []
     for wanted in wanted_of(pod):
@@ -122,7 +123,8 @@ def _plan_gate(
     else:
         found.deadline = min(found.deadline, deadline)
         progress = _progress((nodes[name] for name in fitting if name in nodes), needs)
-        why = f"waits for {_names(needs)}: ready on {len(ready)} of {wanted} nodes{progress}; until {written_time(deadline)}"
+        so_far = f"ready on {len(ready)} of {wanted} nodes{progress}"
+        why = f"waits for {_names(needs)}: {so_far}; until {written_time(deadline)}"
         found.notices.append(_note(pod, "Normal", "WaitingForWeights", why))
 
 

@@ -13,7 +13,8 @@ _REPELS: Final = frozenset({"NoSchedule", "NoExecute"})
 
 
 def could_take(node: Node, pod: Pod) -> bool:
-    """By `nodeSelector`, required node affinity, taints and cordons. Our own taint passes by itself and counts for nothing."""
+    """By `nodeSelector`, required node affinity, taints and cordons. Our own taint passes by itself and counts for
+    nothing."""
     if node.unschedulable or node.meta.deleting:
         return False
     if not has_labels(pod.spec.get("nodeSelector") or {}, node.meta.labels):

@@ -129,9 +129,9 @@ def _notes(facts: Facts, old: ModelCacheStatus, new: ModelCacheStatus) -> tuple[
     notes = []
     for each in new.conditions:
         was = before.get(each.type)
-        if was is not None and (was.status, was.reason) == (each.status, each.reason):
-            if each.type != "Resolved" or old.digest == new.digest:
-                continue
+        is_same = was is not None and (was.status, was.reason) == (each.status, each.reason)
+        if is_same and not (each.type == "Resolved" and old.digest != new.digest):
+            continue
         if (each.type, each.status) in {("Resolved", "True"), ("Ready", "True")}:
             notes.append(Note(regarding, "Normal", each.type, each.message))
         elif (each.type, each.status) == ("Degraded", "True"):

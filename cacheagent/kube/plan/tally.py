@@ -11,8 +11,8 @@ from cacheagent.kube.plan.views import CacheNode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tally:
-    """How the nodes of a model are as to one version (`digest`). `fraction`: of all bytes on all nodes. `worst`: node and sentence of the one that is
-    furthest behind; `failed` likewise of one that failed, with its error's code."""
+    """How the nodes of a model are as to one version (`digest`). `fraction`: of all bytes on all nodes. `worst`: node
+    and sentence of the one that is furthest behind; `failed` likewise of one that failed, with its error's code."""
 
     digest: str
     counts: NodeCounts

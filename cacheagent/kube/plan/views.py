@@ -130,7 +130,8 @@ class Uses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A pod that the webhook rewrote. `refs`: what its annotation names (models or URIs). `claims`: all its claims' names."""
+    """A pod that the webhook rewrote. `refs`: what its annotation names (models or URIs). `claims`: all its claims'
+    names."""
 
     meta: Meta
     node: str

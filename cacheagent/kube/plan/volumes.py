@@ -1,4 +1,5 @@
-"""Local PersistentVolumes and their claims: one pair for each (version, namespace), bound to each other in advance. Pure.
+"""Local PersistentVolumes and their claims: one pair for each (version, namespace), bound to each other in advance.
+Pure.
 
 Pods mount them without us, so the creation of the pair is the permission, and its removal waits until no pod uses it: a
 claim that is deleted while in use makes new pods unschedulable.
@@ -27,9 +28,11 @@ from cacheagent.kube.plan.views import Claim, Volume
 from cacheagent.kube.plan.world import InUse, World
 
 SUPERSEDED_FOR_S: Final = 120.0
-"""How long a pair stays that is not wanted any more: a webhook replica may have named it in a pod a moment ago. Chosen."""
+"""How long a pair stays that is not wanted any more: a webhook replica may have named it in a pod a moment ago.
+Chosen."""
 MOUNT_OPTIONS: Final = ("ro", "nosuid", "nodev", "noexec")
-"""Without them a pod that omits `readOnly` and sets `fsGroup` changes owner and bytes of the files that all pods share."""
+"""Without them a pod that omits `readOnly` and sets `fsGroup` changes owner and bytes of the files that all pods
+share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,18 +20,19 @@ from cacheagent.kube.plan.views import (
 from cacheagent.kube.uris import AllowList
 
 IN_USE_FOR_S: Final = 60.0
-"""How long it is believed that something is in use after pods were found that use it. Chosen: a round of asking a minute."""
+"""How long it is believed that something is in use after pods were found that use it. Chosen: a round of asking a
+minute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
-    """`host_root`: the cache directory on the nodes. `cold`: whether the cold taint is ours to take away and to put back;
-    `cold_deadline_s`: after so long it is taken away whatever is missing. `uri_idle_s`: a ModelCache that a URI made is
-    removed when nobody used it for so long.
+    """`host_root`: the cache directory on the nodes. `cold`: whether the cold taint is ours to take away and to put
+    back; `cold_deadline_s`: after so long it is taken away whatever is missing. `uri_idle_s`: a ModelCache that a URI
+    made is removed when nobody used it for so long.
     """
 
     host_root: str = "/var/lib/cacheagent"
-    allow_list: AllowList = AllowList()
+    allow_list: AllowList = field(default_factory=AllowList)
     cold: bool = False
     cold_deadline_s: float = 1800.0
     uri_idle_s: float = 86400.0
@@ -46,9 +47,9 @@ class Memory:
     """What a plan leaves for the next one. Losing it (another leader) costs time, never correctness. Times are seconds
     since the epoch.
 
-    `last_wanted`: when a pod last asked for or used (node, model). `failed`: when (model, token, node) failed to resolve.
-    `waiting`: uids of pods that were seen waiting on their node. `superseded`: since when a claim (namespace, name) is not
-    wanted. `in_use`: until when something is taken as in use. `fresh`: nothing was planned yet.
+    `last_wanted`: when a pod last asked for or used (node, model). `failed`: when (model, token, node) failed to
+    resolve. `waiting`: uids of pods that were seen waiting on their node. `superseded`: since when a claim (namespace,
+    name) is not wanted. `in_use`: until when something is taken as in use. `fresh`: nothing was planned yet.
     """
 
     last_wanted: Mapping[tuple[str, str], float] = field(default_factory=dict)

@@ -1,0 +1,93 @@
+"""What of an object the controller keeps in memory: all others' fields go, and with them all others' changes. Pure.
+
+A Node has 10 KB and changes every few minutes for reasons that concern nobody here; a cluster has thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from cacheagent.kube.api import Object
+from cacheagent.kube.names import DRIVER, GATE, GROUP
+
+_IDENTITY: Final = (
+    "name",
+    "namespace",
+    "uid",
+    "resourceVersion",
+    "generation",
+    "creationTimestamp",
+    "deletionTimestamp",
+)
+_PLACEMENT: Final = ("nodeSelector", "affinity", "tolerations")
+
+
+def as_it_is(item: Object) -> Object:
+    """All but who wrote which field."""
+    item["metadata"].pop("managedFields", None)
+    return item
+
+
+def node(item: Object) -> Object:
+    """Labels, taints, readiness, and our own annotations."""
+    metadata, spec = item["metadata"], item.get("spec") or {}
+    return {
+        "kind": "Node",
+        "metadata": {
+            **_some(metadata, _IDENTITY),
+            "labels": metadata.get("labels") or {},
+            "annotations": _our_annotations(metadata),
+        },
+        "spec": _some(spec, ("taints", "unschedulable")),
+        "status": {"conditions": _readiness(item)},
+    }
+
+
+def namespace(item: Object) -> Object:
+    """Labels."""
+    metadata = item["metadata"]
+    return {"kind": "Namespace", "metadata": {**_some(metadata, _IDENTITY), "labels": metadata.get("labels") or {}}}
+
+
+def agent_pod(item: Object) -> Object:
+    """Where it is and whether it is ready."""
+    return {
+        "kind": "Pod",
+        "metadata": _some(item["metadata"], _IDENTITY),
+        "spec": _some(item.get("spec") or {}, ("nodeName",)),
+        "status": {"conditions": _readiness(item)},
+    }
+
+
+def pod(item: Object) -> Object:
+    """Our annotations and volumes; where it may go only as long as it waits at our gate."""
+    metadata, spec = item["metadata"], item.get("spec") or {}
+    gated = any(gate.get("name") == GATE for gate in spec.get("schedulingGates") or ())
+    return {
+        "kind": "Pod",
+        "metadata": {**_some(metadata, _IDENTITY), "annotations": _our_annotations(metadata)},
+        "spec": {
+            **_some(spec, ("nodeName", "schedulingGates", *(_PLACEMENT if gated else ()))),
+            "volumes": [volume for volume in spec.get("volumes") or () if _is_of_interest(volume)],
+        },
+        "status": _some(item.get("status") or {}, ("phase",)),
+    }
+
+
+def _some(source: Object, keys: Iterable[str]) -> Object:
+    return {key: source[key] for key in keys if key in source}
+
+
+def _our_annotations(metadata: Object) -> Object:
+    written: dict[str, Any] = metadata.get("annotations") or {}
+    return {key: value for key, value in written.items() if key.startswith(f"{GROUP}/")}
+
+
+def _readiness(item: Object) -> list[Object]:
+    conditions = (item.get("status") or {}).get("conditions") or ()
+    return [_some(each, ("type", "status")) for each in conditions if each.get("type") == "Ready"]
+
+
+def _is_of_interest(volume: Object) -> bool:
+    return "persistentVolumeClaim" in volume or (volume.get("csi") or {}).get("driver") == DRIVER
