@@ -14,14 +14,20 @@ from cacheagent.spec import ModelSpec
 class Assigned(Value):
     """One model. `spec.digest`: the current version where the controller says which; else whatever the source held when
     it was asked. `namespaces`: who may mount it; None for everybody. `versions`: older digests that may still be
-    mounted while they are here. `pending`: why it can't be fetched yet, a sentence; empty when it can.
+    mounted while they are here. `pending`: why it can't be fetched yet, a sentence; empty when it can. `uri`: what an
+    on-demand request may name instead, in its one spelling.
     """
 
     spec: ModelSpec
+    uri: str = ""
     namespaces: tuple[str, ...] | None = None
     versions: tuple[str, ...] = ()
     page_cache: bool = False
     pending: str = ""
+
+    def permits(self, namespace: str) -> bool:
+        """Whether pods of that namespace may mount it."""
+        return self.namespaces is None or namespace in self.namespaces
 
 
 class Reason(Value):
@@ -52,27 +58,75 @@ class Assignment(Value):
         return next((assigned for assigned in self.models if assigned.spec.name == model), None)
 
 
-def permit(assignment: Assignment, *, model: str, namespace: str) -> Assigned | Reason | None:
+class Asking(Value):
+    """What a volume asks for: a model by name, by an on-demand `uri` in its one spelling, or by nothing but its
+    `digest`; and for which namespace."""
+
+    namespace: str
+    model: str = ""
+    uri: str = ""
+    digest: str = ""
+
+    @property
+    def named(self) -> str:
+        """What a refusal calls it."""
+        return self.model or self.uri
+
+
+def permit(assignment: Assignment, asking: Asking) -> Assigned | Reason | None:
     """The model if this namespace may mount it; a Reason if the controller has refused; None if it may be asked.
 
     Raises NotCached for a model that nobody can assign, PolicyRefused for a namespace that may not mount it.
     """
-    assigned = assignment.find(model)
+    if not asking.named:
+        return _permit_digest(assignment, asking)
+    assigned = assignment.find(asking.model) if asking.model else _of_uri(assignment, asking)
     if assigned is not None:
-        if assigned.namespaces is not None and namespace not in assigned.namespaces:
-            raise PolicyRefused(
-                f"namespace {namespace!r} may not mount model {model!r}",
-                hint=f"ask whoever owns ModelCache {model} to add it to spec.allowedNamespaces",
-            )
+        if not assigned.permits(asking.namespace):
+            raise _not_permitted(assigned.spec.name, asking.namespace)
         return assigned
-    if not assignment.open_ended:
-        raise NotCached(
-            f"no model {model!r} is configured on this node", hint="`cacheagent status` lists those that are"
-        )
     for refused in assignment.refusals:
-        if (refused.model, refused.namespace) == (model, namespace):
+        if (refused.model, refused.namespace) == (asking.named, asking.namespace):
             return refused.error
-    return None
+    if assignment.open_ended:
+        return None
+    if asking.uri:
+        raise PolicyRefused("no model can be asked for by its URI here", hint="that needs a cluster; name a model")
+    raise NotCached(
+        f"no model {asking.model!r} is configured on this node", hint="`cacheagent status` lists those that are"
+    )
+
+
+def _of_uri(assignment: Assignment, asking: Asking) -> Assigned | None:
+    """One that this namespace may not mount is none: another rule may permit the same URI with another credential."""
+    return next(
+        (
+            assigned
+            for assigned in assignment.models
+            if assigned.uri == asking.uri and assigned.namespaces is not None and assigned.permits(asking.namespace)
+        ),
+        None,
+    )
+
+
+def _permit_digest(assignment: Assignment, asking: Asking) -> Assigned:
+    found = [each for each in assignment.models if asking.digest in {each.spec.digest, *each.versions}]
+    for assigned in found:
+        if assigned.permits(asking.namespace):
+            return assigned
+    if found:
+        raise _not_permitted(found[0].spec.name, asking.namespace)
+    raise NotCached(
+        f"{asking.digest} is the version of no model of this node",
+        hint="name the model, too; `kubectl get modelcache -o wide` shows names and versions",
+    )
+
+
+def _not_permitted(model: str, namespace: str) -> PolicyRefused:
+    return PolicyRefused(
+        f"namespace {namespace!r} may not mount model {model!r}",
+        hint=f"ask whoever owns ModelCache {model} to add it to spec.allowedNamespaces",
+    )
 
 
 def choose_version(assigned: Assigned, current: str, asked: str) -> str:

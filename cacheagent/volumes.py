@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from cacheagent.api.errors import from_code
 from cacheagent.api.schema import GRANT_S, LONGEST_WAIT_S, Done, MountsReport, Volume, VolumeRequest
-from cacheagent.assignment import Assigned, Assignment, Reason, choose_version, permit
+from cacheagent.assignment import Asking, Assigned, Assignment, Reason, choose_version, permit
 from cacheagent.errors import CacheAgentError, CorruptModel, NoRoom, NotCached, UsageError
 from cacheagent.flights import Flights
 from cacheagent.news import News
@@ -62,7 +62,8 @@ class _Wait(NamedTuple):
 
 class Volumes:
     """One event loop. `demand` is told which model a pod waits for, and says when it is tried again after a failure;
-    `name_uri` names the model that stands for a URI; `read_ahead` is told of versions to be read into memory.
+    `spell` gives a URI its one spelling (UsageError for what is none); `asking` says what becomes of a model that is
+    not assigned; `read_ahead` is told of versions to be read into memory.
     """
 
     def __init__(  # noqa: PLR0913 - each is one of its neighbours
@@ -72,7 +73,8 @@ class Volumes:
         *,
         demand: Callable[[ModelSpec], float],
         counts: Counts,
-        name_uri: Callable[[str], str] | None = None,
+        spell: Callable[[str], str] = str,
+        asking: Callable[[], str] = lambda: ASKED,
         read_ahead: Callable[[Record], None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
@@ -84,7 +86,8 @@ class Volumes:
         self._flights = flights
         self._demand = demand
         self._counts = counts
-        self._name_uri = name_uri
+        self._spell = spell
+        self._asking = asking
         self._read_ahead = read_ahead
         self._now = now
         self._assignment = Assignment()
@@ -114,7 +117,7 @@ class Volumes:
         oldest = time.monotonic() - GRANT_S
         self._asked = {volume_id: each for volume_id, each in self._asked.items() if each[1] > oldest}
         waiting = [
-            Asked(promise.model, promise.namespace, promise.uri)
+            Asked("" if promise.uri else promise.model, promise.namespace, promise.uri)
             for promise in self._promises.values()
             if promise.later and self._assignment.find(promise.model) is None
         ]
@@ -204,9 +207,9 @@ class Volumes:
         if assigned is not None:
             return self._wait(promise, assigned).message
         for refused in self._assignment.refusals:
-            if (refused.model, refused.namespace) == (promise.model, promise.namespace):
-                return f"{refused.error.message} ({refused.error.hint})"
-        return ASKED
+            if refused.namespace == promise.namespace and refused.model == (promise.uri or promise.model):
+                return refused.error.message
+        return self._asking()
 
     async def _link(self, promise: Promise, record: Record) -> None:
         async with self._turn:
@@ -232,11 +235,11 @@ class Volumes:
     # --- one look
 
     def _named(self, request: VolumeRequest) -> VolumeRequest:
-        if request.uri and not request.model and self._name_uri is not None:
-            return replace(request, model=self._name_uri(request.uri))
-        if not request.model:
-            raise UsageError("a volume needs a model", hint="name one with `model`")
-        return request
+        if request.uri and request.model:
+            raise UsageError("a volume has both model and uri", hint="keep one of them")
+        if not (request.uri or request.model or request.digest):
+            raise UsageError("a volume names no model", hint="`model` is the name of a ModelCache")
+        return replace(request, uri=self._spell(request.uri)) if request.uri else request
 
     async def _attempt(self, volume_id: str, request: VolumeRequest) -> Volume | _Wait:
         lease = self._store.find_lease(volume_id)
@@ -246,13 +249,14 @@ class Volumes:
             return self._later(promise)
         if lease is not None:
             return self._ready(lease, request)
-        permitted = permit(self._assignment, model=request.model, namespace=request.namespace)
+        asking = Asking(namespace=request.namespace, model=request.model, uri=request.uri, digest=request.digest)
+        permitted = permit(self._assignment, asking)
         if isinstance(permitted, Reason):
             self._ask(volume_id, request)  # as long as somebody wants it, the controller may think again
             raise from_code(permitted.code, permitted.message, permitted.hint)
         if permitted is None:
             self._ask(volume_id, request)
-            return _Wait(ASKED)
+            return _Wait(self._asking())
         self._asked.pop(volume_id, None)
         try:
             promise = await self._promise(volume_id, request, permitted)
@@ -293,7 +297,7 @@ class Volumes:
             digest = choose_version(assigned, self._current(assigned, request.digest), request.digest)
         promise = known or Promise(
             volume_id=volume_id,
-            model=request.model,
+            model=assigned.spec.name,
             namespace=request.namespace,
             since=self._now(),
             uri=request.uri,

@@ -174,7 +174,10 @@ def test_modes_do_not_depend_on_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o077)
     try:
         store = Store.open(tmp_path / "cache", NO_FLOOR)
-        bring(store, FILES, repo_id="org/llama")
+        record = bring(store, FILES, repo_id="org/llama")
+        store.make_volume("volume-3")
+        store.write_progress("volume-3", "llama: 37 %")
+        store.fill_volume(Promise(volume_id="volume-3", model="llama", namespace="ns", since=1.0, digest=record.digest))
         store.close()
     finally:
         os.umask(before)
