@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.e2e.cluster.waiting import wait_until
+from tests.privileges import as_root_for_long
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -26,6 +27,10 @@ def hierarchies() -> list[Path]:
 
 def make(name: str) -> None:
     """One that is there already is fine."""
+    as_root_for_long(partial(_make, name))  # the folders' own modes let nobody write
+
+
+def _make(name: str) -> None:
     for hierarchy in hierarchies():
         folder = hierarchy / name
         folder.mkdir(exist_ok=True)
@@ -63,6 +68,10 @@ def kill(name: str, pod_uid: str | None = None) -> None:
 
 def remove(name: str) -> None:
     """Kill what is left in them, and remove all folders; ones that aren't there are fine."""
+    as_root_for_long(partial(_remove, name))
+
+
+def _remove(name: str) -> None:
     kill(name)
     for hierarchy in hierarchies():
         folder = hierarchy / name

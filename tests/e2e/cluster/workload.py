@@ -7,7 +7,11 @@ from typing import Any
 
 from tests.e2e.cluster.image import PRODUCT_IMAGE
 
-WAIT_FOR_EVER = "import signal; signal.sigwait({signal.SIGTERM})"
+WAIT_FOR_EVER = """
+import signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # the first process of a container gets no other signal
+signal.sigwait({signal.SIGTERM})
+"""
 
 
 def python_pod(
