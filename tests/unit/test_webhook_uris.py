@@ -186,4 +186,5 @@ def test_whatever_is_permitted_stays_below_its_prefix(scheme: str, rest: str) ->
             assert parse_uri(found.uri).text == found.uri
             assert found.uri == found.rule.prefix or found.uri[len(found.rule.prefix)] in "/@"
             assert found.uri.startswith(found.rule.prefix)
-            assert not {"", ".", ".."} & set(found.uri.partition("://")[2].strip("/").partition("@")[0].split("/"))
+            assert not {"", ".", ".."} & set(parse_uri(found.uri).segments)
+            assert found.uri.endswith("/".join(parse_uri(found.uri).segments) or found.rule.prefix) or "@" in found.uri
