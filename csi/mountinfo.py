@@ -90,7 +90,7 @@ def locate(mounts: Iterable[Mount], mount_id: int, path: str) -> CacheDirectory:
     """The directory at `path`, which lies on that mount, as a path inside its filesystem."""
     mount = next(mount for mount in mounts if mount.id == mount_id)
     below = os.path.relpath(path, mount.target)
-    return CacheDirectory(mount.device, os.path.normpath(f"{mount.root}/{below}"))
+    return CacheDirectory(mount.device, os.path.normpath(os.path.join(mount.root, below)))
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""One node for the CSI driver: a mount namespace that stands for the host, and the driver in another, as in its container.
+"""One node for the CSI driver: a mount namespace that stands for the host, and one for the driver, as in its container.
 
-The kubelet's directory is shared between the two (`mountPropagation: Bidirectional`), the cache is mounted read-only for
-the driver alone. What the "host" has mounted is read from /proc/<pid>/mountinfo.
+The kubelet's directory is shared between the two (`mountPropagation: Bidirectional`), the cache is mounted read-only
+for the driver alone. What the "host" has mounted is read from /proc/<pid>/mountinfo.
 """
 
 from __future__ import annotations
@@ -126,6 +126,25 @@ class CsiNode:
         """What somebody in a container like the driver's does."""
         subprocess.run(self._in_container(command), check=True)
 
+    @contextmanager
+    def somebody_in(self, place: Path) -> Iterator[None]:
+        """A process on the host whose working directory is that, for the length of the block."""
+        assert self._host is not None
+        command = ["nsenter", f"--mount=/proc/{self._host.pid}/ns/mnt", "sh", "-c", 'cd "$1" && echo in && exec cat']
+        command = [*command, "somebody", str(place)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"in\n"
+            try:
+                yield
+            finally:
+                process.kill()
+
+    @property
+    def driver_pid(self) -> int:
+        """Every program on the way to it was replaced by the next."""
+        return self.driver.pid
+
     def mounts(self) -> list[Mount]:
         """As the host sees them, and with it the containers of pods."""
         return parse(self._mountinfo.read_bytes())
@@ -210,8 +229,8 @@ class Kubelet:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._driver.close()
-        await self._registry.close()
+        await self._driver.close(None)
+        await self._registry.close(None)
 
     async def call(self, name: str, request: Message, *, limit_s: float | None = PATIENCE_S) -> Any:
         """`Node.NodePublishVolume` and the like. Raises grpc.aio.AioRpcError."""
