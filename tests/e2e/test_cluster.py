@@ -18,6 +18,7 @@ from tests.e2e.cluster.node import NodeOptions
 from tests.e2e.cluster.slot import state_folder
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import WAIT_FOR_EVER, host_path, python_pod
+from tests.privileges import as_root
 
 pytestmark = pytest.mark.kube
 
@@ -193,9 +194,8 @@ def test_a_node_may_join_with_labels_taints_and_a_disk_of_its_own_and_leave(clus
 @pytest.mark.slow
 def test_a_cluster_starts_where_another_was_killed(cluster: Cluster) -> None:
     """The processes of the killed one end, and the next one takes its place and runs a pod."""
-    first = subprocess.Popen(
-        [sys.executable, "-m", "tests.e2e.cluster", "--nodes", "1"], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-m", "tests.e2e.cluster", "--nodes", "1"]
+    first = as_root(lambda: subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
     assert first.stdout is not None
     folder = ""
     for line in first.stdout:
