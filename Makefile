@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench image lock clean
+.PHONY: help demo cluster test lint bench image lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,10 @@ help: ## this list
 demo: ## pull two models from a local S3 server into a cache, with everything to see (no root, about two minutes)
 	@$(PYTHON) scripts/prepare.py demo
 	@$(BIN)/cacheagent demo $(ARGS)
+
+cluster: ## a real Kubernetes of three nodes with the chart installed, until Ctrl-C (root; ARGS=--bare without the chart)
+	@$(PYTHON) scripts/prepare.py cluster
+	@$(BIN)/python -m tests.e2e.cluster $(ARGS)
 
 test: ## all tests, with branch coverage
 	@$(PYTHON) scripts/prepare.py test

