@@ -33,6 +33,10 @@ class Holds:
             self._asked.popitem(last=False)
         return not known
 
+    def forget(self, volume_id: str) -> None:
+        """The next question is answered at once again."""
+        self._asked.pop(volume_id, None)
+
     async def wait(self, volume_id: str, asking: Coroutine[Any, Any, T]) -> T:
         """The result of `asking`. Raises what it raises, and NotReady if the volume is unpublished or the driver stops
         meanwhile. Cancelling cancels it, and is delivered when it has ended."""
@@ -59,7 +63,7 @@ class Holds:
 
     def interrupt(self, volume_id: str) -> None:
         """The volume is unpublished: nobody may mount it on the strength of an older question."""
-        self._asked.pop(volume_id, None)
+        self.forget(volume_id)
         for task in self._waiting.get(volume_id, ()):
             task.cancel()
 

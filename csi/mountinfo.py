@@ -22,7 +22,6 @@ DELETED: Final = "//deleted"
 """What the kernel appends to the path of a directory that was removed."""
 
 _ESCAPED: Final = re.compile(rb"\\([0-7]{3})")
-_LOOK_AT_STOP_MS: Final = 500
 
 
 class Mount(NamedTuple):
@@ -96,23 +95,26 @@ def locate(mounts: Iterable[Mount], mount_id: int, path: str) -> CacheDirectory:
 @contextmanager
 def watching(changed: Callable[[], None]) -> Iterator[None]:
     """Call `changed`, in a thread of its own, after every change of what is mounted, for the length of the block."""
-    stop = threading.Event()
-    with open(MOUNTINFO, "rb") as file:
-        thread = threading.Thread(target=_watch, args=(file.fileno(), changed, stop), name="mountinfo", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            thread.join()
+    stop = os.eventfd(0, os.EFD_CLOEXEC)
+    try:
+        with open(MOUNTINFO, "rb") as file:
+            thread = threading.Thread(target=_watch, args=(file.fileno(), stop, changed), name="mountinfo", daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                os.eventfd_write(stop, 1)
+                thread.join()
+    finally:
+        os.close(stop)
 
 
-def _watch(fd: int, changed: Callable[[], None], stop: threading.Event) -> None:
+def _watch(fd: int, stop: int, changed: Callable[[], None]) -> None:
     poll = select.poll()
     poll.register(fd, select.POLLERR | select.POLLPRI)  # how the kernel tells of a change; the file needn't be read
-    while not stop.is_set():
-        if poll.poll(_LOOK_AT_STOP_MS):
-            changed()
+    poll.register(stop, select.POLLIN)
+    while stop not in (ready for ready, _ in poll.poll()):
+        changed()
 
 
 def _parse_line(line: bytes) -> Mount:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from cacheagent.api.schema import Done, Model, MountsReport, Volume, VolumeRequest
-from cacheagent.errors import AgentUnavailable
+from cacheagent.errors import AgentUnavailable, NoRoom
 from cacheagent.threads import in_thread
 from csi import mount
 from csi.errors import MountFailed, NotReady
@@ -83,7 +83,13 @@ class Publisher:
         await self._give_back(target.volume_id)
 
     async def _ask_and_mount(self, order: Order, time_left_s: float | None) -> None:
-        volume = await self._ask(order, time_left_s)
+        try:
+            volume = await self._ask(order, time_left_s)
+        except (AgentUnavailable, NoRoom):
+            # The kubelet takes the volume for half mounted now (csi.statuses), and would not let its pod go while one
+            # is held; a call that is refused at once ends that.
+            self._holds.forget(order.volume_id)
+            raise
         if volume.state != "ready":
             raise NotReady(volume.message or "the model is not on this node yet")
         parts = check_answer(volume, order)

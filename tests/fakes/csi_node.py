@@ -48,11 +48,12 @@ class CsiNode:
     """A host with a cache of one published model. The driver is started and stopped by the test; everything ends with
     the `with` block."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, published: bool = True) -> None:
         if os.geteuid() != 0:
             missing("root", "the CSI driver mounts")
         for tool in ("unshare", "nsenter", "mount"):
             require(tool, "a node of its own is a mount namespace")
+        self._published = published
         self._folder = tempfile.TemporaryDirectory(prefix="csi-", ignore_cleanup_errors=True)
         self.folder = Path(self._folder.name).resolve()
         self.kubelet = self.folder / "kubelet"
@@ -63,7 +64,7 @@ class CsiNode:
         self._driver: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        for view in ("files", "hf"):
+        for view in ("files", "hf") if self._published else ():
             (self.tree / view).mkdir(parents=True)
             (self.tree / view / "model.safetensors").write_bytes(b"weights")
         (self.kubelet / "plugins_registry").mkdir(parents=True)

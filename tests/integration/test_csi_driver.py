@@ -213,6 +213,24 @@ async def test_what_the_agent_refuses_is_told(
 
 
 @pytest.mark.asyncio
+async def test_what_the_kubelet_takes_for_half_mounted_is_refused_at_once(
+    node: CsiNode, agent: FakeAgent, kubelet: Kubelet
+) -> None:
+    """After RESOURCE_EXHAUSTED a pod can't be deleted while a call is held: the next one is not, the one after is."""
+    target = node.target()
+    agent.refusals["tiny"] = NoRoom("needs 141 GB, 96 GB can be freed")
+    for _ in range(2):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await kubelet.publish(target, model="tiny")
+    del agent.refusals["tiny"]
+    with pytest.raises(grpc.aio.AioRpcError, match=WAITING):
+        await kubelet.publish(target, model="tiny")
+    with pytest.raises(grpc.aio.AioRpcError, match=WAITING):
+        await kubelet.publish(target, model="tiny", limit_s=6)
+    assert [asked.wait_s > 0 for _, asked in agent.asked] == [False, False, False, True]
+
+
+@pytest.mark.asyncio
 async def test_a_mounted_volume_needs_nobody(node: CsiNode, agent: FakeAgent, kubelet: Kubelet) -> None:
     """After its own restart the kubelet publishes running pods' volumes again: OK without asking, also when permission
     is withdrawn and when the agent is away; a new volume hears that it is away."""
