@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """The argument is the directory where the secret is mounted; its files are named like AWS' environment variables."""
+    """The argument: where the secret is mounted. Its files are named like AWS' environment variables."""
     folder = Path(sys.argv[1])
     answer = {"Version": 1}
     for field, name, required in (
@@ -19,7 +19,7 @@ def main() -> None:
         except FileNotFoundError:
             if required:
                 raise SystemExit(f"the secret of credential {folder.name!r} is missing or has no {name}") from None
-    print(json.dumps(answer))
+    sys.stdout.write(json.dumps(answer))
 
 
 main()
