@@ -1,0 +1,132 @@
+"""The webhook behind a real API server: configured as the chart does it, with certificates that the API server
+trusts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+from cacheagent.kube import names
+from cacheagent.kube.api import NAMESPACES, PODS, WEBHOOKS, KubeError, Object
+from cacheagent.kube.client import KubeClient, open_client
+from cacheagent.kube.webhook.certificates import CertificateSettings
+from cacheagent.kube.webhook.keeper import CertificateKeeper, KeeperSettings
+from cacheagent.kube.webhook.server import Result, make_webhook_app, serve_webhook
+from cacheagent.kube.webhook.serving import ServingContext
+from tests.fakes.kube_server import ApiServer
+from tests.fakes.webhook import SETTINGS, catalog, pod
+
+CONFIGURATION = "z-cacheagent"
+T = TypeVar("T")
+
+
+class OnLoopback(KeeperSettings):
+    """The API server reaches a URL here and not a service."""
+
+    @property
+    def dns_names(self) -> tuple[str, ...]:
+        return ("localhost",)
+
+
+class Scene:
+    """The API server with our webhook configured and one administrator's client, on an event loop in a thread."""
+
+    def __init__(self, server: ApiServer, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self._loop = loop
+        self.client: KubeClient
+        self.results: Counter[Result] = Counter()
+
+    def reviewed(self, result: Result, seconds: float) -> None:
+        """See `Counts.reviewed`."""
+        self.results[result] += 1
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """From the test's own thread."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=120)
+
+    async def try_pod(self, body: Object, namespace: str = "team-a") -> Object:
+        """What the API server would store."""
+        return await self.client.create(PODS, body, namespace=namespace, dry_run=True)
+
+    @asynccontextmanager
+    async def up(self, certificates: CertificateSettings) -> AsyncIterator[CertificateKeeper]:
+        """Webhook and keeper, configured and trusted."""
+        async with AsyncExitStack() as stack:
+            self.client = await stack.enter_async_context(open_client(self.server.kubeconfig))
+            serving = ServingContext()
+            app = make_webhook_app(catalog(), SETTINGS, self)
+            _, port = await stack.enter_async_context(serve_webhook(app, serving.context, "127.0.0.1", 0, drain_s=0))
+            for name, labels in (
+                ("team-a", {}),
+                ("team-b", {}),
+                ("strict", {"pod-security.kubernetes.io/enforce": "restricted"}),
+                ("cacheagent", {}),
+            ):
+                body = {"metadata": {"name": name, "labels": labels}}
+                await self.client.apply(NAMESPACES, body, manager="tests")
+            await self.configure(port)
+            keeper = CertificateKeeper(
+                self.client, OnLoopback(namespace="cacheagent", certificates=certificates), serving, lambda: True
+            )
+            task = asyncio.create_task(keeper.run())
+            await self.until_trusted()
+            yield keeper
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def configure(self, port: int) -> None:
+        """As the chart does, but for the address; without a bundle, so this also takes it away."""
+        hook = {
+            "name": "pods.cacheagent.io",
+            "clientConfig": {"url": f"https://localhost:{port}/mutate"},
+            "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+            "matchConditions": [
+                {
+                    "name": "asks",
+                    "expression": "has(object.metadata.annotations) && "
+                    "'cacheagent.io/model' in object.metadata.annotations",
+                }
+            ],
+            "admissionReviewVersions": ["v1"],
+            "failurePolicy": "Fail",
+            "reinvocationPolicy": "IfNeeded",
+            "sideEffects": "None",
+            "timeoutSeconds": 10,
+        }
+        await self.client.apply(WEBHOOKS, webhooks(CONFIGURATION, hook), manager="helm")
+
+    async def until_trusted(self) -> None:
+        """The API server learns of its own configuration by a watch: until a pod is patched."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    tried = await self.try_pod(pod({"model": "llama"}))
+                except KubeError:
+                    tried = {}
+                if names.INJECTED_LABEL in tried.get("metadata", {}).get("labels", {}):
+                    return
+                await asyncio.sleep(0.05)
+
+
+def webhooks(name: str, *hooks: Object) -> Object:
+    """A configuration of them."""
+    return {"metadata": {"name": name}, "webhooks": list(hooks)}
+
+
+@contextmanager
+def in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """hypothesis calls plain functions; what they talk to runs beside them."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="scene")
+    thread.start()
+    try:
+        yield loop
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
