@@ -79,6 +79,8 @@ class CsiNode:
     ) -> None:
         if error is not None and self.log.exists():
             print(self.log.read_text())  # noqa: T201 - beside the failure
+        if self._driver is not None and self._driver.poll() is None:
+            self.stop()
         for process in (self._driver, self._host):
             if process is not None:
                 process.kill()
