@@ -15,7 +15,7 @@ import signal
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
@@ -29,6 +29,9 @@ from cacheagent.config_file import load_config
 from cacheagent.desired import Desired
 from cacheagent.disk_watch import DiskWatch
 from cacheagent.events import EventHub
+from cacheagent.kube.api import KubeApi
+from cacheagent.kube.node_agent import NodeAgent
+from cacheagent.kube.node_models import NodePolicy, spell_uri
 from cacheagent.logs import JobLog, start_logging
 from cacheagent.metrics import Metrics
 from cacheagent.node import Node, open_node
@@ -52,25 +55,39 @@ STOP_WITHIN_S: Final = 4.5
 agent promises 5 s; the kubelet waits 30 s by default."""
 
 
-def run(config_path: Path) -> int:
-    """Run an agent until it is told to stop; returns the exit code: 0 after SIGTERM, 130 after SIGINT.
+class Cluster(NamedTuple):
+    """The Kubernetes cluster that this agent is in, and its node's name there."""
+
+    api: KubeApi
+    node: str
+
+
+def run(config_path: Path, node_name: str = "", kubeconfig: Path | None = None) -> int:
+    """Run an agent until it is told to stop; returns the exit code: 0 after SIGTERM, 130 after SIGINT. With the name of
+    a Kubernetes node it follows that node's ModelCacheNode.
 
     Raises ConfigError, StoreBusy, UnknownLayout, DiskFault before anything has started.
     """
     config = load_config(config_path)
     start_logging(config.logs)
-    return asyncio.run(_run(config_path, config))
+    return asyncio.run(_run(config_path, config, node_name, kubeconfig))
 
 
-async def _run(config_path: Path, config: AgentConfig) -> int:
+async def _run(config_path: Path, config: AgentConfig, node_name: str, kubeconfig: Path | None) -> int:
     orders = Orders(STOP_WITHIN_S)
     with orders.from_signals():
-        await serve(config_path, config, orders)
+        async with AsyncExitStack() as stack:
+            cluster = None
+            if node_name:
+                from cacheagent.kube.client import open_client
+
+                cluster = Cluster(await stack.enter_async_context(open_client(kubeconfig)), node_name)
+            await serve(config_path, config, orders, cluster)
     LOG.info("stopped", extra={"by": orders.stopped_by})
     return 128 + signal.SIGINT if orders.stopped_by == "SIGINT" else 0
 
 
-async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
+async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster: Cluster | None = None) -> None:
     """An agent from its start to its end; returns when `orders.stop` is set."""
     hub, jobs = EventHub(), JobLog()
     metrics = Metrics()
@@ -92,10 +109,28 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
         )
         warming = Warming(node.flights, config.models, keep=node.store.keep_warm)
         listeners.append(warming.heard)
-        volumes = Volumes(node.store, node.flights, demand=warming.demand, counts=metrics)
+        volumes = Volumes(
+            node.store, node.flights, demand=warming.demand, counts=metrics, spell=spell_uri if cluster else str
+        )
         listeners.append(volumes.heard)
         desired = Desired(warming, volumes)
         desired.configure(config.models)
+        roots = {"keeping models warm": warming.run(), "volumes": volumes.run()}
+        if cluster is not None:
+            member = NodeAgent(
+                cluster.api,
+                cluster.node,
+                store=node.store,
+                flights=node.flights,
+                warming=warming,
+                volumes=volumes,
+                desired=desired,
+                policy=NodePolicy(file_roots=tuple(map(str, config.file_roots))),
+            )
+            member.start()
+            volumes.asking = member.asking
+            listeners.append(member.heard)
+            roots["following the cluster"] = member.run()
         live = LiveConfig(config_path, config, node, warming, desired, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
         scrub = _scrub(node, live)
@@ -124,9 +159,8 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders) -> None:
             extra={"version": __version__, "models": known, "socket": str(config.socket), "listen": address},
         )
         await until_stopped(
-            {
-                "keeping models warm": warming.run(),
-                "volumes": volumes.run(),
+            roots
+            | {
                 "reloading": live.run(orders.reload),
                 "watching the disk": disk.run(),
                 "trimming": keep_trimmed(node.store),

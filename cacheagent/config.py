@@ -114,6 +114,20 @@ class TransferSettings(Value):
             raise ValueError("expected idle_timeout and give_up_after to be longer than 0")
 
 
+class PageCacheSettings(Value):
+    """Reading models into memory when they are mounted, for those that ask for it.
+
+    `min_memory_bytes` (`min_memory`, bytes, default 32GiB): nodes with less memory never do. Chosen: there the pages
+    would push out what runs.
+
+    `keep_available` (part of the node's memory, default 10%): so much stays available to others; a model that does not
+    fit beside it is not read. Chosen.
+    """
+
+    min_memory_bytes: Size = msgspec.field(default=Size(32 * 2**30), name="min_memory")
+    keep_available: Fraction = Fraction(0.10)
+
+
 class LogSettings(Value):
     """What is written to standard error.
 
@@ -140,6 +154,11 @@ class AgentConfig(Value):
 
     `store`, `transfer`, `logs`: see StoreSettings, TransferSettings, LogSettings.
 
+    `file_roots` (default none): directories below which the `file://` sources of models must lie that the controller of
+    a cluster assigns; without any, such sources are refused. Models in this file may lie anywhere.
+
+    `page_cache`: see PageCacheSettings.
+
     `models` (default none): what to keep warm, in any order; `priority` decides who goes first. See ModelSpec.
     """
 
@@ -150,6 +169,8 @@ class AgentConfig(Value):
     transfer: TransferSettings = TransferSettings()
     logs: LogSettings = LogSettings()
     models: tuple[ModelSpec, ...] = ()
+    file_roots: tuple[Path, ...] = ()
+    page_cache: PageCacheSettings = PageCacheSettings()
 
     def model(self, name: str) -> ModelSpec | None:
         """The configured model of that name."""

@@ -79,7 +79,7 @@ def _with_defaults(written: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(defaults, dict) or not isinstance(models, list):
         wrong = "models: expected a list" if isinstance(defaults, dict) else "defaults: expected keys of a model"
         raise ConfigError(f"{path}: {wrong}", hint=_see_documentation())
-    if names := {"name", "pin", "digest"} & defaults.keys():
+    if names := {"name", "pin", "digest", "content_digest"} & defaults.keys():
         raise ConfigError(
             f"{path}: defaults: {names.pop()} can't have a default", hint="write it at each model that it is meant for"
         )

@@ -12,14 +12,14 @@ from functools import partial
 from typing import BinaryIO
 
 from cacheagent.blobs import BlobFlights
-from cacheagent.errors import VersionMoved
-from cacheagent.model import FileHashes, Manifest, TrustDomain
+from cacheagent.errors import ChecksumMismatch, VersionMoved
+from cacheagent.model import FileHashes, Manifest, TrustDomain, blob_id
 from cacheagent.plan import Plan, make_plan
 from cacheagent.resolve import resolve
 from cacheagent.safetensors_header import LENGTH_BYTES, check_header, header_length
 from cacheagent.source.base import Source
 from cacheagent.spec import ModelSpec, SourceSpec
-from cacheagent.store import Record, Store
+from cacheagent.store import Record, Store, content_digest
 from cacheagent.threads import in_thread
 from cacheagent.tracking import Tracker
 from cacheagent.transfer.base import Transport
@@ -100,6 +100,12 @@ def _publish(store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDom
         if file.path.endswith(".safetensors"):
             with store.open_blob(blob) as stream:
                 check_safetensors_file(file.path, file.size_bytes, stream)
+    found = content_digest(manifest, {file.path: hashes[blob_id(domain, file)] for file in manifest.files})
+    if spec.content_digest and found != spec.content_digest:
+        raise ChecksumMismatch(
+            f"{spec.name}: its files come to the content digest {found}, and {spec.content_digest} is demanded",
+            hint="the source does not hold what somebody once verified: look at it before you accept the new digest",
+        )
     return store.publish(
         manifest, domain, hashes, uri=spec.source.uri, name=spec.name, pin=spec.pin, priority=spec.priority
     )

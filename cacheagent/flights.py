@@ -178,12 +178,17 @@ class Flights:
             self._ended.pop(next(iter(self._ended)))
 
 
+_LATER: Final = (("", "digest"), ("", "content_digest"), ("source", "roots"), ("source", "restricted"))
+"""Fields that came later: where they say nothing, the key is that of before them, which disks remember."""
+
+
 def source_key(spec: ModelSpec) -> str:
     """64 hex digits that name *what is asked for*: everything that changes which files arrive, nothing that does not
     (the name, the priority, the pin)."""
     asked = msgspec.to_builtins(spec)
     for field in ("name", "priority", "pin", "keep_warm"):
         del asked[field]
-    if not spec.digest:  # as before there was one
-        del asked["digest"]
+    for place, field in _LATER:
+        if not (part := asked[place] if place else asked)[field]:
+            del part[field]
     return hashlib.sha256(canonical_json(asked)).hexdigest()

@@ -21,7 +21,7 @@ from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
 
-_ONLY_AT_START: Final = ("root", "socket", "listen", "store", "transfer", "logs")
+_ONLY_AT_START: Final = ("root", "socket", "listen", "store", "transfer", "logs", "file_roots", "page_cache")
 
 
 class LiveConfig:

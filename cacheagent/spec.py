@@ -23,7 +23,9 @@ class SourceSpec(Value):
     `nfs://server/export/path`. `revision`: branch, tag or commit (hf). `endpoint`: S3 endpoint or Hub mirror URL.
     `region`: of the S3 bucket. `credential`: the *name* of a credential (AWS profile, or a token file's name), never a
     secret; part of the trust domain. `ca_bundle`: PEM file for private CAs. `path_style`: None lets the source choose.
-    `include`/`exclude`: patterns on paths (see `cacheagent.select`).
+    `include`/`exclude`: patterns on paths (see `cacheagent.select`). `roots`: directories of which one must hold the
+    tree of a `file://` source, links resolved; empty for anywhere. `restricted`: loopback, link-local and metadata
+    addresses are refused after name resolution, also where an origin redirects to.
 
     Both URLs are shown in states, logs and records, so one that holds a secret is refused: UsageError.
     """
@@ -37,6 +39,8 @@ class SourceSpec(Value):
     path_style: bool | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
+    restricted: bool = False
 
     def __post_init__(self) -> None:
         for field, url in (("uri", self.uri), ("endpoint", self.endpoint)):
@@ -65,7 +69,8 @@ class ModelSpec(Value):
     """One model: a source plus policy. `name`: a DNS label of at most 63 characters. `priority`: larger is fetched
     first and evicted last. `pin`: never evicted. `repo_id`: `org/name` for the `hf` view of sources that are not the
     Hub. `keep_warm`: the agent fetches it by itself and fetches it again if it goes. `digest`: accept this version
-    only (`sha256:` and 64 hex digits); empty for whatever the source holds.
+    only (`sha256:` and 64 hex digits); empty for whatever the source holds. `content_digest`: what the hashes of all
+    files must come to (`cacheagent.store.record.content_digest`); empty for no such demand.
     """
 
     name: ModelName
@@ -77,3 +82,4 @@ class ModelSpec(Value):
     repo_id: str = ""
     keep_warm: bool = True
     digest: Digest = ""
+    content_digest: Digest = ""

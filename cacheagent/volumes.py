@@ -62,8 +62,8 @@ class _Wait(NamedTuple):
 
 class Volumes:
     """One event loop. `demand` is told which model a pod waits for, and says when it is tried again after a failure;
-    `spell` gives a URI its one spelling (UsageError for what is none); `asking` says what becomes of a model that is
-    not assigned; `read_ahead` is told of versions to be read into memory.
+    `spell` gives a URI its one spelling (UsageError for what is none); `read_ahead` is told of versions to be read into
+    memory.
     """
 
     def __init__(  # noqa: PLR0913 - each is one of its neighbours
@@ -74,12 +74,13 @@ class Volumes:
         demand: Callable[[ModelSpec], float],
         counts: Counts,
         spell: Callable[[str], str] = str,
-        asking: Callable[[], str] = lambda: ASKED,
         read_ahead: Callable[[Record], None] = lambda _: None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.news = News()
         """What waiting volumes wait for."""
+        self.asking: Callable[[], str] = lambda: ASKED
+        """What becomes of a model that is not assigned."""
         self.changed = News()
         """What whoever reports on this node waits for: a lease, or something that is asked for."""
         self._store = store
@@ -87,7 +88,6 @@ class Volumes:
         self._demand = demand
         self._counts = counts
         self._spell = spell
-        self._asking = asking
         self._read_ahead = read_ahead
         self._now = now
         self._assignment = Assignment()
@@ -209,7 +209,7 @@ class Volumes:
         for refused in self._assignment.refusals:
             if refused.namespace == promise.namespace and refused.model == (promise.uri or promise.model):
                 return refused.error.message
-        return self._asking()
+        return self.asking()
 
     async def _link(self, promise: Promise, record: Record) -> None:
         async with self._turn:
@@ -256,7 +256,7 @@ class Volumes:
             raise from_code(permitted.code, permitted.message, permitted.hint)
         if permitted is None:
             self._ask(volume_id, request)
-            return _Wait(self._asking())
+            return _Wait(self.asking())
         self._asked.pop(volume_id, None)
         try:
             promise = await self._promise(volume_id, request, permitted)

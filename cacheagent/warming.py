@@ -95,6 +95,11 @@ class Warming:
         self._wake.set()
         return max(0.0, attempts.retry_at - self._now())
 
+    def retry_in_s(self, spec: ModelSpec) -> float:
+        """In how many seconds one of these models is tried again, after a failure."""
+        attempts = self._attempts.get(spec)
+        return max(0.0, attempts.retry_at - self._now()) if attempts is not None else 0.0
+
     def room_was_made(self) -> None:
         """What did not fit is tried again at once."""
         for spec, attempts in self._attempts.items():

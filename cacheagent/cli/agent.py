@@ -14,16 +14,25 @@ import click
     required=True,
     help="The configuration file (docs/configuration.md).",
 )
-def agent(config: Path) -> None:
+@click.option("--node", default="", metavar="NAME", help="The Kubernetes node that this is: follow its ModelCacheNode.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="How to reach the cluster, outside of a pod.",
+)
+def agent(config: Path, node: str, kubeconfig: Path | None) -> None:
     """Keep the configured models on this node, and serve the local API, health and metrics.
+
+    With --node, the models that the controller assigns to that Kubernetes node come in addition.
 
     SIGHUP reads the configuration again; SIGTERM stops within 5 seconds and keeps partial downloads.
 
     \b
     Example:
       cacheagent agent --config models.yaml
+      cacheagent agent --config agent.yaml --node gpu-17
     """
     # Imported late: only this command needs the server.
     from cacheagent.agent import run
 
-    raise SystemExit(run(config))
+    raise SystemExit(run(config, node, kubeconfig))

@@ -26,6 +26,7 @@ from cacheagent.errors import (
     OriginNotFound,
     OriginUnavailable,
     OriginWrong,
+    PolicyRefused,
     SourceChanged,
     UnsafeContent,
     UsageError,
@@ -53,6 +54,7 @@ class PosixSource:
 
     def __init__(self, spec: SourceSpec, *, mounts: Mapping[str, str], stall_limit_s: float = STALL_LIMIT_S) -> None:
         self._root, self._name, endpoint = _place(spec.uri, mounts)
+        self._roots = spec.roots if self._name.startswith("file:") else ()
         self._stall_limit_s = stall_limit_s
         self._blocking = BlockingCalls("cacheagent-posix", _THREADS)
         self.trust_domain = TrustDomain(endpoint=endpoint, credential=spec.credential)
@@ -62,7 +64,7 @@ class PosixSource:
 
     async def list(self) -> Listing:
         """See `Source.list`."""
-        return await self._watched(_Tree(self._root, self._name).list)
+        return await self._watched(self._tree.list)
 
     async def describe(self, files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
         """See `Source.describe`: every file is looked at again."""
@@ -73,14 +75,18 @@ class PosixSource:
         """See `Source.read`."""
         if file.size_bytes > limit_bytes:
             raise ValueError(f"{file.path} has {file.size_bytes} bytes, more than {limit_bytes}")
-        return await self._watched(partial(_Tree(self._root, self._name).read, file))
+        return await self._watched(partial(self._tree.read, file))
 
     async def locate(self, files: Sequence[RemoteFile]) -> Sequence[Location]:
         """See `Source.locate`: real paths, so that no link is followed later."""
-        return await self._watched(partial(_Tree(self._root, self._name).locate, files))
+        return await self._watched(partial(self._tree.locate, files))
 
     async def close(self) -> None:
         """See `Source.close`: nothing is held."""
+
+    @property
+    def _tree(self) -> _Tree:
+        return _Tree(self._root, self._name, self._roots)
 
     async def _watched(self, call: Callable[[_Steps], T]) -> T:
         steps = _Steps()
@@ -97,15 +103,16 @@ class _Steps:
 
 
 class _Tree:
-    """The blocking side. `name` stands for `root` in identities and messages."""
+    """The blocking side. `name` stands for `root` in identities and messages. `roots`: see `SourceSpec`."""
 
-    def __init__(self, root: str, name: str) -> None:
+    def __init__(self, root: str, name: str, roots: Sequence[str] = ()) -> None:
         self._root = root
         self._name = name
+        self._roots = roots
 
     def list(self, steps: _Steps) -> Listing:
         with _translated(self._name):
-            real_root = os.path.realpath(self._root, strict=True)
+            real_root = self._real_root()
             found = dict(self._walk(real_root, steps))
             sums = self._sums(real_root) if SUMS_NAME in found else {}
         if not found:
@@ -113,7 +120,9 @@ class _Tree:
         return Listing(files=tuple(self._file(path, status, sums) for path, status in sorted(found.items())))
 
     def read(self, file: RemoteFile, steps: _Steps) -> bytes:
-        location = self._locate_one(os.path.realpath(self._root), file)
+        with _translated(self._name):
+            real_root = self._real_root()
+        location = self._locate_one(real_root, file)
         with _translated(f"{self._name}/{file.path}"):
             descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             with open(descriptor, "rb") as stream:
@@ -124,12 +133,22 @@ class _Tree:
 
     def locate(self, files: Sequence[RemoteFile], steps: _Steps) -> Sequence[Location]:
         with _translated(self._name):
-            real_root = os.path.realpath(self._root, strict=True)
+            real_root = self._real_root()
         locations: list[Location] = []
         for file in files:
             locations.append(self._locate_one(real_root, file))
             steps.count += 1
         return locations
+
+    def _real_root(self) -> str:
+        """Without links. Raises PolicyRefused for a tree below none of the roots."""
+        real = os.path.realpath(self._root, strict=True)
+        if self._roots and not any(_is_beneath(real, os.path.realpath(root)) for root in self._roots):
+            raise PolicyRefused(
+                f"{self._name} lies below none of the directories that are permitted on this node",
+                hint=f"the agent's file_roots are {', '.join(self._roots)}",
+            )
+        return real
 
     def _walk(self, real_root: str, steps: _Steps) -> Iterator[tuple[str, os.stat_result]]:
         pending = [(real_root, "", frozenset((real_root,)))]
@@ -264,6 +283,10 @@ def _place(uri: str, mounts: Mapping[str, str]) -> tuple[str, str, str]:
     raise ConfigError(
         f"{uri!r} is on no known mount (known: {known})", hint=f"set {NFS_MOUNTS}=server:/export=/directory"
     )
+
+
+def _is_beneath(path: str, root: str) -> bool:
+    return os.path.commonpath([root, path]) == root
 
 
 def _pinning(status: os.stat_result) -> tuple[str, str]:

@@ -2,7 +2,7 @@
 
 from cacheagent.store.boot import Boot
 from cacheagent.store.leases import Lease
-from cacheagent.store.record import Record, Resolution
+from cacheagent.store.record import Record, Resolution, content_digest
 from cacheagent.store.room import Usage
 from cacheagent.store.staging import StagedBlob
 from cacheagent.store.state import Reservation, StorePolicy
@@ -20,4 +20,5 @@ __all__ = [
     "Store",
     "StorePolicy",
     "Usage",
+    "content_digest",
 ]

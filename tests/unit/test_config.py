@@ -10,6 +10,7 @@ from cacheagent.config import (
     Address,
     AgentConfig,
     LogSettings,
+    PageCacheSettings,
     StoreSettings,
     TransferSettings,
 )
@@ -228,6 +229,7 @@ SECTIONS: dict[str, type[Value]] = {
     "`store`": StoreSettings,
     "`transfer`": TransferSettings,
     "`logs`": LogSettings,
+    "`page_cache`": PageCacheSettings,
     "`models[]`": ModelSpec,
     "`models[].source`": SourceSpec,
 }

@@ -1,0 +1,214 @@
+"""The agent's side of a cluster: one ModelCacheNode, whose spec it follows and whose status it writes. Nothing else.
+
+The last assignment is on disk as well: a node that starts while the API server is away serves what it was to serve.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Final
+
+import msgspec
+
+from cacheagent.assignment import Assignment
+from cacheagent.desired import Desired
+from cacheagent.errors import CacheAgentError
+from cacheagent.flights import Flights
+from cacheagent.kube.api import MODEL_CACHE_NODES, KubeApi, KubeError, Object
+from cacheagent.kube.convert import now_text, spec_of
+from cacheagent.kube.mirror import Mirror
+from cacheagent.kube.node_lookups import Lookups
+from cacheagent.kube.node_models import Found, NodePolicy, assignment_of, version_of
+from cacheagent.kube.node_report import Reporter
+from cacheagent.kube.node_status import Seen, status_of
+from cacheagent.kube.objects import KubeValue, ModelCacheNodeSpec, ModelCacheNodeStatus
+from cacheagent.news import News
+from cacheagent.progress import JobStatus
+from cacheagent.store import Store
+from cacheagent.threads import in_thread
+from cacheagent.volumes import ASKED, Volumes
+from cacheagent.warming import Warming
+
+LOG: Final = logging.getLogger(__name__)
+
+
+class Kept(KubeValue):
+    """What is on disk of the assignment."""
+
+    generation: int = 0
+    spec: ModelCacheNodeSpec = ModelCacheNodeSpec()
+    found: dict[str, Found] = {}
+
+
+class NodeAgent:
+    """One event loop. `start` before the node serves anybody, `run` while it does."""
+
+    def __init__(  # noqa: PLR0913 - each is one of its neighbours
+        self,
+        api: KubeApi,
+        name: str,
+        *,
+        store: Store,
+        flights: Flights,
+        warming: Warming,
+        volumes: Volumes,
+        desired: Desired,
+        policy: NodePolicy,
+    ) -> None:
+        self._name = name
+        self._store = store
+        self._flights = flights
+        self._warming = warming
+        self._volumes = volumes
+        self._desired = desired
+        self._policy = policy
+        self._kept = Kept()
+        self._assignment = Assignment(open_ended=True)
+        self._wrong: dict[str, CacheAgentError] = {}
+        self._phases: dict[tuple[str, str], str] = {}
+        self._uid = ""
+        self._news = News()
+        self._mirror = Mirror(
+            api, MODEL_CACHE_NODES, fields=f"metadata.name={name}", on_change=self._changed, keep=_essence
+        )
+        self._reporter = Reporter(api, name, self._look)
+        self._lookups = Lookups(flights.look_up, policy, changed=self._found)
+
+    def start(self) -> None:
+        """Follow what is known from before. Blocking: it reads a small file. Raises DiskFault."""
+        try:
+            self._kept = msgspec.json.decode(self._store.assignment() or b"{}", type=Kept)
+        except msgspec.MsgspecError as error:
+            LOG.warning("the last assignment can't be read, and is asked for again: %s", error)
+        self._lookups.found = dict(self._kept.found)
+        self._store.expect_mounts()
+        self._put_into_force()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        self._lookups.want(self._kept.spec.models)
+        work = [self._mirror.run(), self._reporter.run(), self._follow(), self._watch_volumes()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in work:
+                    group.create_task(each)
+        finally:
+            await self._lookups.close()
+
+    def heard(self, status: JobStatus) -> None:
+        """A job has news: another phase is reported at once, progress when its time comes."""
+        key = (status.name, status.uri)
+        if self._phases.get(key) != status.phase:
+            self._phases[key] = status.phase
+            self._reporter.tell()
+        if status.finished:
+            self._phases.pop(key, None)
+
+    def asking(self) -> str:
+        """What becomes of a model that is not assigned."""
+        trouble = self._mirror.error or self._reporter.error
+        if trouble is None:
+            return ASKED
+        return f"{ASKED}, but the Kubernetes API can't be reached: {trouble.message}"
+
+    # --- following the spec
+
+    def _changed(self, before: Object | None, after: Object | None) -> None:
+        self._news.tell()
+
+    async def _follow(self) -> None:
+        """Take in the object as it is now, again and again. One that is gone changes nothing: the controller makes it
+        again, and pods go on meanwhile."""
+        known: Object | None = None
+        while True:
+            ticket = self._news.ticket
+            item = self._mirror.get(self._name)
+            if self._lookups.found != self._kept.found:
+                await self._keep()
+            if item is not known:
+                known = item
+                uid = item["metadata"]["uid"] if item is not None else ""
+                if uid != self._uid:
+                    self._uid = uid
+                    self._reporter.forget(there=bool(uid))
+                if item is not None:
+                    await self._take(item)
+            await ticket.wait()
+
+    async def _take(self, item: Object) -> None:
+        try:
+            spec = spec_of(item, ModelCacheNodeSpec)
+        except KubeError:
+            LOG.exception("the assignment can't be read; the one before it is in force")
+            return
+        self._lookups.want(spec.models)
+        self._kept = Kept(generation=item["metadata"].get("generation", 0), spec=spec)
+        await self._keep()
+
+    def _found(self) -> None:
+        """A question has its answer, or can't be answered now."""
+        self._news.tell()
+        self._reporter.tell()
+
+    async def _keep(self) -> None:
+        """Into force first: a disk that fails must not hold up what pods wait for."""
+        self._kept = msgspec.structs.replace(self._kept, found=dict(self._lookups.found))
+        self._put_into_force()
+        try:
+            await in_thread(partial(self._store.set_assignment, msgspec.json.encode(self._kept) + b"\n"))
+        except CacheAgentError as error:
+            LOG.warning("the assignment can't be kept for the next start: %s", error)
+
+    def _put_into_force(self) -> None:
+        spec, found = self._kept.spec, self._lookups.found
+        self._assignment, self._wrong = assignment_of(spec, found, self._policy)
+        pinned = {version_of(model, found.get(model.resolve)) for model in spec.models if model.pin} - {""}
+        let_go = self._store.hold(spec.held, pinned)
+        self._desired.assign(self._assignment)
+        demanded = {model.name for model in spec.models if model.on_demand}
+        for assigned in self._assignment.models:
+            if assigned.spec.name in demanded and not assigned.pending:
+                self._warming.demand(assigned.spec)
+        if let_go:
+            self._warming.room_was_made()
+        self._reporter.tell()
+
+    # --- reporting
+
+    async def _watch_volumes(self) -> None:
+        while True:
+            ticket = self._volumes.changed.ticket
+            self._reporter.tell()
+            await ticket.wait()
+
+    async def _look(self) -> ModelCacheNodeStatus:
+        usage = await in_thread(self._store.usage)
+        running = [job for job in self._flights.jobs() if not job.finished]
+        return status_of(
+            Seen(
+                spec=self._kept.spec,
+                generation=self._kept.generation,
+                assignment=self._assignment,
+                found=self._lookups.found,
+                errors=self._lookups.errors,
+                wrong=self._wrong,
+                records=self._store.records(),
+                leases=self._store.leases(),
+                job=self._flights.job,
+                retry_in_s=self._warming.retry_in_s,
+                running=running,
+                wanted=self._volumes.asked(),
+                evicting=self._store.evicting(),
+                usage=usage,
+                incarnation=self._store.incarnation(),
+                reported_at=now_text(),
+            )
+        )
+
+
+def _essence(item: Object) -> Object:
+    """Without the status, which is ours: writing it is no news."""
+    metadata = {key: item["metadata"].get(key) for key in ("name", "uid", "generation", "resourceVersion")}
+    return {"metadata": metadata, "spec": item.get("spec") or {}}

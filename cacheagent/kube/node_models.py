@@ -1,0 +1,134 @@
+"""What the controller assigns to a node, as the agent's own values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from cacheagent.assignment import Assigned, Assignment, Reason, Refused
+from cacheagent.errors import CacheAgentError, PolicyRefused, UsageError
+from cacheagent.kube.names import model_name_of_uri
+from cacheagent.kube.objects import ModelCacheNodeSpec, NodeModel, Source
+from cacheagent.kube.uris import parse_uri
+from cacheagent.model import Value
+from cacheagent.spec import ModelSpec
+
+UNDECIDED: Final = "the controller has not said yet which version of it is to be mounted"
+LOOKED_UP: Final = "its source is being listed, so that the controller can say which version is to be mounted"
+
+
+class Found(Value):
+    """What a source was found to hold for one question (token) of the controller."""
+
+    digest: str
+    revision: str = ""
+    repo_id: str = ""
+    files: int = 0
+    size_bytes: int = 0
+
+
+class NodePolicy(Value):
+    """`file_roots`: directories below which `file://` trees may lie; none refuses them."""
+
+    file_roots: tuple[str, ...] = ()
+
+
+def assignment_of(
+    spec: ModelCacheNodeSpec, found: Mapping[str, Found], policy: NodePolicy
+) -> tuple[Assignment, dict[str, CacheAgentError]]:
+    """The assignment, and what is wrong with models that can't be understood or are refused, by name. `found`: answers
+    to the controller's questions, by token."""
+    models, wrong = [], dict[str, CacheAgentError]()
+    for model in spec.models:
+        try:
+            models.append(_assigned(model, found.get(model.resolve) if model.resolve else None, policy))
+        except CacheAgentError as error:
+            wrong[model.name] = error
+    refusals = tuple(
+        Refused(model=each.model, namespace=each.namespace, error=Reason(code=each.code, message=each.message))
+        for each in spec.refusals
+    )
+    return Assignment(models=tuple(models), refusals=refusals, open_ended=True), wrong
+
+
+def spell_uri(uri: str) -> str:
+    """The one spelling of a URI that a volume asks for, which is that of the on-demand model. Raises UsageError."""
+    return parse_uri(uri).text
+
+
+def source_spec(model: NodeModel, policy: NodePolicy) -> ModelSpec:
+    """What to ask the source with, whichever version it holds. Raises UsageError, PolicyRefused."""
+    return _spec(model, "", "", policy)
+
+
+def version_of(model: NodeModel, found: Found | None) -> str:
+    """The digest that the node is to have now; empty while nobody knows."""
+    return model.digest or (found.digest if found is not None else "")
+
+
+def _assigned(model: NodeModel, found: Found | None, policy: NodePolicy) -> Assigned:
+    digest = version_of(model, found)
+    revision = model.revision if model.digest else (found.revision if found is not None else "")
+    pending = "" if digest else (LOOKED_UP if model.resolve else UNDECIDED)
+    return Assigned(
+        spec=_spec(model, digest, revision, policy),
+        uri=model.source.uri,
+        namespaces=model.namespaces,
+        versions=model.versions,
+        page_cache=model.page_cache,
+        pending=pending,
+    )
+
+
+def _spec(model: NodeModel, digest: str, revision: str, policy: NodePolicy) -> ModelSpec:
+    """Parsed as a configuration file is. Pins are the controller's own: they end with the assignment, and so are not
+    written into the version's record."""
+    written = {
+        "name": model.name,
+        "source": _source(model.source, revision)
+        | _restrictions(model, policy)
+        | {"include": model.source.include, "exclude": model.source.exclude},
+        "kind": model.kind,
+        "policy": {"allow_pickle": model.policy.allow_pickle},
+        "priority": model.priority,
+        "repo_id": model.source.repo_id,
+        "digest": digest,
+        "content_digest": model.content_digest,
+    }
+    try:
+        return msgspec.convert(written, ModelSpec)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"model {model.name[:100]!r} can't be understood: {error}") from error
+
+
+def _source(source: Source, revision: str) -> dict[str, object]:
+    """With the commit in place of the branch, once that is known."""
+    uri = source.uri
+    if revision and uri.lower().startswith("hf://"):
+        uri = uri.partition("@")[0]
+    else:
+        revision = source.revision
+    return {
+        "uri": uri,
+        "revision": revision,
+        "endpoint": source.endpoint,
+        "region": source.region,
+        "credential": source.credentials,
+        "ca_bundle": source.ca_bundle,
+        "path_style": source.path_style,
+    }
+
+
+def _restrictions(model: NodeModel, policy: NodePolicy) -> dict[str, object]:
+    """What a model of the cluster may not do that one of the node's own configuration file may."""
+    source = model.source
+    if source.uri.lower().startswith("file:") and not policy.file_roots:
+        raise PolicyRefused(
+            f"{source.uri[:200]}: no directory of this node is permitted as a source",
+            hint="the administrator lists directories in the agent's file_roots, or uses nfs:// with a mount",
+        )
+    on_demand = model.name == model_name_of_uri(source.uri, source.credentials)
+    is_file = source.uri.lower().startswith("file:")
+    return {"roots": policy.file_roots if is_file else (), "restricted": on_demand}
