@@ -1,4 +1,4 @@
-"""Gives the cache directory, which the kubelet made for root, to the agent's user. Arguments: path, user, perhaps label."""
+"""Gives the cache directory, which the kubelet made for root, to the agent's user. Arguments: path, user, label."""
 
 import os
 import sys
