@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any
 
 import msgspec
 
@@ -18,8 +18,6 @@ from cacheagent.kube.plan.on_demand import Demand
 from cacheagent.kube.plan.resolve import Resolutions
 from cacheagent.kube.plan.views import CacheNode, Node
 from cacheagent.kube.plan.world import World
-
-_LISTS: Final = ("models", "refusals", "held")
 
 
 def plan_existence(world: World) -> list[Change]:
@@ -68,6 +66,7 @@ def plan_specs(
 ) -> list[Change]:
     """A patch for every node whose spec is not what it shall be."""
     told = {name: _told(each) for name, each in facts.items()}
+    written = {id(each): msgspec.to_builtins(each) for each in told.values()}
     asked = {(resolution.asked, name) for name, resolution in resolutions.of.items()}
     changes = []
     for name, node in nodes.items():
@@ -79,9 +78,9 @@ def plan_specs(
         hold = holds[name]
         wanted = ModelCacheNodeSpec(models=models, refusals=refused, held=hold.held)
         if wanted != node.spec:
-            changes.append(_patch(node, wanted))
+            changes.append(_patch(node, wanted, written))
         elif hold.unless_used is not None:  # letting go is a write of its own, after everything else
-            changes.append(_patch(node, msgspec.structs.replace(wanted, held=hold.released), hold.unless_used))
+            changes.append(_patch(node, msgspec.structs.replace(wanted, held=hold.released), written, hold.unless_used))
     return changes
 
 
@@ -113,12 +112,17 @@ def _for_node(
     return msgspec.structs.replace(told, resolve=facts.token if is_asked else "", on_demand=is_demanded)
 
 
-def _patch(node: CacheNode, wanted: ModelCacheNodeSpec, unless_used: Unused | None = None) -> Change:
-    spec = {
-        key: msgspec.to_builtins(getattr(wanted, key))
-        for key in _LISTS
-        if getattr(wanted, key) != getattr(node.spec, key)
-    }
+def _patch(
+    node: CacheNode, wanted: ModelCacheNodeSpec, written: Mapping[int, Any], unless_used: Unused | None = None
+) -> Change:
+    """`written`: models that many nodes share, as JSON, by identity."""
+    spec: Object = {}
+    if wanted.models != node.spec.models:
+        spec["models"] = [written.get(id(model)) or msgspec.to_builtins(model) for model in wanted.models]
+    if wanted.refusals != node.spec.refusals:
+        spec["refusals"] = msgspec.to_builtins(wanted.refusals)
+    if wanted.held != node.spec.held:
+        spec["held"] = list(wanted.held)
     return Change(
         verb="patch",
         resource=MODEL_CACHE_NODES,

@@ -123,6 +123,9 @@ def _choose(
 ) -> CacheNode | None:
     """The node that is asked already as long as it may answer; else one whose agent is up, has not failed, has the old
     version (so that a new one costs it least) and has least to do."""
+    for node in nodes:
+        if _is_asked(facts, node) and node.name in ready and (facts.name, facts.token, node.name) not in failures:
+            return node
 
     def key(node: CacheNode) -> tuple[bool, bool, bool, bool, int, str]:
         failed = (facts.name, facts.token, node.name) in failures
