@@ -112,6 +112,10 @@ class Volumes:
         if status.finished:
             self.news.tell()
 
+    def disk_changed(self) -> None:
+        """An order changed what is on disk, or wants to."""
+        self.changed.tell()
+
     def asked(self) -> list[Asked]:
         """What pods here ask for and is not assigned."""
         oldest = time.monotonic() - GRANT_S

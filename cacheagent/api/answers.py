@@ -68,6 +68,9 @@ class Mounting(Protocol):
     async def mounted(self, report: MountsReport) -> Done:
         """What is mounted now."""
 
+    def disk_changed(self) -> None:
+        """Somebody gave an order that changes what is on disk, or wants to."""
+
 
 class Counts(Protocol):
     """Told of what is worth counting."""
@@ -166,7 +169,10 @@ class Answers:
 
     async def evict(self, ref: str) -> Evicted:
         record = self.record(ref)
-        freed = await in_thread(partial(self._store.evict, record.digest))
+        try:
+            freed = await in_thread(partial(self._store.evict, record.digest))
+        finally:
+            self.volumes.disk_changed()
         return Evicted(digest=record.digest, freed_bytes=freed)
 
     async def lease(self, volume_id: str, request: LeaseRequest) -> Lease:

@@ -99,8 +99,8 @@ class Scene:
 
     def entry(self, name: str, phase: str = "") -> NodeModelStatus | None:
         """The entry of a model."""
-        found = [entry for entry in self.status.models if entry.name == name and entry.phase in {phase or entry.phase}]
-        return found[0] if found else None
+        of_it = [entry for entry in self.status.models if entry.name == name]
+        return next((entry for entry in of_it if not phase or entry.phase == phase), None)
 
     async def resolved(self, name: str) -> str:
         """Assign a model as the controller does, from the question to the pinned version; returns its digest."""
@@ -128,13 +128,12 @@ def scene(tmp_path: Path, origin: Origin) -> Scene:
 
 async def ask(client: AgentClient, *, wait_s: float = 0.0, volume_id: str = "csi-1", **more: Any) -> Volume:
     """What the CSI driver asks."""
-    return await client.volume(
-        volume_id, VolumeRequest(**{"namespace": "team-a", "model": "llama", "wait_s": wait_s} | more)
-    )
+    request: dict[str, Any] = {"namespace": "team-a", "model": "llama", "wait_s": wait_s} | more
+    return await client.volume(volume_id, VolumeRequest(**request))
 
 
 async def test_a_model_is_resolved_pinned_fetched_and_mounted(scene: Scene) -> None:
-    """The answer carries the question's token; the pinned version is fetched; the status tells it all, and then no more."""
+    """The answer carries the question's token; the pinned version is fetched; the status tells it all, and no more."""
     async with scene.agent() as client:
         generation = scene.assign(scene.model("llama"))
         await until(lambda: scene.status.observed_generation == generation)
@@ -214,7 +213,7 @@ async def test_a_start_without_the_api_serves_what_was_assigned(scene: Scene) ->
 async def until_sentence(client: AgentClient, part: str) -> None:
     """Until a pod that waits for something unknown is told this."""
     async with asyncio.timeout(PATIENCE_S):
-        while part not in (await ask(client, model="qwen", volume_id="csi-9")).message:
+        while part not in (await ask(client, model="qwen", volume_id="csi-9")).message:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.05)
 
 
