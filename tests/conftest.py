@@ -21,6 +21,7 @@ IN_CI = os.environ.get("CI") == "true"
 REQUIRED_TIERS = {
     "s3_real": "a real S3 server (SeaweedFS)",
     "kube": "a real Kubernetes cluster",
+    "kube_api": "a real Kubernetes API server",
 }
 """Marker and what it stands for: a complete run under CI=true in which no test of a tier passed is a failed run."""
 

@@ -1,8 +1,8 @@
-"""What the rest of the program needs of a Kubernetes API server: raw JSON objects, few verbs, errors by what to do next."""
+"""What the program needs of a Kubernetes API server: raw JSON objects, few verbs, errors by what to do next."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from cacheagent.errors import CacheAgentError
@@ -73,7 +73,7 @@ class KubeConflict(KubeError):
 
 
 class KubeRefused(KubeError):
-    """Not permitted (401, 403), or refused by a schema or an admission rule (400, 422): asking again changes nothing."""
+    """Not permitted (401, 403), or refused by a schema or a rule (400, 422): asking again changes nothing."""
 
     code = "kubernetes-refused"
     exit_code = 4
@@ -119,8 +119,10 @@ class KubeApi(Protocol):
 
     def watch(
         self, resource: Resource, resource_version: str, *, namespace: str = "", fields: str = "", labels: str = ""
-    ) -> AsyncIterator[WatchEvent]:
-        """Changes since that version, bookmarks among them; ends when the server ends it (some minutes). Raises KubeExpired."""
+    ) -> AsyncGenerator[WatchEvent, None]:
+        """Changes since that version, bookmarks among them; ends when the server ends it (some minutes). Who leaves it
+        earlier closes it (`contextlib.aclosing`). Raises KubeExpired.
+        """
 
     async def create(self, resource: Resource, body: Object, *, namespace: str = "", dry_run: bool = False) -> Object:
         """Make it. Raises KubeConflict when it is there."""
@@ -148,7 +150,7 @@ class KubeApi(Protocol):
         namespace: str = "",
         subresource: str = "",
     ) -> Object:
-        """Server-side apply, forced: these fields are `manager`'s now; fields of its last apply that are left out go."""
+        """Server-side apply, forced: these fields are `manager`'s now; those of its last apply that are left out go."""
 
     async def delete(self, resource: Resource, name: str, *, namespace: str = "", uid: str = "") -> None:
         """Remove it; with `uid`, only that very object (KubeConflict). One that is gone is fine."""

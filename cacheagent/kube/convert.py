@@ -43,8 +43,8 @@ def status_of(item: Object, kind: type[T]) -> T:
 
 
 def to_json(value: KubeValue) -> Object:
-    """As it stands in an object: camelCase, without what is default."""
-    json: Object = msgspec.to_builtins(value)
+    """As it stands in an object that the server sends: camelCase, without what is default, lists and no tuples."""
+    json: Object = msgspec.json.decode(msgspec.json.encode(value))
     return json
 
 

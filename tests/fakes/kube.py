@@ -94,10 +94,11 @@ class FakeKube:
         self._owners: dict[str, dict[tuple[str, str], set[Path]]] = {}
         """uid -> (manager, subresource) -> the fields of its last apply."""
         self._version = 1000
-        self._forgotten = 0
+        self._forgotten = self._version
         self._history: list[Change] = []
         self._faults: list[Fault] = []
         self._watches: set[asyncio.Queue[Change | WatchEvent | Exception | None]] = set()
+        self._watch_opened = asyncio.Event()
         self._down = False
 
     # --- a test's own hand
@@ -158,6 +159,12 @@ class FakeKube:
         """Number of open watches."""
         return len(self._watches)
 
+    async def watched(self, count: int = 1) -> None:
+        """Return once so many watches are open."""
+        while len(self._watches) < count:
+            self._watch_opened.clear()
+            await self._watch_opened.wait()
+
     # --- the protocol
 
     async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
@@ -189,6 +196,7 @@ class FakeKube:
                 if change.version > int(resource_version):
                     queue.put_nowait(change)
         self._watches.add(queue)
+        self._watch_opened.set()
         try:
             while (news := await queue.get()) is not None:
                 if isinstance(news, Exception):
@@ -231,6 +239,8 @@ class FakeKube:
         await self._asked("patch", resource)
         before = self._present(resource, name, namespace)
         after = json_patched(before, body) if isinstance(body, list) else merge_patched(copied(before), copied(body))
+        if after["metadata"].get("uid") != before["metadata"]["uid"]:
+            raise KubeRefused("metadata.uid: Invalid value: field is immutable", status=422)
         if isinstance(body, list) or "resourceVersion" not in body.get("metadata", {}):
             after["metadata"].pop("resourceVersion", None)  # unconditional
         return self._update(resource, before, after, subresource)
