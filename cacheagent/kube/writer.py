@@ -30,7 +30,7 @@ AT_ONCE: Final = 8
 """Requests in flight. Chosen: one answer takes some milliseconds, so the rate is what limits."""
 FIRST_RETRY_S: Final = 0.25
 LONGEST_RETRY_S: Final = 60.0
-REFUSED_RETRY_S: Final = 5.0
+REFUSED_RETRY_S: Final = 2.0
 """What was refused once is asked for again after this, then after twice that: somebody may have mended a right."""
 OVER: Final = frozenset({"Succeeded", "Failed"})
 
@@ -68,7 +68,7 @@ class Writer:
         self._pace = Pace(per_second)
         self._waiting: dict[Key, Change] = {}
         self._flying: set[Key] = set()
-        self._failures: dict[Key, int] = {}
+        self._failures: dict[Key, tuple[type[KubeError], int]] = {}
         self._not_before: dict[Key, float] = {}
         self._written_at: dict[Key, float] = {}
         self._news = asyncio.Event()
@@ -184,8 +184,9 @@ class Writer:
         return frozenset((unused.node, *claim) for claim in unused.claims & used)
 
     def _failed(self, change: Change, error: KubeError) -> None:
-        failures = self._failures.get(change.key, 0)
-        self._failures[change.key] = failures + 1
+        kind, failures = self._failures.get(change.key, (type(error), 0))
+        failures = failures if kind is type(error) else 0
+        self._failures[change.key] = (type(error), failures + 1)
         first_s = REFUSED_RETRY_S if isinstance(error, KubeRefused) else FIRST_RETRY_S
         pause_s = min(first_s * 2.0 ** min(failures, 10), LONGEST_RETRY_S) * random.uniform(0.5, 1)
         self._not_before[change.key] = time.monotonic() + pause_s
