@@ -216,6 +216,7 @@ def test_controller_cannot_make_or_delete_what_is_not_its_business(default: Mani
     assert verbs["pods"] == read | {"patch"}
     assert verbs["nodes"] == read | {"patch"}
     assert verbs["namespaces"] == read
+    assert verbs["persistentvolumes"] == verbs["persistentvolumeclaims"] == read | {"create", "delete"}
     assert (
         not {"configmaps", "deployments", "daemonsets", "clusterroles", "serviceaccounts", "pods/exec"} & verbs.keys()
     )
