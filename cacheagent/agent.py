@@ -35,6 +35,7 @@ from cacheagent.kube.node_models import NodePolicy, spell_uri
 from cacheagent.logs import JobLog, start_logging
 from cacheagent.metrics import Metrics
 from cacheagent.node import Node, open_node
+from cacheagent.page_cache import PageCache
 from cacheagent.progress import JobStatus
 from cacheagent.readings import Readings
 from cacheagent.refetch import Refetch
@@ -109,8 +110,18 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         )
         warming = Warming(node.flights, config.models, keep=node.store.keep_warm)
         listeners.append(warming.heard)
+        page_cache = PageCache(
+            node.store,
+            min_memory_bytes=int(config.page_cache.min_memory_bytes),
+            keep_available=float(config.page_cache.keep_available),
+        )
         volumes = Volumes(
-            node.store, node.flights, demand=warming.demand, counts=metrics, spell=spell_uri if cluster else str
+            node.store,
+            node.flights,
+            demand=warming.demand,
+            counts=metrics,
+            spell=spell_uri if cluster else str,
+            read_ahead=page_cache.ask,
         )
         listeners.append(volumes.heard)
         desired = Desired(warming, volumes)
@@ -138,7 +149,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
-            scrape=partial(_scrape, metrics, Readings(node, scrub, warming, hub)),
+            scrape=partial(_scrape, metrics, Readings(node, scrub, warming, hub, page_cache)),
         )
 
         api = make_api(answers, hub)
@@ -163,6 +174,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
             | {
                 "reloading": live.run(orders.reload),
                 "watching the disk": disk.run(),
+                "reading ahead": page_cache.run(),
                 "trimming": keep_trimmed(node.store),
                 "scrubbing": keep_scrubbed(scrub),
             },
@@ -181,7 +193,7 @@ def _scrub(node: Node, live: LiveConfig) -> Scrub:
         node.store,
         node.transport.fetch_piece,
         open_source,
-        configured=lambda: (spec.source for spec in live.config.models),
+        configured=live.sources,
     )
     return Scrub(node.store, node.transport, refetch, ScrubPolicy(period_s=float(config.store.scrub_period_s)))
 

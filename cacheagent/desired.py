@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cacheagent.assignment import Assigned, Assignment
-from cacheagent.spec import ModelSpec
+from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.volumes import Volumes
 from cacheagent.warming import Warming
 
@@ -27,6 +27,10 @@ class Desired:
         """The model of that name."""
         assigned = self._all().find(name)
         return assigned.spec if assigned is not None else None
+
+    def sources(self) -> Iterator[SourceSpec]:
+        """Where all of them come from."""
+        return (assigned.spec.source for assigned in self._all().models)
 
     def configure(self, specs: Sequence[ModelSpec]) -> None:
         """The configuration file was read; whatever failed is tried again at once."""

@@ -58,6 +58,9 @@ class Reading:
     scrubbed_bytes: int = 0
     scrub_pieces: dict[str, int] = field(default_factory=dict)
     scrub_blobs_lost: int = 0
+    page_cache_reads: dict[str, int] = field(default_factory=dict)
+    page_cache_bytes: int = 0
+    page_cache_resident: dict[str, float] = field(default_factory=dict)
 
 
 class RateSinceLast:
@@ -233,7 +236,7 @@ class _Read:
 
     name: str
     help: str
-    get: Callable[[Reading], float | dict[str, int] | dict[str, bool]]
+    get: Callable[[Reading], float | dict[str, int] | dict[str, bool] | dict[str, float]]
     label: str = ""
 
     def family(self, now: Reading) -> Metric:
@@ -309,6 +312,19 @@ _READINGS: Final = (
         "Pieces at rest that were found wrong, and that were repaired",
         lambda now: now.scrub_pieces,
         "result",
+    ),
+    _Read(
+        "cacheagent_page_cache_reads_total",
+        "Models that were to be read into memory after a mount: read, resident (they were there), no-memory, failed",
+        lambda now: now.page_cache_reads,
+        "result",
+    ),
+    _Read("cacheagent_page_cache_read_bytes_total", "Bytes read for that", lambda now: now.page_cache_bytes),
+    _Read(
+        "cacheagent_page_cache_resident_ratio",
+        "Part of a model that was read into memory and still is there",
+        lambda now: now.page_cache_resident,
+        "model",
     ),
     _Read(
         "cacheagent_scrub_lost_blobs_total", "Files at rest that were beyond repair", lambda now: now.scrub_blobs_lost

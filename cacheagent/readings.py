@@ -9,6 +9,7 @@ from cacheagent.errors import StoreError
 from cacheagent.events import EventHub
 from cacheagent.metrics import RateSinceLast, Reading
 from cacheagent.node import Node
+from cacheagent.page_cache import RESULTS, PageCache
 from cacheagent.scrub import Scrub
 from cacheagent.store import Usage
 from cacheagent.threads import in_thread
@@ -21,7 +22,8 @@ class Readings:
     """Looks at everything once, from the event loop. A disk that can't be looked at shows its last figures: what else
     is counted is wanted most just then."""
 
-    def __init__(self, node: Node, scrub: Scrub, warming: Warming, hub: EventHub) -> None:
+    def __init__(self, node: Node, scrub: Scrub, warming: Warming, hub: EventHub, page_cache: PageCache) -> None:
+        self._page_cache = page_cache
         self._node = node
         self._scrub = scrub
         self._warming = warming
@@ -61,4 +63,7 @@ class Readings:
             scrubbed_bytes=counts.bytes_read,
             scrub_pieces={"found": counts.pieces_wrong, "repaired": counts.pieces_repaired},
             scrub_blobs_lost=counts.blobs_lost,
+            page_cache_reads={why: self._page_cache.results[why] for why in RESULTS},
+            page_cache_bytes=self._page_cache.bytes_read,
+            page_cache_resident=await self._page_cache.residency(),
         )

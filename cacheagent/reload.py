@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from cacheagent.config_file import load_config
 from cacheagent.desired import Desired
 from cacheagent.errors import ConfigError
 from cacheagent.node import Node
-from cacheagent.spec import ModelSpec
+from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.threads import in_thread
 from cacheagent.warming import Warming
 
@@ -48,6 +48,10 @@ class LiveConfig:
     def model(self, name: str) -> ModelSpec | None:
         """The configured or assigned model of that name."""
         return self._desired.model(name)
+
+    def sources(self) -> Iterator[SourceSpec]:
+        """Of every configured or assigned model."""
+        return self._desired.sources()
 
     def wanted(self) -> tuple[Wanted, ...]:
         """The state of every configured model."""

@@ -158,3 +158,18 @@ def test_mounts_reconcile_the_leases(tmp_path: Path, quick_origin: Origin) -> No
         assert leases() == {"csi-1", "csi-lost", pod}
         agent.ask(lambda client: client.mounted(MountsReport(mounts=())))
         assert leases() == {"csi-1", "csi-lost"}, "they were granted a moment ago"
+
+
+def test_a_mounted_model_is_read_into_memory_where_it_is_asked_for(tmp_path: Path, quick_origin: Origin) -> None:
+    """After the answer; the metrics show how much of it is resident, if the kernel can say."""
+    settings = {"page_cache": {"min_memory": "1MiB", "keep_available": "0%"}}
+    with RunningAgent(tmp_path, model(quick_origin), **settings) as agent:
+        assert ask(agent, wait_s=PATIENCE_S, page_cache=True).state == "ready"
+
+        def reads() -> str:
+            lines = agent.get("/metrics")[1].splitlines()
+            return " ".join(line for line in lines if line.startswith("cacheagent_page_cache_reads_total"))
+
+        agent.wait_until(lambda: 'result="read"} 1.0' in reads() or 'result="resident"} 1.0' in reads())
+        assert ask(agent, "csi-2", wait_s=PATIENCE_S).state == "ready"
+        assert 'result="failed"} 0.0' in reads()
