@@ -6,14 +6,18 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo cluster test lint bench image lock clean
+.PHONY: help demo demo-kube cluster test lint bench image lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## pull two models from a local S3 server into a cache, with everything to see (no root, about two minutes)
 	@$(PYTHON) scripts/prepare.py demo
 	@$(BIN)/cacheagent demo $(ARGS)
+
+demo-kube: ## the same on a real Kubernetes of three nodes: pods that start when their weights are there (root; three minutes)
+	@$(PYTHON) scripts/prepare.py cluster
+	@$(BIN)/python -m tests.e2e.demo_kube $(ARGS)
 
 cluster: ## a real Kubernetes of three nodes with the chart installed, until Ctrl-C (root; ARGS=--bare without the chart)
 	@$(PYTHON) scripts/prepare.py cluster

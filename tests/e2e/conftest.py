@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import missing
 from tests.e2e.cluster.binaries import ROOT, find_obstacle
 from tests.e2e.cluster.cluster import Cluster, running_cluster
+from tests.e2e.cluster.product import install
 
 REPORTS = ROOT / "reports/e2e"
 
@@ -38,6 +39,21 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         request.config.stash[_the_cluster] = running
         yield running
         del request.config.stash[_the_cluster]
+
+
+@pytest.fixture(scope="session")
+def product(cluster: Cluster) -> Cluster:
+    """The cluster with the chart installed: a cache on each node, of which n1 and n2 have the label `pool=warm`."""
+    cluster.kubectl("label", "node", "n1", "n2", "pool=warm", "--overwrite")
+    install(cluster)
+    return cluster
+
+
+@pytest.fixture
+def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
+    """One of the test's own; it is gone when the test ends."""
+    with cluster.namespace(request.node.name) as name:
+        yield name
 
 
 @pytest.hookimpl(wrapper=True)

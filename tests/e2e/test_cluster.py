@@ -194,7 +194,7 @@ def test_a_node_may_join_with_labels_taints_and_a_disk_of_its_own_and_leave(clus
 @pytest.mark.slow
 def test_a_cluster_starts_where_another_was_killed(cluster: Cluster) -> None:
     """The processes of the killed one end, and the next one takes its place and runs a pod."""
-    command = [sys.executable, "-m", "tests.e2e.cluster", "--nodes", "1"]
+    command = [sys.executable, "-m", "tests.e2e.cluster", "--bare", "--nodes", "1"]
     first = as_root(lambda: subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
     assert first.stdout is not None
     folder = ""
