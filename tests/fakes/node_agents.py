@@ -52,6 +52,8 @@ class NodeAgent:
     wanted: list[Wanted] = field(default_factory=list)
     evicting: list[str] = field(default_factory=list)
     fetching: dict[str, int] = field(default_factory=dict)
+    contents: dict[str, str] = field(default_factory=dict)
+    withdrawn: dict[str, str] = field(default_factory=dict)
     resolved: list[str] = field(default_factory=list)
     """Tokens that were asked of this node, for tests."""
 
@@ -132,6 +134,8 @@ class NodeAgent:
             digest=digest,
             resolved_for=token,
             revision=f"rev-{digest[7:11]}",
+            content_digest=self.contents.get(digest, "") if phase == "ready" else "",
+            message=self.withdrawn.get(digest, "") if phase == "ready" else "",
             files=3,
             size_bytes=SIZE,
             bytes_done=bytes_done,

@@ -561,3 +561,33 @@ def test_a_selector_that_matches_nothing_says_so() -> None:
     scene.model("llama", digest=A1, nodeSelector={"pool": "h100"})
     scene.settle()
     assert scene.condition("llama", "Ready")[:2] == ("False", "NoNodes")
+
+
+def test_different_bytes_under_one_version_are_told() -> None:
+    """Two nodes agree on the list of files and not on their content: both are named."""
+    scene = fleet(3)
+    for name, content in (("n0", "sha256:x"), ("n1", "sha256:x"), ("n2", "sha256:y")):
+        scene.agents[name].contents[A1] = content
+    scene.model("llama", digest=A1)
+    scene.settle()
+    status, reason, message = scene.condition("llama", "Degraded")
+    assert (status, reason) == ("True", "ContentMismatch")
+    assert "n0 has sha256:x" in message
+    assert "n2 sha256:y" in message
+    scene.agents["n2"].contents[A1] = "sha256:x"
+    scene.settle()
+    assert scene.condition("llama", "Degraded")[0] == "False"
+    assert scene.status("llama").content_digest == "sha256:x"
+
+
+def test_a_version_that_rotted_is_not_ready_and_keeps_its_label() -> None:
+    """Withdrawn: no new mounts, but those who run need its label until it is evicted."""
+    scene = fleet(2)
+    scene.model("llama", digest=A1)
+    scene.settle()
+    scene.agents["n1"].withdrawn[A1] = "a piece is wrong and can't be fetched again"
+    scene.settle()
+    assert scene.status("llama").nodes.ready == 1
+    assert scene.condition("llama", "Degraded")[:2] == ("True", "Corrupt")
+    assert scene.condition("llama", "Ready")[2].endswith("n1: withdrawn: a piece is wrong and can't be fetched again")
+    assert f"version.cacheagent.io/{A1[7:19]}" in scene.labels("n1")

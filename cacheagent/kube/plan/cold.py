@@ -42,7 +42,7 @@ def plan_cold(
         return _WARM
     reported = cache_node is not None and cache_node.reported
     missing = [
-        each.name for each in required if cache_node is None or not each.digest or each.digest not in cache_node.on_disk
+        each.name for each in required if cache_node is None or not each.digest or each.digest not in cache_node.ready
     ]
     incarnation = cache_node.status.incarnation if cache_node else ""
     if is_cold:

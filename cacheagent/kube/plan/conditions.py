@@ -78,9 +78,11 @@ def degraded(facts: Facts, resolution: Resolution | None, counted: Tally) -> Con
     if resolution is not None and resolution.failure is not None:
         failure = resolution.failure
         return condition("Degraded", "True", _reason(failure.code), f"{resolution.asked}: {failure.message}")
-    expected, found = facts.model.spec.content_digest, facts.model.status.content_digest
-    if expected and found and expected != found:
-        why = f"the files come to {found}, and spec.contentDigest expects {expected}"
+    expected = facts.model.spec.content_digest
+    contents = {**counted.contents, **({expected: "spec.contentDigest"} if expected else {})}
+    if len(contents) > 1:
+        (one, here), (other, there) = list(contents.items())[:2]
+        why = f"one version, different bytes: {here} has {one}, {there} {other}; verify, and evict the wrong one"
         return condition("Degraded", "True", "ContentMismatch", why)
     if counted.failed is not None:
         node, sentence, code = counted.failed

@@ -90,7 +90,7 @@ def _told(facts: Facts) -> NodeModel:
         name=facts.name,
         source=spec.source,
         kind=spec.kind,
-        digest=facts.digest,
+        digest=facts.digest or spec.digest,  # before it is pinned, so that nobody fetches what is not accepted
         revision=facts.model.status.revision if facts.digest else "",
         content_digest=spec.content_digest,
         policy=spec.policy,

@@ -91,7 +91,7 @@ def _model_of(world: World, uri: str, namespace: str) -> str:
 
 
 def _is_here(node: CacheNode, model: str, digest: str) -> bool:
-    return bool(digest) and digest in node.on_disk
+    return bool(digest) and digest in node.ready
 
 
 # --- gates
@@ -142,7 +142,7 @@ def _deadline_s(pod: Pod) -> float:
 
 def _is_assigned(node: CacheNode | None, needs: Iterable[tuple[str, str]]) -> bool:
     return node is not None and all(
-        model in node.assigned or (bool(digest) and digest in node.on_disk) for model, digest in needs
+        model in node.assigned or (bool(digest) and digest in node.ready) for model, digest in needs
     )
 
 

@@ -65,6 +65,7 @@ def _status(
         base,
         observed_generation=generation,
         conditions=tuple(carried(each, old.conditions, generation, now) for each in conditions),
+        content_digest=next(iter(counted.contents), base.content_digest),
         nodes=counted.counts,
         progress=_progress(counted),
     )

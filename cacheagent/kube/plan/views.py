@@ -71,8 +71,10 @@ class Model:
 class CacheNode:
     """A ModelCacheNode, with what is asked of its status again and again.
 
-    `entries`: the status's models by name. `on_disk`: digests that are published there. `mounted`: names of models that
-    volumes use. `assigned`: the spec's models by name. `busy`: models on their way.
+    `entries`: the status's models by name. `on_disk`: digests that are published there; `ready`: those of them that
+    may be mounted (a version that rotted is withdrawn, and stays on disk for those who have it). `contents`: what
+    their files' own hashes come to. `mounted`: names of models that volumes use. `assigned`: the spec's models by
+    name. `busy`: models on their way.
     """
 
     meta: Meta
@@ -81,6 +83,8 @@ class CacheNode:
     assigned: Mapping[str, NodeModel]
     entries: Mapping[str, tuple[NodeModelStatus, ...]]
     on_disk: frozenset[str]
+    ready: frozenset[str]
+    contents: Mapping[str, str]
     mounted: frozenset[str]
     busy: int
 
@@ -221,6 +225,7 @@ def parse_cache_node(body: Object) -> CacheNode:
     """Raises msgspec.ValidationError."""
     spec = msgspec.convert(body.get("spec") or {}, ModelCacheNodeSpec)
     status = msgspec.convert(body.get("status") or {}, ModelCacheNodeStatus)
+    published = [entry for entry in status.models if entry.phase == "ready" and entry.digest]
     entries: dict[str, tuple[NodeModelStatus, ...]] = defaultdict(tuple)
     for entry in status.models:
         entries[entry.name] += (entry,)
@@ -230,7 +235,9 @@ def parse_cache_node(body: Object) -> CacheNode:
         status=status,
         assigned={model.name: model for model in spec.models},
         entries=dict(entries),
-        on_disk=frozenset(entry.digest for entry in status.models if entry.phase == "ready" and entry.digest),
+        on_disk=frozenset(entry.digest for entry in published),
+        ready=frozenset(entry.digest for entry in published if not entry.message),
+        contents={entry.digest: entry.content_digest for entry in published if entry.content_digest},
         mounted=frozenset(entry.name for entry in status.models if entry.mounted),
         busy=sum(entry.phase in {"fetching", "resolving"} for entry in status.models),
     )
