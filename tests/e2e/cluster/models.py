@@ -23,23 +23,24 @@ from tests.e2e.cluster.workload import WAIT_FOR_EVER, python_pod
 
 BUCKET = "models"
 
-READ = f"""
+READ = """
 import hashlib, json, os, time
 started = time.time()
 roots = os.environ.get("WEIGHTS", "/mnt/models").split(":")
-files = {{}}
+files = {}
 for root in roots:
     for directory, _, names in os.walk(root):
         for name in names:
             path = os.path.join(directory, name)
+            shown = os.path.relpath(path, root) if len(roots) == 1 else path
             with open(path, "rb") as file:
-                files[os.path.relpath(path, root) if len(roots) == 1 else path] = hashlib.file_digest(file, "sha256").hexdigest()
+                files[shown] = hashlib.file_digest(file, "sha256").hexdigest()
 try:
     open(os.path.join(roots[0], "written"), "w")
     write = "it could be written"
 except OSError as error:
     write = error.strerror
-print(json.dumps({{"started": started, "read": time.time(), "files": files, "write": write}}))
+print(json.dumps({"started": started, "read": time.time(), "files": files, "write": write}))
 """
 """Prints one line: when it started, the SHA-256 of every file below /mnt/models, and how an attempt to write ended."""
 
@@ -71,12 +72,9 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
 def upload(store: S3Server, prefix: str, directory: Path) -> Weights:
     """Put every file of a directory below s3://models/<prefix>."""
-    bucket = Bucket(store, BUCKET)
-    bucket.create()
+    bucket = Bucket(store, BUCKET)  # SeaweedFS makes it at the first upload
     size_bytes = bucket.upload(directory, prefix)
-    files = {
-        str(path.relative_to(directory)): _sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()
-    }
+    files = {str(path.relative_to(directory)): _sha256(path) for path in sorted(directory.rglob("*")) if path.is_file()}
     return Weights(
         uri=f"s3://{BUCKET}/{prefix}",
         endpoint=store.endpoint,
@@ -125,7 +123,7 @@ def model_status(cluster: Cluster, name: str) -> dict[str, Any]:
 def wait_until_cached(cluster: Cluster, name: str, *, nodes: int, limit: float = 90.0) -> dict[str, Any]:
     """Its status, once it is Ready with the current version on so many nodes."""
 
-    def ready() -> dict[str, Any] | None:
+    def ready() -> dict[str, Any]:
         found = cluster.get("modelcache", name)
         status = found.get("status", {})
         if status.get("observedGeneration") != found["metadata"]["generation"] or not status.get("digest"):
@@ -134,7 +132,7 @@ def wait_until_cached(cluster: Cluster, name: str, *, nodes: int, limit: float =
             raise NotYet(json.dumps(status))
         return dict(status)
 
-    return wait_until(ready, f"model {name} is ready on {nodes} nodes", limit)  # type: ignore[return-value]
+    return wait_until(ready, f"model {name} is ready on {nodes} nodes", limit)
 
 
 class NotYet(Exception):
@@ -154,8 +152,8 @@ def delete_models(cluster: Cluster, *model_names: str) -> None:
 # --- pods that use them
 
 
-def annotations(model: str, **options: str) -> dict[str, str]:
-    """`annotations("llama", wait="init", mount_path="/weights")`, as a pod carries them."""
+def asks_for(model: str, **options: str) -> dict[str, str]:
+    """`asks_for("llama", wait="init", mount_path="/weights")`, as a pod carries them."""
     return {
         names.MODEL: model,
         **{f"{names.GROUP}/{key.replace('_', '-')}": value for key, value in options.items()},
@@ -173,7 +171,7 @@ def reading_pod(
     **more: Any,
 ) -> dict[str, Any]:
     """A pod with only the annotation (and `options`: `{"wait": "init"}`); `more` is for `python_pod`."""
-    metadata = {"annotations": annotations(model, **(options or {}))}
+    metadata = {"annotations": asks_for(model, **(options or {}))}
     return python_pod(name, code, node=node, namespace=namespace, metadata=metadata, **more)
 
 
