@@ -9,3 +9,6 @@ DRIVER: Final = "csi.cacheagent.io"
 
 OPTIONS: Final = frozenset({"ro", "nosuid", "nodev", "noexec"})
 """What every mount of ours has, as mountinfo shows it and as a PersistentVolume may ask for."""
+
+POD_INFO: Final = "csi.storage.k8s.io/"
+"""Prefix of what the kubelet adds to a volume's attributes, overwriting what a person wrote."""

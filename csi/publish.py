@@ -136,7 +136,9 @@ class Publisher:
                 mount.opened_beneath(self._places.root, parts) as source,
                 mount.opened_beneath(self._places.kubelet, order.target.parent) as parent,
             ):
-                self._clear(order.target, parent)
+                if (found := find_top(read_mounts(), self._place(order.target))) is not None:
+                    LOG.warning("something else was mounted there", extra={"target": found.target, "path": found.root})
+                    self._clear(order.target, parent)
                 mount.make_target(parent, order.target.name)
                 mount.attach(source, parent, order.target.name)
         except OSError as error:
@@ -173,8 +175,7 @@ class Publisher:
 
     def _clear(self, target: Target, parent: int) -> None:
         """Nothing is mounted there any more. What a running container has mounted is a mount of its own and stays."""
-        while (found := find_top(read_mounts(), self._place(target))) is not None:
-            LOG.info("taking away a mount", extra={"target": found.target, "source": f"{found.device}:{found.root}"})
+        while find_top(read_mounts(), self._place(target)) is not None:
             try:
                 mount.detach(parent, target.name)
             except OSError as error:

@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from cacheagent.errors import CacheAgentError, UsageError
+from csi.names import POD_INFO
 from csi.statuses import sentence_of, status_of
 
 LOG: Final = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def _handler(method: MethodDescriptor, call: Call) -> grpc.RpcMethodHandler[Any,
         except Exception as defect:
             LOG.exception("a defect in %s", method.name)
             status, sentence = grpc.StatusCode.INTERNAL, f"a defect in the CSI driver: {defect!r}"[:500]
-        LOG.log(_level(status), "%s: %s", method.name, sentence, extra={"status": status.name})
+        LOG.log(_level(status), "%s: %s", method.name, sentence, extra={"status": status.name, **_about(request)})
         await context.abort(status, sentence)
         raise AssertionError("abort raises")
 
@@ -105,6 +106,17 @@ def _handler(method: MethodDescriptor, call: Call) -> grpc.RpcMethodHandler[Any,
         request_deserializer=GetMessageClass(method.input_type).FromString,
         response_serializer=GetMessageClass(method.output_type).SerializeToString,
     )
+
+
+def _about(request: Any) -> dict[str, str]:
+    """Which volume, and of which pod, where the request says so."""
+    context = getattr(request, "volume_context", {})
+    named = {
+        "volume": getattr(request, "volume_id", ""),
+        "namespace": context.get(f"{POD_INFO}pod.namespace", ""),
+        "pod": context.get(f"{POD_INFO}pod.name", ""),
+    }
+    return {key: value[:200] for key, value in named.items() if value}
 
 
 def _level(status: grpc.StatusCode) -> int:

@@ -11,7 +11,7 @@ from cacheagent.api.schema import View, Volume, VolumeRequest
 from cacheagent.errors import UsageError
 from cacheagent.model import Value
 from csi.errors import WrongAnswer
-from csi.names import DRIVER, OPTIONS
+from csi.names import DRIVER, OPTIONS, POD_INFO
 from csi.proto import csi_pb2
 from csi.target import Target, read_target
 
@@ -22,9 +22,7 @@ WAITS: Final[tuple[Wait, ...]] = ("mount", "init")
 ATTRIBUTES: Final = frozenset({"model", "uri", "digest", "view", "wait", "pageCache"})
 """What a person may write into `volumeAttributes`."""
 
-_POD: Final = "csi.storage.k8s.io/"
-"""Prefix of what the kubelet adds, overwriting what a person wrote."""
-_FROM_KUBERNETES: Final = (_POD, "storage.kubernetes.io/")
+_FROM_KUBERNETES: Final = (POD_INFO, "storage.kubernetes.io/")
 
 _MODEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
@@ -140,14 +138,14 @@ def _read_attributes(handle: str, context: Mapping[str, str], target: Target) ->
             f"volumeAttributes has {unknown[0][:100]!r}, which means nothing here",
             hint=f"it may hold {', '.join(sorted(ATTRIBUTES))}",
         )
-    namespace, uid = context.get(f"{_POD}pod.namespace", ""), context.get(f"{_POD}pod.uid", "")
+    namespace, uid = context.get(f"{POD_INFO}pod.namespace", ""), context.get(f"{POD_INFO}pod.uid", "")
     if not namespace:
         raise UsageError(
             "the kubelet did not say for which pod this is", hint=f"the CSIDriver {DRIVER} needs podInfoOnMount: true"
         )
     if uid and uid != target.pod_uid:
         raise UsageError(f"the target belongs to pod {target.pod_uid}, and the request to pod {uid[:100]!r}")
-    if context.get(f"{_POD}ephemeral") != "true":
+    if context.get(f"{POD_INFO}ephemeral") != "true":
         written = _with_handle(handle, written)
     _check_model(written)
     return VolumeRequest(
@@ -155,7 +153,7 @@ def _read_attributes(handle: str, context: Mapping[str, str], target: Target) ->
         model=written.get("model", ""),
         uri=written.get("uri", ""),
         digest=written.get("digest", ""),
-        pod=context.get(f"{_POD}pod.name", ""),
+        pod=context.get(f"{POD_INFO}pod.name", ""),
         pod_uid=uid or target.pod_uid,
         view=_one_of("view", written.get("view", "files"), VIEWS),
         wait=_one_of("wait", written.get("wait", "mount"), WAITS),

@@ -208,6 +208,8 @@ async def test_what_the_agent_refuses_is_told(
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await kubelet.publish(target, model="tiny")
     assert (refusal.value.code(), refusal.value.details()) == (status, str(error))
+    (told,) = node.events("NodePublishVolume: ")
+    assert (told["status"], told["namespace"], told["pod"]) == (status.name, "team-a", "vllm-0")
     assert not target.exists()
     await kubelet.publish(target, model="small")
 
