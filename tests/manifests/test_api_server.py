@@ -6,12 +6,15 @@ import base64
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from cacheagent.demo.child import free_ports, running_child, wait_until_ready
+from cacheagent.kube.names import AGENT_COMPONENT
 from tests.conftest import require
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.manifests.chart import CHART, NAMESPACE, ROOT, Object, find_helm, parse
@@ -84,7 +87,7 @@ def on(node: str) -> list[Object]:
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": f"agent-{node}", "namespace": NAMESPACE},
+            "metadata": {"name": f"agent-{node}", "namespace": NAMESPACE, "labels": AGENT_COMPONENT},
             "spec": {
                 "nodeName": node,
                 "serviceAccountName": "cacheagent-agent",
@@ -209,6 +212,58 @@ def test_only_pods_that_ask_need_the_webhook(cluster: Cluster) -> None:
         (NAMESPACE, {"cacheagent.io/model": "m"}),
     ):
         cluster.kubectl("create", "-f", "-", given=pod(namespace, **asked))
+
+
+def test_controller_works_with_its_rights(cluster: Cluster, tmp_path: Path) -> None:
+    """The real program, with the chart's configuration and nothing but its account's token: it leads, makes its
+    certificates, publishes them, takes in a model and gives it to the nodes; nothing that it tries is forbidden."""
+    items = [
+        *on("n3")[:2],
+        {
+            "apiVersion": "cacheagent.io/v1alpha1",
+            "kind": "ModelCache",
+            "metadata": {"name": "m"},
+            "spec": {"source": {"uri": "s3://bucket/m"}, "localPersistentVolumes": {"namespaces": ["tenant"]}},
+        },
+    ]
+    cluster.kubectl("apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    probes, webhook = free_ports(2)
+    written = cluster.get("configmap", "cacheagent-controller")["data"]["controller.yaml"]
+    config = tmp_path / "controller.yaml"
+    config.write_text(
+        written.replace("0.0.0.0:9472", f"127.0.0.1:{probes}").replace("0.0.0.0:9443", f"127.0.0.1:{webhook}")
+    )
+    command = [sys.executable, "-m", "cacheagent", "controller", "--config", str(config), "--namespace", NAMESPACE]
+    log = tmp_path / "controller.log"
+    environment = {"KUBECONFIG": str(kubeconfig(cluster, "cacheagent-controller", tmp_path)), "POD_NAME": "one"}
+
+    def is_done() -> bool:
+        (published,) = cluster.get("mutatingwebhookconfiguration", "z-cacheagent")["webhooks"]
+        known = cluster.kubectl("get", "modelcachenodes", "-o", "jsonpath={.items[*].spec.models[*].name}")
+        status = cluster.get("modelcache", "m").get("status", {})
+        return "caBundle" in published["clientConfig"] and known == "m m m" and bool(status.get("conditions"))
+
+    with running_child(command, log_path=log, environment=environment, stop_timeout_s=40) as child:
+        wait_until_ready(child, is_done, name="controller", log_path=log, timeout_s=90)
+        assert cluster.get("lease", "cacheagent-controller")["spec"]["holderIdentity"] == "one"
+        assert cluster.get("secret", "cacheagent-webhook")["data"]
+    assert child.returncode == 0, log.read_text()
+    assert "orbidden" not in log.read_text()
+    cluster.kubectl("delete", "modelcache", "m")
+
+
+def kubeconfig(cluster: Cluster, account: str, folder: Path) -> Path:
+    """Of an account of the chart, by a token."""
+    path = folder / "kubeconfig"
+    trust = {"server": cluster.server.url, "certificate-authority": str(cluster.server.certificate_authority)}
+    token = cluster.kubectl("create", "token", account, "-n", NAMESPACE).strip()
+    named = {
+        "clusters": [{"name": "here", "cluster": trust}],
+        "users": [{"name": "account", "user": {"token": token}}],
+        "contexts": [{"name": "one", "context": {"cluster": "here", "user": "account"}}],
+    }
+    path.write_text(json.dumps({"apiVersion": "v1", "kind": "Config", "current-context": "one", **named}))
+    return path
 
 
 @pytest.mark.parametrize("way", ["--server-side=true", "--server-side=false"])
