@@ -33,7 +33,8 @@ TIMES: Final = Times()
 class Leader:
     """`identity`: this replica, its pod's name. `on_change(leads)` is called when it begins and when it ends.
 
-    A write may be sent only while `is_leader()` says so at that moment: the answer is local and costs nothing.
+    A write may be sent only while `is_leader()` says so at that moment: the answer is local and costs nothing. Stop the
+    writers before `run` is cancelled: it gives the lease away.
     """
 
     def __init__(

@@ -6,8 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,9 +34,10 @@ from cacheagent.kube.events import Events
 from cacheagent.kube.leader import Leader, Times
 from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.objects import KubeValue
-from tests.conformance.kube import LIMIT_S, SOURCE, KubeBehaviour, model, new_name, take
+from tests.conformance.kube import SOURCE, KubeBehaviour, model, new_name, take
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, WARMUP, WARMUP_STATUS
+from tests.fakes.running import running, until
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
@@ -50,9 +50,9 @@ DEFINITIONS = Resource(
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """One for the module, with the CRDs of the chart."""
-    with running_api_server(tmp_path_factory.mktemp("kube")) as running:
-        asyncio.run(_install_crds(running))
-        yield running
+    with running_api_server(tmp_path_factory.mktemp("kube")) as started:
+        asyncio.run(_install_crds(started))
+        yield started
 
 
 async def _install_crds(server: ApiServer) -> None:
@@ -69,33 +69,6 @@ async def _is_served(client: KubeClient, resource: Resource) -> bool:
     except KubeNotFound:
         return False
     return True
-
-
-async def until(condition: Callable[[], Any], what: str) -> None:
-    """Ask until it is so; coroutines are awaited."""
-    deadline = time.monotonic() + LIMIT_S
-    while True:
-        answer = condition()
-        if asyncio.iscoroutine(answer):
-            answer = await answer
-        if answer:
-            return
-        assert time.monotonic() < deadline, f"not within {LIMIT_S:.0f} s: {what}"
-        await asyncio.sleep(0.05)
-
-
-@asynccontextmanager
-async def running(*tasks: Any) -> AsyncIterator[None]:
-    """Root tasks for as long as the block lasts; one that fails fails the block."""
-    started = [asyncio.create_task(task) for task in tasks]
-    try:
-        yield
-    finally:
-        for task in started:
-            task.cancel()
-        for result in await asyncio.gather(*started, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result
 
 
 @pytest_asyncio.fixture
