@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from typing import Final, NamedTuple, Protocol
@@ -34,6 +35,7 @@ LOG: Final = logging.getLogger(__name__)
 TELL_EVERY_S: Final = 1.0
 """How often the progress in a volume that is filled later may change. What an eye follows in `kubectl logs`. Chosen."""
 SWEEP_EVERY_S: Final = 60.0
+REMOVED: Final = "the volume was removed while it was asked for"
 ASKED: Final = "the controller was asked to assign it to this node"
 
 
@@ -96,6 +98,7 @@ class Volumes:
         self._asked: dict[str, tuple[Asked, float]] = {}
         self._missed = set(self._promises)
         self._lines: dict[str, str] = {}
+        self._holds: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._mounted: frozenset[str] | None = None
         self._turn = asyncio.Lock()
         self._hold()
@@ -138,23 +141,34 @@ class Volumes:
         self._store.volume_path(volume_id)  # judges the id
         request = self._named(request)
         deadline = time.monotonic() + min(request.wait_s, LONGEST_WAIT_S)
-        while True:
-            ticket = self.news.ticket
-            outcome = await self._attempt(volume_id, request)
-            if isinstance(outcome, Volume):
-                return outcome
-            if not await self.news.wait(ticket, deadline - time.monotonic()):
-                break
+        removed = asyncio.Event()
+        self._holds[volume_id].add(removed)
+        try:
+            while True:
+                ticket = self.news.ticket
+                outcome = await self._attempt(volume_id, request, removed)
+                if isinstance(outcome, Volume):
+                    return outcome
+                if removed.is_set() or not await self.news.wait(ticket, deadline - time.monotonic()):
+                    break
+        finally:
+            self._holds[volume_id].discard(removed)
+            if not self._holds[volume_id]:
+                del self._holds[volume_id]
         if outcome.error is not None:
             raise outcome.error
         return Volume(volume_id=volume_id, state="waiting", digest=outcome.digest, message=outcome.message)
 
     async def remove(self, volume_id: str) -> Done:
-        """The volume is not mounted any more; one that is not known is fine."""
+        """The volume is not mounted any more; one that is not known is fine. Answers that are held for it end: nothing
+        they do may come after this."""
         async with self._turn:
+            for held in self._holds.get(volume_id, ()):
+                held.set()
             self._forget(volume_id)
             await in_thread(partial(self._store.remove_volume, volume_id))
         await in_thread(self._store.sweep_trash)
+        self.news.tell()
         self.changed.tell()
         return Done()
 
@@ -234,7 +248,16 @@ class Volumes:
                 self._heard_of[volume_id] = now
             if now - self._heard_of.get(volume_id, now) > GRANT_S:
                 LOG.info("a volume is forgotten: nobody asks for it any more", extra={"volume": volume_id})
-                await self.remove(volume_id)
+                await self._drop(promise)
+
+    async def _drop(self, promise: Promise) -> None:
+        """One that has its lease is mounted, or will be seen not to be."""
+        if promise.later and self._store.find_lease(promise.volume_id) is None:
+            await self.remove(promise.volume_id)
+            return
+        async with self._turn:
+            self._forget(promise.volume_id)
+            await in_thread(partial(self._store.forget_promise, promise.volume_id))
 
     # --- one look
 
@@ -245,13 +268,16 @@ class Volumes:
             raise UsageError("a volume names no model", hint="`model` is the name of a ModelCache")
         return replace(request, uri=self._spell(request.uri)) if request.uri else request
 
-    async def _attempt(self, volume_id: str, request: VolumeRequest) -> Volume | _Wait:
+    async def _attempt(self, volume_id: str, request: VolumeRequest, removed: asyncio.Event) -> Volume | _Wait:
+        if removed.is_set():
+            return _Wait(REMOVED)
         lease = self._store.find_lease(volume_id)
         promise = self._promises.get(volume_id)
         if promise is not None and promise.later and self._store.has_volume(volume_id):
             self._heard_of[volume_id] = time.monotonic()
             return self._later(promise)
         if lease is not None:
+            self._promises.pop(volume_id, None)
             return self._ready(lease, request)
         asking = Asking(namespace=request.namespace, model=request.model, uri=request.uri, digest=request.digest)
         permitted = permit(self._assignment, asking)
@@ -263,12 +289,16 @@ class Volumes:
             return _Wait(self.asking())
         self._asked.pop(volume_id, None)
         try:
-            promise = await self._promise(volume_id, request, permitted)
+            promise = await self._promise(volume_id, request, permitted, removed)
         except NotCached as error:  # an assignment on its way may bring that version
             return _Wait(error.message, request.digest, error)
+        if promise is None:
+            return _Wait(REMOVED)
         if not promise.later:
-            return await self._mount(promise, permitted)
+            return await self._mount(promise, permitted, removed)
         async with self._turn:
+            if removed.is_set():
+                return _Wait(REMOVED)
             await in_thread(partial(self._store.make_volume, volume_id))
         self.news.tell()  # it may be filled at once
         return self._later(promise)
@@ -289,9 +319,11 @@ class Volumes:
         if new:
             self.changed.tell()
 
-    async def _promise(self, volume_id: str, request: VolumeRequest, assigned: Assigned) -> Promise:
-        """What the volume will get, remembered. It keeps its version, unless that never came here and the model has
-        moved on: nobody has seen it, and it would never come."""
+    async def _promise(
+        self, volume_id: str, request: VolumeRequest, assigned: Assigned, removed: asyncio.Event
+    ) -> Promise | None:
+        """What the volume will get, remembered; None for a volume that was removed. It keeps its version, unless that
+        never came here and the model has moved on: nobody has seen it, and it would never come."""
         self._heard_of[volume_id] = time.monotonic()
         known = self._promises.get(volume_id)
         digest = known.digest if known is not None else ""
@@ -315,7 +347,10 @@ class Volumes:
         if promise != known:
             self._promises[volume_id] = promise  # before the disk, so that a second call at once agrees
             self._hold()
-            await in_thread(partial(self._store.promise, promise))
+            async with self._turn:
+                if removed.is_set():
+                    return None
+                await in_thread(partial(self._store.promise, promise))
         return promise
 
     def _current(self, assigned: Assigned, asked: str) -> str:
@@ -330,30 +365,31 @@ class Volumes:
         found = self._flights.find(spec)
         return found.digest if found is not None else ""
 
-    async def _mount(self, promise: Promise, assigned: Assigned) -> Volume | _Wait:
+    async def _mount(self, promise: Promise, assigned: Assigned, removed: asyncio.Event) -> Volume | _Wait:
         record = self._store.record(promise.digest) if promise.digest else None
         if record is None:
             return self._wait(promise, assigned)
         _require_view(record, promise.view)
-        try:
-            await in_thread(
-                partial(self._store.lease, promise.volume_id, promise.digest, owner=promise.owner),
-            )
-        except NotCached:  # it has just been evicted
-            return self._wait(promise, assigned)
-        except CorruptModel as error:
-            return _Wait(f"{error.message}; {error.hint}", promise.digest)
-        await in_thread(partial(self._store.forget_promise, promise.volume_id))
-        self._kept(promise, record)
-        lease = self._store.find_lease(promise.volume_id)
-        if lease is None:  # removed meanwhile
-            return _Wait("the volume was removed while it was asked for", promise.digest)
+        async with self._turn:
+            if removed.is_set():
+                return _Wait(REMOVED)
+            try:
+                await in_thread(partial(self._take_lease, promise))
+            except NotCached:  # it has just been evicted
+                return self._wait(promise, assigned)
+            except CorruptModel as error:
+                return _Wait(f"{error.message}; {error.hint}", promise.digest)
+            self._kept(promise, record)
         return Volume(
             volume_id=promise.volume_id,
             state="ready",
             digest=promise.digest,
             path=f"models/{self._store.path(promise.digest).name}/{promise.view}",
         )
+
+    def _take_lease(self, promise: Promise) -> None:
+        self._store.lease(promise.volume_id, promise.digest, owner=promise.owner)
+        self._store.forget_promise(promise.volume_id)
 
     def _wait(self, promise: Promise, assigned: Assigned) -> _Wait:
         """Have it fetched, and say how far it is."""

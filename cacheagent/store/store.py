@@ -263,9 +263,11 @@ class Store:
         return self._state.promises.all()
 
     def promise(self, promise: Promise) -> None:
-        """Remember what a volume will get. Raises UsageError for an id that can't be a name."""
+        """Remember what a volume will get; one that has its lease already has got it. Raises UsageError for an id that
+        can't be a name."""
         with disk_faults("a volume's promise can't be written"), self._state.lock:
-            self._state.promises.put(promise)
+            if self._state.leases.get(promise.volume_id) is None:
+                self._state.promises.put(promise)
 
     def forget_promise(self, volume_id: str) -> None:
         """It has its lease, or nobody waits for it any more. Absent is fine."""
