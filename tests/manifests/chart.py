@@ -30,6 +30,7 @@ EVERYTHING: Final[Values] = {
         "config": {
             "store": {"floor": "50GiB", "high_watermark": "90%"},
             "transfer": {"ingress_cap": "10Gbit/s", "workers": 4},
+            "page_cache": {"keep_available": "30%"},
             "logs": {"format": "human", "level": "debug"},
         },
         "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import botocore.session
+import msgspec
 import pytest
 import yaml
 
 import cacheagent
+from cacheagent.config import AgentConfig
 from cacheagent.config_file import parse_config
 from cacheagent.kube import names
 from cacheagent.kube.controller_config import ControllerConfig, parse_controller_config
@@ -53,7 +55,27 @@ def test_agents_settings_arrive(everything: Manifests) -> None:
     config = parse_config(agent_file(everything), Path("/etc/cacheagent/agent.yaml"))
     assert config.store.floor_bytes == 50 << 30
     assert config.transfer.workers == 4
+    assert float(config.page_cache.keep_available) == 0.3
+    assert [str(root) for root in config.file_roots] == [tree["path"] for tree in EVERYTHING["sources"]["hostPaths"]]
     assert (config.logs.format, config.logs.level) == ("human", "debug")
+
+
+def test_every_setting_of_the_agent_has_its_value() -> None:
+    """Those of the chart itself apart. A new section of the configuration must not be forgotten here."""
+    sections = {field.encode_name: field.type for field in msgspec.structs.fields(AgentConfig)}
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["agent"]["properties"]["config"]
+    known = schema["properties"]
+    assert sections.keys() - known.keys() == {"root", "socket", "listen", "file_roots", "models"}
+    for name, section in known.items():
+        assert {field.encode_name for field in msgspec.structs.fields(sections[name])} == section["properties"].keys()
+
+
+def test_every_setting_of_the_controller_has_its_value() -> None:
+    """As above."""
+    fields = {field.encode_name for field in msgspec.structs.fields(ControllerConfig)}
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["controller"]["properties"]["config"]
+    text = parse(render()).get("ConfigMap", "cacheagent-controller")["data"]["controller.yaml"]
+    assert fields == schema["properties"].keys() | yaml.safe_load(text).keys()
 
 
 def test_address_of_version_six() -> None:

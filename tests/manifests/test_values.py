@@ -33,6 +33,7 @@ FREE = {
     ("agent", "config", "store"),
     ("agent", "config", "transfer"),
     ("agent", "config", "logs"),
+    ("agent", "config", "page_cache"),
     ("selinux", "options"),
 }
 FREE |= {("agent", "updateStrategy"), ("controller", "config")}
@@ -63,7 +64,7 @@ def test_every_value_is_documented() -> None:
     undocumented = []
     seen = set()
     for number, line in enumerate(lines):
-        found = re.match(r"( *)([A-Za-z]+):", line)
+        found = re.match(r"( *)([A-Za-z_]+):", line)
         if not found:
             continue
         place[len(found[1]) // 2 :] = [found[2]]
