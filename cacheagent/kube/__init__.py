@@ -1,1 +1,2 @@
-"""Everything that knows Kubernetes: the custom resources, the API client, the agent's and the controller's side, the webhook."""
+"""Everything that knows Kubernetes: the custom resources, the API client, the agent's and the controller's side, the
+webhook."""

@@ -1,6 +1,7 @@
 """The custom resources as values. Parsed leniently (a newer version may add fields) and encoded without defaults.
 
-The CRDs in `daemonset/` say the same to the API server; a test holds the two together. Field names are camelCase in JSON.
+The CRDs in `daemonset/` say the same to the API server; a test holds the two together. Field names are camelCase in
+JSON.
 """
 
 from __future__ import annotations
@@ -65,9 +66,10 @@ class LocalVolumes(KubeValue):
 
 
 class ModelCacheSpec(KubeValue):
-    """`prefetch` false: only fetched where a pod or a warm-up asks. `node_selector`: labels of the nodes that keep it warm;
-    empty means every cache node. `allowed_namespaces` absent means every namespace. `required`: a node stays cold (tainted)
-    without it. `digest`: accept this version only. `page_cache`: read it into memory when a pod mounts it.
+    """`prefetch` false: only fetched where a pod or a warm-up asks. `node_selector`: labels of the nodes that keep it
+    warm; empty means every cache node. `allowed_namespaces` absent means every namespace. `required`: a node stays
+    cold (tainted) without it. `digest`: accept this version only. `page_cache`: read it into memory when a pod mounts
+    it.
     """
 
     source: Source
@@ -117,9 +119,9 @@ def _follow(value: KubeValue, **texts: str) -> None:
 
 
 class ModelCacheStatus(KubeValue):
-    """Conditions `Resolved`, `Ready`, `Degraded`. `resolved_for`: the request (hash of source and refresh mark) that `digest`
-    answers. `progress`: for people, "37 %" or "2/2". `previous_digests`: older versions that may still be in use.
-    `ready`, `size` and `version` ("2/3", "141 GB", 12 hex digits) follow the other fields by themselves.
+    """Conditions `Resolved`, `Ready`, `Degraded`. `resolved_for`: the request (hash of source and refresh mark) that
+    `digest` answers. `progress`: for people, "37 %" or "2/2". `previous_digests`: older versions that may still be in
+    use. `ready`, `size` and `version` ("2/3", "141 GB", 12 hex digits) follow the other fields by themselves.
     """
 
     observed_generation: int = 0
@@ -146,11 +148,12 @@ class ModelCacheStatus(KubeValue):
 
 
 class NodeModel(KubeValue):
-    """One model that this node shall have. `digest` empty: not pinned yet. `resolve` not empty: this node is asked to resolve
-    the source and to report what it found with this token; without it and without a digest the node waits. `namespaces`:
-    who may mount it; None means everybody. `on_demand`: a pod here asked for it, so it overtakes prefetching.
-    `versions`: older digests of it that stay known (their pods may mount them again), never fetched. `revision`: the commit
-    that `digest` is of, where the source has such. `content_digest`: what the files' own hashes must come to, if given.
+    """One model that this node shall have. `digest` empty: not pinned yet. `resolve` not empty: this node is asked to
+    resolve the source and to report what it found with this token; without it and without a digest the node waits.
+    `namespaces`: who may mount it; None means everybody. `on_demand`: a pod here asked for it, so it overtakes
+    prefetching. `versions`: older digests of it that stay known (their pods may mount them again), never fetched.
+    `revision`: the commit that `digest` is of, where the source has such. `content_digest`: what the files' own hashes
+    must come to, if given.
     """
 
     name: str
@@ -170,8 +173,9 @@ class NodeModel(KubeValue):
 
 
 class Refusal(KubeValue):
-    """The controller's answer to something wanted that it does not assign. `code`: that of an error in `cacheagent.errors`
-    (`not-cached` for an unknown model, `refused` for a namespace or a URI that is not permitted)."""
+    """The controller's answer to something wanted that it does not assign. `code`: that of an error in
+    `cacheagent.errors` (`not-cached` for an unknown model, `refused` for a namespace or a URI that is not
+    permitted)."""
 
     model: str
     namespace: str
@@ -180,8 +184,8 @@ class Refusal(KubeValue):
 
 
 class ModelCacheNodeSpec(KubeValue):
-    """Written by the controller only. `held`: versions that PersistentVolumes point at: not evicted before the controller
-    has taken them off this list (the agent announces what it would like to evict in `status.evicting`).
+    """Written by the controller only. `held`: versions that PersistentVolumes point at: not evicted before the
+    controller has taken them off this list (the agent announces what it would like to evict in `status.evicting`).
     """
 
     models: tuple[NodeModel, ...] = ()
@@ -190,8 +194,9 @@ class ModelCacheNodeSpec(KubeValue):
 
 
 class NodeModelStatus(KubeValue):
-    """How far one model is on this node. `digest`: the version that this speaks of; empty before it is resolved. `resolved_for`:
-    the token of `NodeModel.resolve` that this digest answers. `code`: of the error when failed. `mounted`: volumes that use it.
+    """How far one model is on this node. `digest`: the version that this speaks of; empty before it is resolved.
+    `resolved_for`: the token of `NodeModel.resolve` that this digest answers. `code`: of the error when failed.
+    `mounted`: volumes that use it.
     """
 
     name: str
@@ -257,7 +262,8 @@ class ModelCacheNodeStatus(KubeValue):
 
 
 class ModelWarmupSpec(KubeValue):
-    """Keep `model` on the nodes that match `node_selector` or are named in `nodes`, until `ttl_seconds` after its creation."""
+    """Keep `model` on the nodes that match `node_selector` or are named in `nodes`, until `ttl_seconds` after its
+    creation."""
 
     model: str
     node_selector: dict[str, str] | None = None
