@@ -6,15 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from tests.e2e.cluster import process
 from tests.e2e.cluster.binaries import ROOT
 from tests.e2e.cluster.cluster import Cluster, running_cluster
 from tests.e2e.cluster.node import NodeOptions
+from tests.e2e.cluster.process import CommandFailed
 from tests.e2e.cluster.slot import state_folder
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import WAIT_FOR_EVER, host_path, python_pod
@@ -33,15 +35,16 @@ ASK = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], tim
 AS_ROOT = {"securityContext": {"runAsUser": 0}}
 
 
-@pytest.fixture
-def namespace(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[str]:
-    """One of the test's own; it is gone when the test ends."""
-    with cluster.namespace(request.node.name) as name:
-        yield name
-
-
 def pod_status(cluster: Cluster, namespace: str, name: str) -> dict[str, Any]:
     return dict(cluster.get("pod", name, "-n", namespace)["status"])
+
+
+def command_of(each: psutil.Process) -> list[str]:
+    """Empty for one that is gone."""
+    try:
+        return each.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_three_nodes_are_ready(cluster: Cluster) -> None:
@@ -191,9 +194,44 @@ def test_a_node_may_join_with_labels_taints_and_a_disk_of_its_own_and_leave(clus
     )
 
 
+def test_killed_containers_are_started_again(cluster: Cluster, namespace: str) -> None:
+    """All processes of one pod get `kill -9`; another pod on the node doesn't notice."""
+    node = cluster.nodes[2]
+    always = {"restartPolicy": "Always"}
+    cluster.apply(*(python_pod(name, node=node.name, namespace=namespace, spec=always) for name in ("hit", "spared")))
+    cluster.kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/hit", "pod/spared", "--timeout=60s")
+    uid = cluster.get("pod", "hit", "-n", namespace)["metadata"]["uid"]
+    before = node.container_pids(uid)
+    assert len(before) == 2, "its own process and the pause process"
+    node.kill_containers(uid)
+
+    def restarts(name: str) -> int:
+        return int(pod_status(cluster, namespace, name)["containerStatuses"][0]["restartCount"])
+
+    wait_until(lambda: restarts("hit") >= 1, "the pod is started again", 60)
+    cluster.kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/hit", "--timeout=60s")
+    assert not set(before) & set(node.container_pids(uid))
+    assert restarts("spared") == 0
+
+
+def test_pods_outlive_the_api_server_and_etcd(cluster: Cluster, namespace: str) -> None:
+    """What was written is there again, the pod is the same, and new ones run."""
+    cluster.apply(python_pod("stays", namespace=namespace))
+    cluster.kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/stays", "--timeout=60s")
+    before = pod_status(cluster, namespace, "stays")["containerStatuses"][0]["containerID"]
+    cluster.stop_api_server()
+    with pytest.raises(CommandFailed, match="refused"):
+        cluster.kubectl("get", "nodes")
+    cluster.start_api_server()
+    cluster.restart_etcd()
+    cluster.apply(python_pod("new", namespace=namespace))
+    cluster.kubectl("wait", "-n", namespace, "--for=condition=Ready", "pod/new", "--timeout=60s")
+    assert pod_status(cluster, namespace, "stays")["containerStatuses"][0]["containerID"] == before
+
+
 @pytest.mark.slow
 def test_a_cluster_starts_where_another_was_killed(cluster: Cluster) -> None:
-    """The processes of the killed one end, and the next one takes its place and runs a pod."""
+    """The processes of the killed one end, the next one takes its place and runs a pod, and then nothing is left."""
     command = [sys.executable, "-m", "tests.e2e.cluster", "--bare", "--nodes", "1"]
     first = as_root(lambda: subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True))
     assert first.stdout is not None
@@ -211,3 +249,10 @@ def test_a_cluster_starts_where_another_was_killed(cluster: Cluster) -> None:
         second.apply(python_pod("runs", "print('well')"))
         second.kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/runs", "--timeout=60s")
         assert [node["metadata"]["name"] for node in second.get("nodes")["items"]] == ["m1"]
+        bridge = second.bridge
+        assert bridge in process.run("ip", "link").stdout
+    assert bridge not in process.run("ip", "link").stdout
+    assert bridge not in process.run("ip", "route").stdout
+    assert not list(Path("/sys/fs/cgroup").glob(f"*/{bridge}-*"))
+    assert folder not in Path("/proc/self/mountinfo").read_text()
+    assert not [each for each in psutil.process_iter() if f"{folder}/" in " ".join(command_of(each))]

@@ -21,7 +21,7 @@ from tests.e2e.cluster.node import Node, NodeOptions, Place
 from tests.e2e.cluster.process import kill_left_ones, run
 from tests.e2e.cluster.slot import Slot, take_slot
 from tests.e2e.cluster.waiting import say, wait_until
-from tests.privileges import keep_a_root_thread
+from tests.privileges import as_root, keep_a_root_thread
 
 THREE_NODES = tuple(NodeOptions(name=f"n{number}") for number in (1, 2, 3))
 
@@ -54,6 +54,11 @@ class Cluster:
     def address(self) -> str:
         """This machine's address that pods reach; servers of a test listen there."""
         return self._slot.address
+
+    @property
+    def bridge(self) -> str:
+        """Name of the machine network's bridge; control groups and links begin with it."""
+        return self._slot.bridge
 
     def kubectl(self, *arguments: str | Path, text: str | None = None, limit: float = 120.0) -> str:
         """What it prints. `text` is its input (`-f -`). Raises `CommandFailed` with its complaint."""
@@ -136,8 +141,9 @@ class Cluster:
     def object_store(self) -> S3Server:
         """A real S3 server that pods and tests reach at the same address; started by the first who asks."""
         if self._object_store is None:
-            folder = self.folder / "object-store"
-            self._object_store = self._stack.enter_context(running_seaweedfs(folder, address=self.address))
+            server = running_seaweedfs(self.folder / "object-store", address=self.address)
+            # It ends with the thread that started it, so that must be one that stays.
+            self._object_store = as_root(lambda: self._stack.enter_context(server))
         return self._object_store
 
     def keep_evidence(self, folder: Path) -> None:
@@ -163,9 +169,12 @@ class Cluster:
     def stop(self) -> None:
         """Ends everything; nothing is left but the logs."""
         self._stack.close()
-        for name in list(self._nodes):
-            self._nodes.pop(name).halt()
         self._control_plane.stop()
+        with ThreadPoolExecutor() as pool:
+            halts = [pool.submit(node.halt) for node in self._nodes.values()]
+        self._nodes.clear()
+        for each in halts:
+            each.result()
 
     def _add_nodes(self, wanted: Sequence[NodeOptions], after: Any = None) -> list[Node]:
         new = [self._make_node(options) for options in wanted]

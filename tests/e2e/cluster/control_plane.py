@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import ssl
 import urllib.request
 from pathlib import Path
@@ -70,9 +71,9 @@ class ControlPlane:
         )
 
     def stop(self) -> None:
-        """Stop whatever runs."""
+        """Kill whatever runs: nobody needs what it would write."""
         for name in reversed(list(self._programs)):
-            self._programs.pop(name).stop(limit=5.0)
+            self._programs.pop(name).stop(signal.SIGKILL)
 
     def start_api_server(self) -> None:
         """Returns when it is ready."""
@@ -80,8 +81,11 @@ class ControlPlane:
         wait_until(self._is_ready, "the API server gets ready", 60.0, pause=0.1)
 
     def stop_api_server(self) -> None:
-        """Kubelets, controllers and watches lose it, until `start_api_server`."""
-        self._programs.pop("kube-apiserver").stop()
+        """Kubelets, controllers and watches lose it at once, until `start_api_server`.
+
+        Asked politely it would go on for a minute, for the sake of the watches.
+        """
+        self._programs.pop("kube-apiserver").stop(signal.SIGKILL)
 
     def restart_etcd(self) -> None:
         """Returns when the API server is ready again. What was written stays."""

@@ -26,7 +26,7 @@ ON_EVERY_NODE: Mapping[str, Any] = {
 def install(cluster: Cluster, values: Mapping[str, Any] = ON_EVERY_NODE, *, limit: float = 180.0) -> None:
     """Install the chart or change its values; returns when agents, drivers, controllers and the webhook are ready."""
     prepare_namespace(cluster)
-    values_file = cluster.folder / "values.json"
+    values_file = cluster.folder / "control-plane/values.json"
     values_file.write_text(json.dumps(values))
     cluster.helm("upgrade", "--install", RELEASE, CHART, "--namespace", NAMESPACE, "--values", values_file)
     wait_until_ready(cluster, limit=limit)
