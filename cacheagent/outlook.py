@@ -31,7 +31,7 @@ def describe_wait(job: JobStatus | None, retry_in_s: float, running: Sequence[Jo
     ahead = [other for other in others if other.rate_bytes_per_s > 0]
     if job.rate_bytes_per_s <= 0 and ahead:
         count = len(ahead)
-        return f"{_share(job)}, queued behind {ahead[0].name} ({count} download{'s' if count > 1 else ''} run)"
+        return f"{_share(job)}, queued behind {ahead[0].name} ({count} download{'s run' if count > 1 else ' runs'})"
     if job.eta_s >= 0:
         return f"{_share(job)}, about {duration_text(job.eta_s)} left"
     return f"{_share(job)}, waiting for its source to send"

@@ -309,8 +309,10 @@ class Volumes:
         return Volume(volume_id=lease.volume_id, state="ready", digest=lease.digest, path=path)
 
     def _later(self, promise: Promise) -> Volume:
+        lease = self._store.find_lease(promise.volume_id)
+        digest = lease.digest if lease is not None else promise.digest
         path = f"volumes/{promise.volume_id}"
-        return Volume(volume_id=promise.volume_id, state="ready", digest=promise.digest, path=path)
+        return Volume(volume_id=promise.volume_id, state="ready", digest=digest, path=path)
 
     def _ask(self, volume_id: str, request: VolumeRequest) -> None:
         asked = Asked(request.model, request.namespace, request.uri)
