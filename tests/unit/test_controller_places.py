@@ -182,6 +182,24 @@ def test_a_version_is_held_before_its_label_invites_pods() -> None:
     assert version_label(A1) in scene.labels("n0")
 
 
+def test_a_version_that_comes_back_with_its_disk_is_held_before_it_is_labelled() -> None:
+    """A node that returns has the version already when it is first heard of."""
+    scene = with_volumes()
+    agent = scene.node("n1")
+    agent.disk[A1] = "llama"
+    seen = []
+    for _ in range(8):
+        scene.round()
+        if version_label(A1) in scene.labels("n1"):
+            seen.append(scene.kube.peek(MODEL_CACHE_NODES, "n1"))
+        scene.report()
+    assert seen
+    for item in seen:
+        assert item is not None
+        assert A1 in item["spec"]["held"]
+        assert item["status"]["observedGeneration"] == item["metadata"]["generation"]
+
+
 def test_a_held_version_leaves_in_two_steps() -> None:
     """Announced, the label goes first; only then is it let go, and only then evicted."""
     scene = with_volumes()
@@ -314,6 +332,16 @@ def test_a_node_that_comes_back_empty_is_cold_again() -> None:
     assert "Cold" in scene.reasons()
     scene.settle()
     assert scene.taints("n0") == ["gpu"]
+
+
+def test_a_node_that_was_never_cold_does_not_become_it() -> None:
+    """The taint came into use in a cluster that runs: only another disk is a reason."""
+    scene = Scene(cold=True)
+    scene.node("n0").slowness = 3
+    scene.model("llama", digest=A1, required=True)
+    for _ in range(12):
+        scene.step()
+        assert scene.taints("n0") == []
 
 
 def test_nobody_touches_taints_unless_told() -> None:

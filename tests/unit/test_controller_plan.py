@@ -132,6 +132,9 @@ def test_an_object_of_a_node_of_the_past_makes_room() -> None:
     scene.model("llama", digest=A1)
     scene.settle()
     scene.change(MODEL_CACHE_NODES, "n0", lambda item: item["metadata"]["ownerReferences"][0].update(uid="another"))
+    scene.change(MODEL_CACHES, "llama", lambda item: item["spec"].update(priority=7))
+    of_node = [change.verb for change in scene.plan().changes if change.resource == MODEL_CACHE_NODES]
+    assert of_node == ["delete"], "nothing is told to an object of the past"
     scene.settle()
     item = scene.kube.peek(MODEL_CACHE_NODES, "n0")
     node = scene.kube.peek(NODES, "n0")
