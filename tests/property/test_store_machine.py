@@ -90,6 +90,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.strangers_bytes = 0
         self.published: dict[str, Published] = {}
         self.leases: dict[str, str] = {}
+        self.held: set[str] = set()
+        self.promised: set[str] = set()
         self.open()
 
     def teardown(self) -> None:
@@ -99,6 +101,8 @@ class StoreMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         self.store = Store.open(self.root, POLICY, now=lambda: self.time, boot=lambda: self.boot)
+        self.store.hold(self.held)  # an agent does so before anything else
+        self.store.hold_promised(self.promised)
 
     def used_bytes(self) -> int:
         inodes = {}
@@ -131,7 +135,7 @@ class StoreMachine(RuleBasedStateMachine):
             if MANIFESTS[other].digest not in here:
                 assert not facts.pin, other
                 assert facts.priority <= priority, other
-                assert MANIFESTS[other].digest not in self.leases.values(), other
+                assert MANIFESTS[other].digest not in self.kept(), other
                 assert not self.in_grace(), other
                 del self.published[other]
                 event("pull: evicted another")
@@ -168,6 +172,27 @@ class StoreMachine(RuleBasedStateMachine):
             assert path.is_dir()
             self.leases[volume] = digest
 
+    @rule(held=st.sets(names, max_size=2), promised=st.sets(names, max_size=2))
+    def hold(self, held: set[str], promised: set[str]) -> None:
+        """PersistentVolumes point at some, pods wait for others."""
+        self.held = {MANIFESTS[name].digest for name in held}
+        self.promised = {MANIFESTS[name].digest for name in promised}
+        self.store.hold(self.held)
+        self.store.hold_promised(self.promised)
+        assert set(self.store.evicting()) <= self.held
+
+    @rule(mounted=st.dictionaries(volumes, names))
+    def report_mounts(self, mounted: dict[str, str]) -> None:
+        """Whole and true: what is mounted is leased, what is not was granted long ago."""
+        paths = {volume: f"models/{MANIFESTS[name].digest.replace(':', '-')}/files" for volume, name in mounted.items()}
+        self.store.reconcile(paths, grant_s=0.0)
+        for volume in [volume for volume in self.leases if volume not in mounted]:
+            if self.store.find_lease(volume) is None:  # else it was granted this very instant
+                del self.leases[volume]
+        for volume, name in mounted.items():
+            if name in self.published:
+                self.leases[volume] = MANIFESTS[name].digest
+
     @rule(volume=volumes)
     def release(self, volume: str) -> None:
         self.store.release(volume)
@@ -199,11 +224,13 @@ class StoreMachine(RuleBasedStateMachine):
         except NotCached:
             assert name not in self.published
         except ModelInUse:
-            assert self.published[name].pin or digest in self.leases.values()
+            assert self.published[name].pin or digest in self.kept()
+            if digest in self.held and not self.published[name].pin and digest not in self.leases.values():
+                assert digest in self.store.evicting() or digest in self.promised, "whoever holds it is told"
         else:
             assert freed <= before - self.used_bytes()
             assert not self.published.pop(name).pin
-            assert digest not in self.leases.values()
+            assert digest not in self.kept()
 
     @rule()
     def trim(self) -> None:
@@ -321,6 +348,10 @@ class StoreMachine(RuleBasedStateMachine):
     def digests(self) -> set[str]:
         return {MANIFESTS[name].digest for name in self.published}
 
+    def kept(self) -> set[str]:
+        """What nobody may take away."""
+        return {*self.leases.values(), *self.held, *self.promised}
+
     def in_grace(self) -> bool:
         return self.boot.id != "first" and self.boot.seconds < self.grace_ends
 
@@ -330,14 +361,14 @@ class StoreMachine(RuleBasedStateMachine):
         for name in [name for name in self.published if MANIFESTS[name].digest not in here]:
             facts = self.published.pop(name)
             assert not facts.pin
-            assert MANIFESTS[name].digest not in self.leases.values()
+            assert MANIFESTS[name].digest not in self.kept()
 
     def could_fit(self, name: str, priority: int) -> bool:
         """Whether there is certainly room once everything that may go is gone: 200 KB more than the rule needs."""
 
         def may_go(other: str, facts: Published) -> bool:
             held = facts.pin or facts.priority > priority or self.in_grace()
-            return not held and other != name and MANIFESTS[other].digest not in self.leases.values()
+            return not held and other != name and MANIFESTS[other].digest not in self.kept()
 
         staying = [other for other, facts in self.published.items() if not may_go(other, facts)]
         blobs = {blob: content for other in [*staying, name] for blob, content in blobs_of(MODELS[other]).items()}
