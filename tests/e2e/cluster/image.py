@@ -69,19 +69,20 @@ def _alone() -> Iterator[None]:
 
 def get_template() -> Path:
     """The template for the sources as they are now; made if need be (a minute and more, mostly the image)."""
-    with _alone():
-        template = images_folder() / template_name()
-        base, how = None, os.environ.get("E2E_IMAGE", "")
-        if how == "newest" and _templates():
-            template = _templates()[-1]
-        elif how == "patched" and not template.exists():
-            base = _newest_with_the_dependencies_of(template)
-            template = template.with_name(f"{template.name}-patched") if base else template
-        if not template.exists():
-            say(f"making the image and a template of it, {template}" + (f" from {base.name}" if base else ""))
-            _make(template, base)
-        os.utime(template)
-        _forget_old_templates()
+    template = images_folder() / template_name()
+    base, how = None, os.environ.get("E2E_IMAGE", "")
+    if how == "newest" and _templates():
+        template = _templates()[-1]
+    elif how == "patched" and not template.exists():
+        base = _newest_with_the_dependencies_of(template)
+        template = template.with_name(f"{template.name}-patched") if base else template
+    if not template.exists():
+        with _alone():
+            if not template.exists():
+                say(f"making the image and a template of it, {template}" + (f" from {base.name}" if base else ""))
+                _make(template, base)
+            _forget_old_templates(but=template)
+    os.utime(template)  # now that it is in use, nobody forgets it
     return template
 
 
@@ -154,6 +155,7 @@ def _patch(base: Path, folder: Path) -> None:
 
 def _templates() -> list[Path]:
     """The one that was used last comes last."""
+    images_folder().mkdir(parents=True, exist_ok=True)
     found = [path for path in images_folder().iterdir() if path.is_dir() and not path.name.startswith(".")]
     return sorted(found, key=lambda path: path.stat().st_mtime)
 
@@ -164,10 +166,10 @@ def _newest_with_the_dependencies_of(template: Path) -> Path | None:
     return fitting[-1] if fitting else None
 
 
-def _forget_old_templates() -> None:
-    """Each is a gigabyte. One that somebody is cloning is among the newest."""
+def _forget_old_templates(*, but: Path) -> None:
+    """Each is a gigabyte. One that somebody is cloning was touched a moment ago."""
     for path in _templates()[:-KEPT_TEMPLATES]:
-        if time.time() - path.stat().st_mtime > 600:
+        if path != but and time.time() - path.stat().st_mtime > 600:
             run("rm", "-rf", path)
 
 
