@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import missing
 from tests.e2e.cluster.binaries import ROOT, find_obstacle
 from tests.e2e.cluster.cluster import Cluster, running_cluster
+from tests.e2e.cluster.models import Weights, model_cache, upload_checkpoint, upload_minilm, wait_until_cached
 from tests.e2e.cluster.product import install
 
 REPORTS = ROOT / "reports/e2e"
@@ -47,6 +48,25 @@ def product(cluster: Cluster) -> Cluster:
     cluster.kubectl("label", "node", "n1", "n2", "pool=warm", "--overwrite")
     install(cluster)
     return cluster
+
+
+@pytest.fixture(scope="session")
+def llama(product: Cluster) -> Weights:
+    """A ModelCache of that name (200 MB in four shards) that is ready on n1 and n2. Tests leave it as it is."""
+    weights = upload_checkpoint(product.object_store, "llama", size_bytes=200_000_000, shards=4)
+    product.apply(model_cache("llama", weights, nodeSelector={"pool": "warm"}))
+    wait_until_cached(product, "llama", nodes=2)
+    return weights
+
+
+@pytest.fixture(scope="session")
+def minilm(product: Cluster) -> Weights:
+    """The real all-MiniLM-L6-v2, likewise; it knows its repository on the Hub."""
+    weights = upload_minilm(product.object_store)
+    repository = {"repoId": "sentence-transformers/all-MiniLM-L6-v2"}
+    product.apply(model_cache("minilm", weights, source=repository, nodeSelector={"pool": "warm"}))
+    wait_until_cached(product, "minilm", nodes=2)
+    return weights
 
 
 @pytest.fixture

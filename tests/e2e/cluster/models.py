@@ -198,6 +198,18 @@ def deployment(
     }
 
 
+def job(name: str, namespace: str, pod: Mapping[str, Any], *, pods: int = 1) -> dict[str, Any]:
+    """A Job that runs so many pods at once."""
+    meta = {"labels": {"app": name}, "annotations": pod["metadata"].get("annotations", {})}
+    template = {"metadata": meta, "spec": pod["spec"]}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"completions": pods, "parallelism": pods, "template": template},
+    }
+
+
 def pods_of(cluster: Cluster, namespace: str, app: str) -> list[dict[str, Any]]:
     """Those with the label, without those that are being deleted."""
     found = cluster.get("pods", "-n", namespace, "-l", f"app={app}")["items"]
@@ -220,13 +232,18 @@ def wait_until_running(cluster: Cluster, namespace: str, app: str, *, pods: int 
         raise NotSeen(f"{error}\nevents: {told}") from None
 
 
-def read_report(cluster: Cluster, namespace: str, pod: str, *, limit: float = 60.0) -> Seen:
-    """What a pod with `READ` printed."""
+def printed(cluster: Cluster, namespace: str, pod: str, *, container: str = "main", limit: float = 60.0) -> str:
+    """The first line that a container prints, once it is there."""
 
     def line() -> str:
-        return next(iter(cluster.kubectl("logs", "-n", namespace, pod, "-c", "main").splitlines()), "")
+        return next(iter(cluster.kubectl("logs", "-n", namespace, pod, "-c", container).splitlines()), "")
 
-    return msgspec.json.decode(wait_until(line, f"{pod} has read everything", limit), type=Seen)
+    return wait_until(line, f"{pod} prints a line", limit)
+
+
+def read_report(cluster: Cluster, namespace: str, pod: str, *, limit: float = 60.0) -> Seen:
+    """What a pod with `READ` printed."""
+    return msgspec.json.decode(printed(cluster, namespace, pod, limit=limit), type=Seen)
 
 
 def events_of(cluster: Cluster, namespace: str, pod: Mapping[str, Any] | str) -> list[str]:
