@@ -136,7 +136,9 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
                 warming=warming,
                 volumes=volumes,
                 desired=desired,
-                policy=NodePolicy(file_roots=tuple(map(str, config.file_roots))),
+                policy=NodePolicy(
+                    file_roots=tuple(map(str, config.file_roots)), refused_networks=config.refused_networks
+                ),
             )
             member.start()
             volumes.asking = member.asking

@@ -6,6 +6,7 @@ plain numbers don't.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import Final, Literal, Self
@@ -157,6 +158,9 @@ class AgentConfig(Value):
     `file_roots` (default none): directories below which the `file://` sources of models must lie that the controller of
     a cluster assigns; without any, such sources are refused. Models in this file may lie anywhere.
 
+    `refused_networks` (CIDRs, default none): networks, such as those of a cluster's pods and services, from which
+    on-demand URIs fetch nothing. Loopback, link-local and metadata addresses are refused in any case.
+
     `page_cache`: see PageCacheSettings.
 
     `models` (default none): what to keep warm, in any order; `priority` decides who goes first. See ModelSpec.
@@ -170,7 +174,15 @@ class AgentConfig(Value):
     logs: LogSettings = LogSettings()
     models: tuple[ModelSpec, ...] = ()
     file_roots: tuple[Path, ...] = ()
+    refused_networks: tuple[str, ...] = ()
     page_cache: PageCacheSettings = PageCacheSettings()
+
+    def __post_init__(self) -> None:
+        for network in self.refused_networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"refused_networks: {error}") from error
 
     def model(self, name: str) -> ModelSpec | None:
         """The configured model of that name."""

@@ -178,7 +178,7 @@ class Flights:
             self._ended.pop(next(iter(self._ended)))
 
 
-_LATER: Final = (("", "digest"), ("", "content_digest"), ("source", "roots"), ("source", "restricted"))
+_LATER: Final = (("", "digest"), ("", "content_digest"), ("source", "roots"), ("source", "refused_networks"))
 """Fields that came later: where they say nothing, the key is that of before them, which disks remember."""
 
 

@@ -11,7 +11,7 @@ class HttpLocation(Value, tag="http"):
     """Bytes that ranged GETs of one URL give. URL and headers may hold secrets: never logged.
 
     `etag`: every answer must carry this ETag (if any), else the object changed. `checksum_headers`: an answer to a GET
-    without Range carries `x-amz-checksum-*` headers worth checking.
+    without Range carries `x-amz-checksum-*` headers worth checking. `refused_networks`: see `spec.SourceSpec`.
     """
 
     url: str
@@ -19,6 +19,7 @@ class HttpLocation(Value, tag="http"):
     etag: str = ""
     ca_bundle: str = ""
     checksum_headers: bool = False
+    refused_networks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         """Without what may be secret: tracebacks and assertion messages show values."""

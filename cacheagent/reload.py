@@ -21,7 +21,17 @@ from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
 
-_ONLY_AT_START: Final = ("root", "socket", "listen", "store", "transfer", "logs", "file_roots", "page_cache")
+_ONLY_AT_START: Final = (
+    "root",
+    "socket",
+    "listen",
+    "store",
+    "transfer",
+    "logs",
+    "file_roots",
+    "refused_networks",
+    "page_cache",
+)
 
 
 class LiveConfig:

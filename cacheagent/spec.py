@@ -24,8 +24,8 @@ class SourceSpec(Value):
     `region`: of the S3 bucket. `credential`: the *name* of a credential (AWS profile, or a token file's name), never a
     secret; part of the trust domain. `ca_bundle`: PEM file for private CAs. `path_style`: None lets the source choose.
     `include`/`exclude`: patterns on paths (see `cacheagent.select`). `roots`: directories of which one must hold the
-    tree of a `file://` source, links resolved; empty for anywhere. `restricted`: loopback, link-local and metadata
-    addresses are refused after name resolution, also where an origin redirects to.
+    tree of a `file://` source, links resolved; empty for anywhere. `refused_networks`: CIDRs
+    of addresses that an `https://` source is not read from, after name resolution, also where it redirects to.
 
     Both URLs are shown in states, logs and records, so one that holds a secret is refused: UsageError.
     """
@@ -40,7 +40,7 @@ class SourceSpec(Value):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
-    restricted: bool = False
+    refused_networks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field, url in (("uri", self.uri), ("endpoint", self.endpoint)):

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from cacheagent.addresses import LOCAL_NETWORKS
 from cacheagent.assignment import Assigned, Assignment, Reason, Refused
 from cacheagent.errors import CacheAgentError, PolicyRefused, UsageError
 from cacheagent.kube.names import model_name_of_uri
@@ -30,9 +31,11 @@ class Found(Value):
 
 
 class NodePolicy(Value):
-    """`file_roots`: directories below which `file://` trees may lie; none refuses them."""
+    """`file_roots`: directories below which `file://` trees may lie; none refuses them. `refused_networks`: CIDRs that
+    on-demand URIs fetch nothing from, beside the local ones."""
 
     file_roots: tuple[str, ...] = ()
+    refused_networks: tuple[str, ...] = ()
 
 
 def assignment_of(
@@ -130,5 +133,6 @@ def _restrictions(model: NodeModel, policy: NodePolicy) -> dict[str, object]:
             hint="the administrator lists directories in the agent's file_roots, or uses nfs:// with a mount",
         )
     on_demand = model.name == model_name_of_uri(source.uri, source.credentials)
-    is_file = source.uri.lower().startswith("file:")
-    return {"roots": policy.file_roots if is_file else (), "restricted": on_demand}
+    scheme = source.uri.partition(":")[0].lower()
+    refused = (*LOCAL_NETWORKS, *policy.refused_networks) if on_demand and scheme in {"http", "https"} else ()
+    return {"roots": policy.file_roots if scheme == "file" else (), "refused_networks": refused}

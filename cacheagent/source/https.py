@@ -61,7 +61,8 @@ class HttpsSource:
         self._origin = origin_of(url)
         self._credential = spec.credential
         self._ca_bundle = spec.ca_bundle
-        self._web = Web(ca_bundle=spec.ca_bundle)
+        self._refused_networks = spec.refused_networks
+        self._web = Web(ca_bundle=spec.ca_bundle, refused_networks=spec.refused_networks)
         self._direct: set[str] = set()
         self.trust_domain = TrustDomain(endpoint=self._origin, credential=spec.credential)
 
@@ -194,6 +195,7 @@ class HttpsSource:
             headers=_conditions(file) | (caller.headers if at_home else {}),
             etag=file.identity.get("etag", ""),
             ca_bundle=self._ca_bundle,
+            refused_networks=self._refused_networks,
         )
 
 

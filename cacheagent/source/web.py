@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,11 @@ from typing import NoReturn, Self
 from urllib.parse import quote, urljoin, urlsplit
 
 import aiohttp
+from aiohttp.abc import ResolveResult
+from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from cacheagent.addresses import is_refused
 from cacheagent.errors import (
     CacheAgentError,
     ConfigError,
@@ -26,6 +30,7 @@ from cacheagent.errors import (
     OriginThrottled,
     OriginUnavailable,
     OriginWrong,
+    PolicyRefused,
     SourceChanged,
     UsageError,
 )
@@ -73,8 +78,9 @@ class Caller:
 class Web:
     """Makes requests from one event loop; connections are opened by the first one."""
 
-    def __init__(self, *, ca_bundle: str = "") -> None:
+    def __init__(self, *, ca_bundle: str = "", refused_networks: tuple[str, ...] = ()) -> None:
         self._ca_bundle = ca_bundle
+        self._refused_networks = refused_networks
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -113,6 +119,7 @@ class Web:
         home = origin_of(url)
         at_home, here = True, url
         for hop in range(MAX_REDIRECTS + 1):
+            _require_permitted(urlsplit(here).hostname or "", here, self._refused_networks)
             sent = {"Accept-Encoding": "identity", **headers, **(caller.headers if at_home else {})}
             try:
                 async with self._open_session().request(
@@ -138,7 +145,9 @@ class Web:
     def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(
-                limit=MAX_CONNECTIONS, ssl=tls_context(self._ca_bundle) if self._ca_bundle else True
+                limit=MAX_CONNECTIONS,
+                ssl=tls_context(self._ca_bundle) if self._ca_bundle else True,
+                resolver=_Resolver(self._refused_networks) if self._refused_networks else None,
             )
             self._session = aiohttp.ClientSession(
                 connector=connector,
@@ -158,6 +167,30 @@ class Web:
         raise OriginUnavailable(
             f"{origin} cannot be reached: {reason}", hint="is the server up, and is the way to it open from this node?"
         ) from error
+
+
+class _Resolver(ThreadedResolver):
+    """Names whose addresses are refused have none: what is looked at here is what is connected to."""
+
+    def __init__(self, refused_networks: tuple[str, ...]) -> None:
+        super().__init__()
+        self._refused_networks = refused_networks
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        found = await super().resolve(host, port, family)
+        for result in found:
+            _require_permitted(result["host"], f"http://{host}", self._refused_networks)
+        return found
+
+
+def _require_permitted(address: str, url: str, refused_networks: tuple[str, ...]) -> None:
+    if is_refused(address, refused_networks):
+        raise PolicyRefused(
+            f"{urlsplit(url).hostname} is at {address}, where nothing may be fetched from on demand",
+            hint="use a ModelCache, which an administrator makes",
+        )
 
 
 def expect_success(answer: Answer, what: str, origin: str, caller: Caller) -> Answer:

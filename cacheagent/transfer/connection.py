@@ -14,6 +14,7 @@ import struct
 import time
 from typing import Final
 
+from cacheagent.addresses import is_refused
 from cacheagent.transfer.answer import find_end
 from cacheagent.transfer.failure import OrderFailed
 from cacheagent.transfer.request import Endpoint
@@ -153,6 +154,8 @@ def _connect(endpoint: Endpoint, timeout_s: float, running: Running) -> socket.s
     except OSError as error:  # also names that IDNA can't say, which are UnicodeError
         raise _no_connection(endpoint, error) from error
     for family, kind, protocol, _, address in addresses:
+        if is_refused(str(address[0]), endpoint.refused_networks):
+            raise OrderFailed("protocol", f"{_name(endpoint)} is at {address[0]}, where nothing may be fetched from")
         sock = socket.socket(family, kind, protocol)
         try:
             running.attach(sock)

@@ -21,6 +21,7 @@ class Endpoint(NamedTuple):
     host: str
     port: int
     ca_bundle: str
+    refused_networks: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
@@ -56,7 +57,7 @@ def make_request(location: HttpLocation) -> Request:
     target = rest[cut:].partition("#")[0]
     if not target.startswith("/"):
         target = "/" + target
-    origin = _origin(scheme, rest[:cut], location.ca_bundle, tuple(location.headers.items()))
+    origin = _origin(scheme, rest[:cut], location.ca_bundle, location.refused_networks, tuple(location.headers.items()))
     shown = origin.shown + target.partition("?")[0]
     if not _can_be_sent(target) or " " in target:
         raise OrderFailed("protocol", f"{shown!a}: a URL with characters that a request can't carry")
@@ -72,7 +73,13 @@ class _Origin(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _origin(scheme: str, authority: str, ca_bundle: str, headers: tuple[tuple[str, str], ...]) -> _Origin:
+def _origin(
+    scheme: str,
+    authority: str,
+    ca_bundle: str,
+    refused_networks: tuple[str, ...],
+    headers: tuple[tuple[str, str], ...],
+) -> _Origin:
     authority = authority.rpartition("@")[2]
     host, colon, port = authority.rpartition(":")
     if not colon or authority.endswith("]"):  # no port, maybe an IPv6 address
@@ -86,7 +93,7 @@ def _origin(scheme: str, authority: str, ca_bundle: str, headers: tuple[tuple[st
         if not (_can_be_sent(name) and _can_be_sent(value)):
             raise OrderFailed("protocol", f"{authority}: header {name!a} has characters that a request can't carry")
     lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers)
-    endpoint = Endpoint(scheme, host.strip("[]"), int(port or _PORTS[scheme]), ca_bundle)
+    endpoint = Endpoint(scheme, host.strip("[]"), int(port or _PORTS[scheme]), ca_bundle, refused_networks)
     return _Origin(endpoint, f"{scheme}://{authority}", lines)
 
 
