@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -36,7 +37,10 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     obstacle = find_obstacle()
     if obstacle:
         missing(*obstacle)
-    with running_cluster() as running:
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with contextlib.ExitStack() as stack:
+        with capture.global_and_fixture_disabled():  # it may take minutes: whoever waits shall read why
+            running = stack.enter_context(running_cluster())
         request.config.stash[_the_cluster] = running
         yield running
         del request.config.stash[_the_cluster]
