@@ -47,7 +47,7 @@ def _check(answer: int) -> None:
 
 
 def keep_a_root_thread() -> None:
-    """Start the thread behind `as_root`, if there is none. Before `obey_file_modes`; does nothing for anybody but root."""
+    """Start the thread behind `as_root`, if there is none; before `obey_file_modes`. Only root has anything to keep."""
     global _orders  # noqa: PLW0603 - one thread a process, made before anything else
     if os.geteuid() == 0 and _orders is None:
         _orders = queue.SimpleQueue()
