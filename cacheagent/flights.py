@@ -32,6 +32,9 @@ INTEREST_S: Final = 600.0
 """How long one asking keeps a job alive: twice the kubelet's longest pause between two calls for a volume (5 minutes
 with its jitter), so that a waiting pod never finds its download cancelled."""
 
+ASKER: Final = "asker"
+"""Whoever asks without saying who it is."""
+
 ENDED_JOBS_KEPT: Final = 200
 """Ended jobs that `jobs` still tells of. Chosen."""
 
@@ -40,7 +43,8 @@ class _Job:
     def __init__(self, task: asyncio.Task[Record], tracker: Tracker) -> None:
         self.task = task
         self.tracker = tracker
-        self.wanted_until = -math.inf
+        self.wanted_until: dict[str, float] = {}
+        """By who wants it."""
 
 
 class Flights:
@@ -89,13 +93,21 @@ class Flights:
         refresh: bool = False,
         wanted_s: float = math.inf,
         urgent: bool = False,
+        by: str = ASKER,
     ) -> None:
-        """The same without waiting; `jobs` tells what becomes of it. `urgent`: its bytes go before others'."""
+        """The same without waiting; `jobs` tells what becomes of it. `urgent`: its bytes go before others'. `by`: who
+        wants it; see `let_go`."""
         if refresh or self.find(spec) is None:
-            job = self._start(spec, priority=priority, wanted_s=wanted_s)
+            job = self._start(spec, priority=priority, wanted_s=wanted_s, by=by)
             if urgent and not job.tracker.urgent:
                 job.tracker.urgent = True
                 self._engine.blobs.raise_priority(job.tracker)
+
+    def let_go(self, spec: ModelSpec, by: str) -> None:
+        """Whoever that is wants it no more; `drop_unwanted` ends it unless somebody else does."""
+        job = self._running.get(source_key(spec))
+        if job is not None:
+            job.wanted_until.pop(by, None)
 
     async def look_up(self, spec: ModelSpec) -> Manifest:
         """What the source holds now, without fetching it. Raises what `resolve` raises."""
@@ -121,7 +133,7 @@ class Flights:
     def drop_unwanted(self) -> None:
         """Cancel jobs that nobody has asked for within their time; what they proved is kept."""
         for job in self._running.values():
-            if job.wanted_until < self._now():
+            if max(job.wanted_until.values(), default=-math.inf) < self._now():
                 job.task.cancel()
 
     async def verify(self, digest: str) -> None:
@@ -138,7 +150,7 @@ class Flights:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, spec: ModelSpec, *, priority: int | None, wanted_s: float) -> _Job:
+    def _start(self, spec: ModelSpec, *, priority: int | None, wanted_s: float, by: str = ASKER) -> _Job:
         key = source_key(spec)
         job = self._running.get(key)
         if job is None:
@@ -150,7 +162,7 @@ class Flights:
         if priority is not None:
             job.tracker.priority = max(job.tracker.priority, priority)
             self._engine.blobs.raise_priority(job.tracker)
-        job.wanted_until = max(job.wanted_until, self._now() + wanted_s)
+        job.wanted_until[by] = max(job.wanted_until.get(by, -math.inf), self._now() + wanted_s)
         return job
 
     async def _run(self, key: str, spec: ModelSpec, tracker: Tracker) -> Record:

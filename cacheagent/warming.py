@@ -18,6 +18,9 @@ from cacheagent.flights import INTEREST_S, Flights
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec
 
+KEEPER: Final = "keeper"
+"""As whom this wants jobs: those of a model that is no longer wanted end, unless somebody asked for it, too."""
+
 WARM_AT_ONCE: Final = 4
 """Models fetched at a time without being asked for. One fills a link already; four keep a slow origin from holding up
 the others. Chosen, not measured."""
@@ -51,8 +54,8 @@ class _Attempts:
 class Warming:
     """What should be here, and what is done about it. One event loop.
 
-    It only starts jobs and lets them be: a model that leaves the configuration is no longer fetched again, and what is
-    on disk stays until its room is needed. `keep` is told which versions are here that would be fetched again.
+    A model that is no longer wanted is not fetched any more; what is on disk of it stays until its room is needed.
+    `keep` is told which versions are here that would be fetched again.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Warming:
         """From now on these. `afresh`: whatever failed is tried again at once; else only what is new or changed."""
         self._specs = tuple(sorted(specs, key=lambda spec: -spec.priority))
         past = self._attempts
+        for spec in past.keys() - set(self._specs):
+            self._flights.let_go(spec, KEEPER)
         self._attempts = {spec: past.get(spec, _Attempts()) for spec in self._specs}
         if afresh:
             for attempts in self._attempts.values():
@@ -144,7 +149,7 @@ class Warming:
                     continue
             elif not spec.keep_warm and not demanded:
                 continue  # somebody asked for it, and it lives by their interest
-            self._flights.start(spec, wanted_s=INTEREST_S, urgent=demanded)
+            self._flights.start(spec, wanted_s=INTEREST_S, urgent=demanded, by=KEEPER)
             attempts.under_way = True
             running += 1
         self._keep(here)

@@ -21,6 +21,7 @@ class FakeFlights:
         self.wanted_s: dict[str, float] = {}
         self.here: set[str] = set()
         self.urgent: set[str] = set()
+        self.let_gone: set[str] = set()
         self.statuses: dict[str, JobStatus] = {}
         self.start_of: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self.dropped = 0
@@ -37,6 +38,7 @@ class FakeFlights:
         refresh: bool = False,
         wanted_s: float = math.inf,
         urgent: bool = False,
+        by: str = "",
     ) -> None:
         if urgent:
             self.urgent.add(spec.name)
@@ -50,6 +52,9 @@ class FakeFlights:
 
     def job(self, spec: ModelSpec) -> JobStatus | None:
         return self.statuses.get(spec.name)
+
+    def let_go(self, spec: ModelSpec, by: str) -> None:
+        self.let_gone.add(spec.name)
 
     def drop_unwanted(self) -> None:
         self.dropped += 1

@@ -10,7 +10,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cacheagent.errors import CorruptModel, NotCached, OriginUnavailable, PickleRefused, SourceChanged, UnsafeContent
+from cacheagent.errors import (
+    ChecksumMismatch,
+    CorruptModel,
+    NotCached,
+    OriginUnavailable,
+    PickleRefused,
+    SourceChanged,
+    UnsafeContent,
+    VersionMoved,
+)
 from cacheagent.flights import Flights, source_key
 from cacheagent.model import PIECE_SIZE_BYTES, SMALL_FILE_BYTES
 from cacheagent.progress import JobStatus
@@ -325,3 +334,64 @@ async def test_the_key_of_a_request_ignores_what_does_not_change_the_files() -> 
     other = msgspec.structs.replace(spec, source=SourceSpec(uri="memory://a", exclude=("*.md",)))
     assert source_key(spec) == source_key(same)
     assert source_key(spec) != source_key(other)
+
+
+async def test_a_job_ends_when_the_last_one_lets_go(root: Path) -> None:
+    """Of two who want it, one's leaving changes nothing; after the other's nothing is fetched, and the next one goes
+    on with what is there."""
+    async with node(root, a=MemoryOrigin({"x": large(1)})) as here:
+        here.transport.hold("x")
+        wanted = tree("m", "memory://a")
+        here.flights.start(wanted, wanted_s=60, by="keeper")
+        here.flights.start(wanted, wanted_s=60)
+        await here.transport.wait_until_started("x")
+        here.flights.let_go(wanted, "keeper")
+        here.flights.drop_unwanted()
+        assert here.flights.jobs()[0].phase == "fetching"
+        here.flights.let_go(wanted, "asker")
+        here.flights.drop_unwanted()
+        async with asyncio.timeout(60):
+            while here.flights.jobs():  # noqa: ASYNC110 - there is nothing to wait on
+                await asyncio.sleep(0.001)
+        here.transport.release("x")
+        assert here.files(await here.flights.ensure(wanted)) == {"x": large(1)}
+
+
+async def test_a_version_that_is_demanded_is_the_only_one_that_comes(root: Path) -> None:
+    """The origin's other version fails with both digests before the first byte; the right one comes, and is found
+    afterwards without a question."""
+    origin = MemoryOrigin({"x": b"old"})
+    async with node(root, a=origin) as here:
+        source = tree("m", "memory://a")
+        manifest = await here.flights.look_up(source)
+        assert here.store.records() == []
+        origin.objects["x"] = b"new"
+        pinned = msgspec.structs.replace(source, digest=manifest.digest)
+        with pytest.raises(VersionMoved, match=f"version {manifest.digest} is asked for"):
+            await here.flights.ensure(pinned)
+        assert here.transport.fetches["x"] == 0
+        origin.objects["x"] = b"old"
+        assert (await here.flights.ensure(pinned)).digest == manifest.digest
+        listings = origin.listings
+        origin.objects["x"] = b"new"
+        assert (await here.flights.ensure(pinned)).digest == manifest.digest
+        assert origin.listings == listings
+
+
+async def test_a_content_digest_that_is_demanded_is_compared(root: Path) -> None:
+    """Other bytes than those that somebody verified are not published; the right demand is met."""
+    async with node(root, a=MemoryOrigin({"x": b"x"})) as here:
+        source = tree("m", "memory://a")
+        wrong = msgspec.structs.replace(source, content_digest="sha256:" + "0" * 64)
+        with pytest.raises(ChecksumMismatch, match="is demanded"):
+            await here.flights.ensure(wrong)
+        assert here.store.records() == []
+        record = await here.flights.ensure(source)
+        right = msgspec.structs.replace(source, content_digest=record.content_digest)
+        assert (await here.flights.ensure(right)).digest == record.digest
+
+
+async def test_fields_that_came_later_change_no_key() -> None:
+    """Disks remember what requests were resolved to by these keys."""
+    assert source_key(tree("m")) == "eca92d9103a95423cfe7ec0492af19fdc697c1a75347e46d83527e2ba2cc5daf"
+    assert source_key(msgspec.structs.replace(tree("m"), digest="sha256:" + "0" * 64)) != source_key(tree("m"))

@@ -209,3 +209,66 @@ async def test_the_loop_wakes_for_what_ends_and_what_is_wanted() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
+
+
+def test_a_model_that_a_pod_waits_for_goes_first() -> None:
+    """Whatever keep_warm and the limit say, urgently, and with short pauses between its tries."""
+    flights, clock = FakeFlights(), Clock()
+    others = [spec(f"m{n}", priority=5) for n in range(WARM_AT_ONCE)]
+    asked = spec("asked", keep_warm=False)
+    under_test = warming(flights, *others, asked, clock=clock)
+    under_test.step()
+    assert "asked" not in flights.started
+    assert under_test.demand(asked) == 0.0
+    under_test.step()
+    assert flights.started[-1] == "asked"
+    assert flights.urgent == {"asked"}
+    pauses = []
+    for _ in range(6):
+        flights.fail("asked")
+        under_test.step()
+        pauses.append(under_test.demand(asked))
+        clock.now += pauses[-1] + 0.1
+        under_test.step()
+    assert pauses == pytest.approx([5, 10, 20, 40, 60, 60])
+    clock.now += INTEREST_S + 1
+    flights.fail("asked")
+    under_test.step()
+    clock.now += LONGEST_RETRY_S + 1
+    before = list(flights.started)
+    under_test.step()
+    assert flights.started == before, "nobody has asked for it any more"
+    assert under_test.demand(spec("unknown")) == 0.0
+
+
+def test_room_that_was_made_is_tried_at_once() -> None:
+    """What failed for another reason keeps its pause."""
+    flights, clock = FakeFlights(), Clock()
+    full, broken = spec("full"), spec("broken")
+    under_test = warming(flights, full, broken, clock=clock)
+    under_test.step()
+    flights.fail("full", "no-room")
+    flights.fail("broken")
+    under_test.step()
+    under_test.room_was_made()
+    under_test.step()
+    assert flights.started == ["full", "broken", "full"]
+    assert under_test.retry_in_s(broken) == FIRST_RETRY_S
+    assert under_test.retry_in_s(spec("unknown")) == 0.0
+
+
+def test_another_assignment_changes_nothing_for_what_stays() -> None:
+    """Pauses go on, unlike after a person changed the file; what is wanted no more is let go."""
+    flights, clock = FakeFlights(), Clock()
+    broken, gone = spec("broken"), spec("gone")
+    under_test = warming(flights, broken, gone, clock=clock)
+    under_test.step()
+    flights.fail("broken")
+    under_test.step()
+    under_test.want([broken, spec("new")], afresh=False)
+    under_test.step()
+    assert flights.started == ["broken", "gone", "new"]
+    assert flights.let_gone == {"gone"}
+    under_test.want([broken])
+    under_test.step()
+    assert flights.started[-1] == "broken"
