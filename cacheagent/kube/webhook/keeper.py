@@ -43,6 +43,8 @@ LOG: Final = logging.getLogger(__name__)
 
 LOOK_AGAIN_S: Final = 30.0
 """Certificates come due without anything changing in the cluster. Chosen; a change is seen at once."""
+FIRST_LOOKS_S: Final = 0.5
+"""As long as there is no certificate at all: somebody is about to lead and to make one, and pods wait for it. Chosen."""
 RETRY_S: Final = 2.0
 
 
@@ -111,9 +113,9 @@ class CertificateKeeper:
             await self._webhooks.synced()
             while True:
                 seen = self._secret.version, self._webhooks.version
-                pause_s = LOOK_AGAIN_S
                 try:
                     await self.look()
+                    pause_s = FIRST_LOOKS_S if self.missing() else LOOK_AGAIN_S
                 except KubeConflict:
                     pause_s = RETRY_S  # another replica was first, or our copy is behind: look again
                 except KubeError as error:
