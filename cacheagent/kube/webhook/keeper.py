@@ -44,7 +44,7 @@ LOG: Final = logging.getLogger(__name__)
 LOOK_AGAIN_S: Final = 30.0
 """Certificates come due without anything changing in the cluster. Chosen; a change is seen at once."""
 FIRST_LOOKS_S: Final = 0.5
-"""As long as there is no certificate at all: somebody is about to lead and to make one, and pods wait for it. Chosen."""
+"""As long as there is no certificate at all: somebody is about to lead and to make one. Chosen."""
 RETRY_S: Final = 2.0
 
 
