@@ -34,6 +34,8 @@ def describe_wait(job: JobStatus | None, retry_in_s: float, running: Sequence[Jo
         return f"{_share(job)}, queued behind {ahead[0].name} ({count} download{'s run' if count > 1 else ' runs'})"
     if job.eta_s >= 0:
         return f"{_share(job)}, about {duration_text(job.eta_s)} left"
+    if job.rate_bytes_per_s > 0:
+        return f"{_share(job)}, too early to say how long it takes"
     return f"{_share(job)}, waiting for its source to send"
 
 

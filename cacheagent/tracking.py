@@ -13,6 +13,8 @@ from cacheagent.progress import JobStatus, Phase
 
 RATE_WINDOW_S: Final = 10.0
 """Long enough that 16 MiB pieces make a steady figure on a slow link. Chosen, not measured."""
+FEWEST_PARTS: Final = 100
+"""There is no estimate before one of so many parts has come. Chosen."""
 EVENT_INTERVAL_S: Final = 0.2
 """Five lines a second are what an eye follows. Chosen."""
 URGENT: Final = 1_000_000
@@ -106,13 +108,17 @@ class Tracker:
             bytes_kept=self._kept,
             bytes_fetched=self._fetched,
             rate_bytes_per_s=rate,
-            eta_s=left / rate if rate > 0 and self._phase == "fetching" else -1.0,
+            eta_s=left / rate if rate > 0 and self._phase == "fetching" and self._has_begun(total) else -1.0,
             elapsed_s=now - self._started,
             message=self._error.message if self._error else "",
             error=self._error.code if self._error else "",
             hint=self._error.hint if self._error else "",
             path=self._path,
         )
+
+    def _has_begun(self, total: int) -> bool:
+        """The first files are small, and would make an estimate of days."""
+        return self._fetched * FEWEST_PARTS >= total
 
     def _rate(self, now: float) -> float:
         """Bytes a second over the window while it runs, over the whole job when it has ended."""

@@ -16,6 +16,7 @@ def job(phase: str = "fetching", name: str = "llama", **more: Any) -> JobStatus:
 
 
 MOVING = job(bytes_total=141_000_000_000, bytes_fetched=52_170_000_000, rate_bytes_per_s=1.1e9, eta_s=80.2)
+BEGUN = job(bytes_total=141_000_000_000, bytes_fetched=6_000, rate_bytes_per_s=3_000.0)
 STUCK = job(bytes_total=141_000_000_000)
 OTHER = job(name="qwen", bytes_total=5, rate_bytes_per_s=5.0)
 FAILED = job("failed", message="bucket/m: 403", error="forbidden", hint="name a credential that may read it")
@@ -29,6 +30,7 @@ FAILED = job("failed", message="bucket/m: 403", error="forbidden", hint="name a 
         (job("resolving"), 0.0, [], "its source is being listed"),
         (job("reserving", bytes_total=2_000_000), 0.0, [], "room is being made for 2 MB"),
         (MOVING, 0.0, [MOVING], "37 %, 52.2 of 141 GB, about 80 s left"),
+        (BEGUN, 0.0, [BEGUN], "0 %, 6 KB of 141 GB, too early to say how long it takes"),
         (STUCK, 0.0, [STUCK], "0 %, 0 B of 141 GB, waiting for its source to send"),
         (STUCK, 0.0, [STUCK, OTHER], "0 %, 0 B of 141 GB, queued behind qwen (1 download runs)"),
         (STUCK, 0.0, [OTHER, MOVING], "0 %, 0 B of 141 GB, queued behind qwen (1 download runs)"),

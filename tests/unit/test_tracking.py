@@ -42,6 +42,20 @@ def test_rate_and_time_left_come_from_the_last_seconds() -> None:
     assert status.eta_s == 40.0
 
 
+def test_nothing_is_foretold_from_the_first_small_files() -> None:
+    """They come slowly for their size; one part in a hundred is enough to tell."""
+    clock = Clock()
+    job = tracker([], clock)
+    job.resolved(MANIFEST)
+    job.enter("fetching")
+    clock.now += 1
+    job.fetched(MANIFEST.size_bytes // 200)
+    assert job.status().rate_bytes_per_s > 0
+    assert job.status().eta_s == -1
+    job.fetched(MANIFEST.size_bytes // 100)
+    assert job.status().eta_s > 0
+
+
 def test_linked_and_kept_bytes_count_as_done_but_not_as_rate() -> None:
     """A resumed pull does not show an absurd speed."""
     clock = Clock()
