@@ -137,7 +137,9 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
                 volumes=volumes,
                 desired=desired,
                 policy=NodePolicy(
-                    file_roots=tuple(map(str, config.file_roots)), refused_networks=config.refused_networks
+                    file_roots=tuple(map(str, config.file_roots)),
+                    on_demand_roots=tuple(map(str, config.on_demand_roots)),
+                    refused_networks=config.refused_networks,
                 ),
             )
             member.start()

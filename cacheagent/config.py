@@ -158,6 +158,9 @@ class AgentConfig(Value):
     `file_roots` (default none): directories below which the `file://` sources of models must lie that the controller of
     a cluster assigns; without any, such sources are refused. Models in this file may lie anywhere.
 
+    `on_demand_roots` (default: all `file_roots`): directories below which on-demand `file://` URIs must lie as well,
+    links resolved.
+
     `refused_networks` (CIDRs, default none): networks, such as those of a cluster's pods and services, from which
     on-demand URIs fetch nothing. Loopback, link-local and metadata addresses are refused in any case.
 
@@ -174,6 +177,7 @@ class AgentConfig(Value):
     logs: LogSettings = LogSettings()
     models: tuple[ModelSpec, ...] = ()
     file_roots: tuple[Path, ...] = ()
+    on_demand_roots: tuple[Path, ...] = ()
     refused_networks: tuple[str, ...] = ()
     page_cache: PageCacheSettings = PageCacheSettings()
 

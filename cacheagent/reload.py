@@ -29,6 +29,7 @@ _ONLY_AT_START: Final = (
     "transfer",
     "logs",
     "file_roots",
+    "on_demand_roots",
     "refused_networks",
     "page_cache",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Final
 
 import msgspec
@@ -31,11 +32,21 @@ class Found(Value):
 
 
 class NodePolicy(Value):
-    """`file_roots`: directories below which `file://` trees may lie; none refuses them. `refused_networks`: CIDRs that
-    on-demand URIs fetch nothing from, beside the local ones."""
+    """`file_roots`: directories below which `file://` trees may lie; none refuses them. `on_demand_roots`: those of
+    on-demand URIs, as far as they lie below the others; none means the same. `refused_networks`: CIDRs that on-demand
+    URIs fetch nothing from, beside the local ones."""
 
     file_roots: tuple[str, ...] = ()
+    on_demand_roots: tuple[str, ...] = ()
     refused_networks: tuple[str, ...] = ()
+
+    def roots(self, *, on_demand: bool) -> tuple[str, ...]:
+        """Where the tree of a `file://` source must lie."""
+        if not on_demand or not self.on_demand_roots:
+            return self.file_roots
+        return tuple(
+            root for root in self.on_demand_roots if any(PurePath(root).is_relative_to(top) for top in self.file_roots)
+        )
 
 
 def assignment_of(
@@ -127,12 +138,13 @@ def _source(source: Source, revision: str) -> dict[str, object]:
 def _restrictions(model: NodeModel, policy: NodePolicy) -> dict[str, object]:
     """What a model of the cluster may not do that one of the node's own configuration file may."""
     source = model.source
-    if source.uri.lower().startswith("file:") and not policy.file_roots:
+    on_demand = model.name == model_name_of_uri(source.uri, source.credentials)
+    scheme = source.uri.partition(":")[0].lower()
+    roots = policy.roots(on_demand=on_demand)
+    if scheme == "file" and not roots:
         raise PolicyRefused(
             f"{source.uri[:200]}: no directory of this node is permitted as a source",
             hint="the administrator lists directories in the agent's file_roots, or uses nfs:// with a mount",
         )
-    on_demand = model.name == model_name_of_uri(source.uri, source.credentials)
-    scheme = source.uri.partition(":")[0].lower()
     refused = (*LOCAL_NETWORKS, *policy.refused_networks) if on_demand and scheme in {"http", "https"} else ()
-    return {"roots": policy.file_roots if scheme == "file" else (), "refused_networks": refused}
+    return {"roots": roots if scheme == "file" else (), "refused_networks": refused}

@@ -57,6 +57,8 @@ def test_agents_settings_arrive(everything: Manifests) -> None:
     assert config.transfer.workers == 4
     assert float(config.page_cache.keep_available) == 0.3
     assert [str(root) for root in config.file_roots] == [tree["path"] for tree in EVERYTHING["sources"]["hostPaths"]]
+    assert [str(root) for root in config.on_demand_roots] == EVERYTHING["onDemand"]["fileRoots"]
+    assert list(config.refused_networks) == EVERYTHING["onDemand"]["clusterNetworks"]
     assert (config.logs.format, config.logs.level) == ("human", "debug")
 
 
@@ -65,7 +67,8 @@ def test_every_setting_of_the_agent_has_its_value() -> None:
     sections = {field.encode_name: field.type for field in msgspec.structs.fields(AgentConfig)}
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["agent"]["properties"]["config"]
     known = schema["properties"]
-    assert sections.keys() - known.keys() == {"root", "socket", "listen", "file_roots", "models"}
+    of_the_chart = {"root", "socket", "listen", "file_roots", "on_demand_roots", "refused_networks", "models"}
+    assert sections.keys() - known.keys() == of_the_chart
     for name, section in known.items():
         assert {field.encode_name for field in msgspec.structs.fields(sections[name])} == section["properties"].keys()
 
