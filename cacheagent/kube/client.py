@@ -6,6 +6,7 @@ import random
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -36,6 +37,8 @@ JSON_PATCH: Final = "application/json-patch+json"
 
 OnRequest = Callable[[str, str, int], None]
 """(verb, plural, HTTP status or 0), as soon as a request is answered or has failed: for counting."""
+OnReceived = Callable[[str, str, int], None]
+"""(verb, plural, bytes of an answer's body that were read, after decompression), piece by piece for watches."""
 
 
 class Call(NamedTuple):
@@ -72,10 +75,17 @@ class Call(NamedTuple):
 class KubeClient:
     """One API server; `open_client` makes it, `KubeApi` tells of the verbs. For concurrent calls in one event loop."""
 
-    def __init__(self, access: Access, session: aiohttp.ClientSession, on_request: OnRequest | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        session: aiohttp.ClientSession,
+        on_request: OnRequest | None = None,
+        on_received: OnReceived | None = None,
+    ) -> None:
         self._access = access
         self._session = session
         self._on_request = on_request or (lambda _verb, _plural, _status: None)
+        self._on_received = on_received or (lambda _verb, _plural, _size: None)
 
     @property
     def server(self) -> str:
@@ -111,7 +121,7 @@ class KubeClient:
         call = Call("watch", "GET", resource, namespace=namespace, query=query)
         limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT_S, sock_read=IDLE_LIMIT_S)
         async with self._answer(call, limit) as response:
-            async for line in _lines(response):
+            async for line in _lines(response, partial(self._on_received, call.verb, resource.plural)):
                 event = msgspec.json.decode(line)
                 if event["type"] == "ERROR":
                     raise error_of_status(event["object"], call.text)
@@ -174,6 +184,7 @@ class KubeClient:
         limit = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S, sock_connect=CONNECT_LIMIT_S)
         async with self._answer(call, limit) as response:
             content = await response.read()
+        self._on_received(call.verb, call.resource.plural, len(content))
         try:
             answer: Object = msgspec.json.decode(content)
         except msgspec.DecodeError as error:
@@ -235,20 +246,25 @@ class KubeClient:
 
 @asynccontextmanager
 async def open_client(
-    kubeconfig: Path | None = None, context: str = "", *, on_request: OnRequest | None = None
+    kubeconfig: Path | None = None,
+    context: str = "",
+    *,
+    on_request: OnRequest | None = None,
+    on_received: OnReceived | None = None,
 ) -> AsyncIterator[KubeClient]:
     """The cluster that kubectl would use, or the one that this pod is in. Asks nothing yet. Raises ConfigError."""
     access = await find_access(kubeconfig, context)
     tls: ssl.SSLContext | bool = access.tls if access.tls is not None else True
     headers = {"User-Agent": f"cacheagent/{cacheagent.__version__}", "Accept": JSON}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), headers=headers) as session:
-        yield KubeClient(access, session, on_request)
+        yield KubeClient(access, session, on_request, on_received)
 
 
-async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _lines(response: aiohttp.ClientResponse, received: Callable[[int], None]) -> AsyncIterator[bytes]:
     """Whole lines, however long (aiohttp's own end at 128 KB). A line that the end cuts short was no event."""
     begun: list[bytes] = []
     async for chunk in response.content.iter_any():
+        received(len(chunk))
         first, *rest = chunk.split(b"\n")
         begun.append(first)
         for part in rest:

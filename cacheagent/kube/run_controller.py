@@ -86,7 +86,7 @@ def own_namespace(account: Path = SERVICE_ACCOUNT) -> str:
 async def _run(config: ControllerConfig, place: Place) -> int:
     orders, metrics = Orders(STOP_WITHIN_S), ControllerMetrics()
     with orders.from_signals():
-        async with open_client(on_request=metrics.requested) as api:
+        async with open_client(on_request=metrics.requested, on_received=metrics.received) as api:
             await serve(api, config, place, orders.stop, metrics)
     LOG.info("stopped", extra={"by": orders.stopped_by})
     return 128 + signal.SIGINT if orders.stopped_by == "SIGINT" else 0
@@ -123,7 +123,9 @@ async def serve(
         return "stopping" if stop.is_set() else webhook.missing()
 
     async def scrape() -> bytes:
-        return metrics.render(leads=leader.is_leader(), backlog=controller.writer.backlog)
+        return metrics.render(
+            leads=leader.is_leader(), backlog=controller.writer.backlog, certificate_ends_at=keeper.expires_at
+        )
 
     drained = asyncio.Event()
     roots = {**copies.roots(), "events": events.run(), "leading": leader.run(), "planning": controller.run()}

@@ -38,7 +38,7 @@ def kube_programs() -> dict[str, Path]:
 
 
 class ApiServer:
-    """A running one. `kubeconfig`: its administrator's."""
+    """A running one. `kubeconfig`: its administrator's. `pid`, `etcd_pid`: of its processes."""
 
     def __init__(self, folder: Path, programs: dict[str, Path], ports: list[int]) -> None:
         self.folder = folder
@@ -50,6 +50,7 @@ class ApiServer:
         self._key, self._public_key = self._authority.signing_key("service-accounts")
         self.kubeconfig = self.kubeconfig_of("admin", "system:masters")
         self.certificate_authority = self._authority.certificate
+        self.pid = self.etcd_pid = 0
         self._running = contextlib.ExitStack()
 
     def kubeconfig_of(self, user: str, *groups: str) -> Path:
@@ -64,6 +65,7 @@ class ApiServer:
         """Return when it is ready. What etcd holds is still there. Raises ChildEnded."""
         log = self.folder / "kube-apiserver.log"
         child = self._running.enter_context(running_child(self._command(), log_path=log, stop_signal=signal.SIGKILL))
+        self.pid = child.pid
         wait_until_ready(child, self._is_ready, name="kube-apiserver", log_path=log, timeout_s=READY_TIMEOUT_S)
 
     def stop(self) -> None:
@@ -84,7 +86,8 @@ class ApiServer:
             f"--initial-advertise-peer-urls={peers}",
             f"--initial-cluster=default={peers}",
         ]
-        with running_child([self._programs["etcd"], *options], log_path=self.folder / "etcd.log"):
+        with running_child([self._programs["etcd"], *options], log_path=self.folder / "etcd.log") as child:
+            self.etcd_pid = child.pid
             yield
 
     def _command(self) -> list[str | Path]:

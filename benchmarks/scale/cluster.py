@@ -1,0 +1,194 @@
+"""A real API server with a fleet's objects in it, and the processes that use it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import yaml
+
+from benchmarks.arena import say
+from benchmarks.scale.agents import Done, Order
+from benchmarks.scale.fleet import NAMESPACE, WARMED, Size, agent_pod, model, node
+from benchmarks.scale.stub import Pretence
+from cacheagent.demo.child import ChildEnded, free_ports, running_child, wait_until_ready
+from cacheagent.kube.api import MODEL_CACHES, NAMESPACES, NODES, PODS, KubeApi, KubeError, Resource
+from cacheagent.kube.client import KubeClient
+from tests.fakes.kube_server import ApiServer
+
+REPOSITORY: Final = Path(__file__).parents[2]
+DEFINITIONS: Final = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
+)
+BINDINGS: Final = Resource(
+    "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
+)
+AT_ONCE: Final = 16
+HEARTBEAT_S: Final = 300.0
+"""The kubelet's nodeStatusReportFrequency."""
+
+
+class Users:
+    """Kubeconfigs. Controller and agents are service accounts, as in a cluster, so that the API server's priority and
+    fairness treats them as such; their exact rights are tested elsewhere."""
+
+    def __init__(self, server: ApiServer) -> None:
+        account = f"system:serviceaccount:{NAMESPACE}"
+        groups = ("system:serviceaccounts", f"system:serviceaccounts:{NAMESPACE}")
+        # Renamed, because a colon in $KUBECONFIG separates files.
+        folder = server.kubeconfig.parent
+        self.controller = server.kubeconfig_of(f"{account}:controller", *groups).rename(folder / "controller")
+        self.agents = server.kubeconfig_of(f"{account}:agent", *groups).rename(folder / "agents")
+        self.kubelets = server.kubeconfig_of("kubelets", "system:masters")
+
+
+async def install(api: KubeClient) -> None:
+    """Definitions, namespace, rights."""
+    for file in sorted((REPOSITORY / "daemonset/chart/files/crds").glob("*.yaml")):
+        await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
+    await api.create(NAMESPACES, {"metadata": {"name": NAMESPACE}})
+    subject = {
+        "kind": "Group",
+        "apiGroup": "rbac.authorization.k8s.io",
+        "name": f"system:serviceaccounts:{NAMESPACE}",
+    }
+    role = {"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": "cluster-admin"}
+    await api.create(BINDINGS, {"metadata": {"name": "scale"}, "subjects": [subject], "roleRef": role})
+
+    async def served() -> bool:
+        with contextlib.suppress(KubeError):
+            await api.list(MODEL_CACHES)
+            return True
+        return False
+
+    await until(served, "the definitions are served", 60)
+
+
+async def populate(api: KubeApi, size: Size) -> None:
+    """Nodes with agents' pods, and models."""
+
+    async def one(name: str) -> None:
+        pod = agent_pod(name)
+        await api.create(NODES, node(name))
+        await api.create(PODS, pod)
+        ready = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
+        await api.patch(PODS, pod["metadata"]["name"], ready, namespace=NAMESPACE, subresource="status")
+
+    await _all(one, size.node_names)
+
+    async def make(name: str) -> None:
+        await api.create(MODEL_CACHES, model(name, prefetch=name != WARMED))
+
+    await _all(make, [*size.model_names, WARMED])
+
+
+async def _all(do: Callable[[str], Awaitable[None]], names: Sequence[str]) -> None:
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> None:
+        async with turns:
+            await do(name)
+
+    async with asyncio.TaskGroup() as group:
+        for name in names:
+            group.create_task(one(name))
+
+
+async def until(true: Callable[[], Awaitable[object]], what: str, at_most_s: float, every_s: float = 0.25) -> None:
+    """Return when it is true. Raises TimeoutError naming it."""
+    end = time.monotonic() + at_most_s
+    while not await true():
+        if time.monotonic() > end:
+            raise TimeoutError(f"not so after {at_most_s:.0f} s: {what}")
+        await asyncio.sleep(every_s)
+
+
+class Agents:
+    """A process of stub agents."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def done(self) -> Done:
+        """So far."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        await self._process.stdin.drain()
+        line = await self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("the stub agents ended")
+        return msgspec.json.decode(line, type=Done)
+
+
+@contextlib.asynccontextmanager
+async def running_agents(users: Users, size: Size, fetch_s: tuple[float, float]) -> AsyncIterator[Agents]:
+    """One stub for each node. Only the model that is warmed takes time to fetch."""
+    order = Order(
+        kubeconfig=str(users.agents),
+        kubelets_kubeconfig=str(users.kubelets),
+        nodes=tuple(size.node_names),
+        pretence=Pretence(fetch_s={WARMED: fetch_s}),
+        heartbeat_s=HEARTBEAT_S,
+    )
+    path = users.agents.parent / "order.json"
+    path.write_bytes(msgspec.json.encode(order))
+    command = [sys.executable, "-m", "benchmarks.scale.agents", str(path)]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=REPOSITORY, limit=1 << 26)
+    try:
+        yield Agents(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(30):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+class Controller:
+    """A running one."""
+
+    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
+        self.pid = process.pid
+        self._url = f"http://127.0.0.1:{port}/metrics"
+
+    def metrics(self) -> str:
+        """What Prometheus would scrape. Blocking."""
+        with urllib.request.urlopen(self._url, timeout=30) as answer:
+            return bytes(answer.read()).decode()
+
+
+@contextlib.contextmanager
+def running_controller(users: Users, folder: Path, name: str) -> Iterator[Controller]:
+    """The real program, with defaults, but for the webhook: nobody calls it here."""
+    (port,) = free_ports(1)
+    config, log = folder / f"{name}.yaml", folder / f"{name}.log"
+    config.write_text(json.dumps({"listen": f"127.0.0.1:{port}", "webhook": {"listen": ""}}))  # JSON is YAML
+    command = [sys.executable, "-m", "cacheagent", "controller", "--config", str(config), "--namespace", NAMESPACE]
+    environment = {"KUBECONFIG": str(users.controller), "POD_NAME": name}
+    with running_child(command, log_path=log, environment=environment, stop_timeout_s=60) as child:
+        controller = Controller(child, port)
+
+        def answers() -> bool:
+            with contextlib.suppress(OSError):
+                return bool(controller.metrics())
+            return False
+
+        wait_until_ready(child, answers, name="controller", log_path=log, timeout_s=60)
+        say(f"  {name} runs, its log is {log}")
+        yield controller
+        if child.poll() is not None:
+            raise ChildEnded(f"the controller ended: {log.read_text()[-2000:]}")
