@@ -473,6 +473,21 @@ def test_a_model_that_is_to_be_on_no_node_of_the_pod_is_not_waited_for() -> None
     assert scene.gates("web")
 
 
+def test_a_gate_is_not_lifted_before_anybody_had_time_to_assign() -> None:
+    """Pod, model and nodes come in one breath: what is only planned, or comes with the node's object, counts."""
+    scene = Scene()
+    scene.node("n0").slowness = 1000
+    scene.model("llama", digest=A1)
+    scene.pod("web", "llama", gated=True)
+    for _ in range(6):
+        scene.round()
+        assert scene.gates("web")
+        scene.report()
+    scene.agents["n0"].slowness = 0
+    scene.settle()
+    assert not scene.gates("web")
+
+
 def test_a_gate_is_lifted_only_in_the_list_that_was_read() -> None:
     """Somebody else's gate that came meanwhile would be lost: the write is conditional."""
     scene = gated()

@@ -48,7 +48,7 @@ def plan(world: World, now: float) -> Plan:
     volumes = plan_volumes(world, facts, used, now)
     holds = plan_holds(world, facts, nodes, assignment, volumes.claims, used)
     node_changes, cold_deadline = _plan_nodes(world, facts, nodes, assignment, (holds, volumes.claims), now)
-    pods = plan_pods(world, facts, nodes, now)
+    pods = plan_pods(world, facts, nodes, assignment.by_node, now)
     warmups, warmup_deadline = plan_warmups(world, facts, nodes, agents, now)
     changes = [
         *pods.changes,

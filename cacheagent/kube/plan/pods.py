@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from cacheagent.errors import UsageError
 from cacheagent.kube.api import PODS, Object
@@ -33,14 +33,26 @@ class PodPlan:
     deadline: float = float("inf")
 
 
-def plan_pods(world: World, facts: Mapping[str, Facts], nodes: Mapping[str, CacheNode], now: float) -> PodPlan:
-    """Gated pods, and pods that wait on a node of theirs."""
+def plan_pods(
+    world: World,
+    facts: Mapping[str, Facts],
+    nodes: Mapping[str, CacheNode],
+    assigned: Mapping[str, Collection[str]],
+    now: float,
+) -> PodPlan:
+    """Gated pods, and pods that wait on a node of theirs. `assigned`: models by node, as they are planned: what is
+    written already may be behind. A node with an agent that has no object yet may get anything."""
     found = PodPlan()
+    undecided = {agent.node for agent in world.agents.values()} - nodes.keys()
     for pod in world.pods.values():
         if pod.meta.deleting or pod.over:
             continue
         if pod.gated:
-            _plan_gate(found, world, facts, nodes, pod, now)
+            needs = needs_of(pod, world, facts)
+            fitting = [name for name, node in world.nodes.items() if could_take(node, pod)]
+            ready = [name for name in fitting if name in nodes and _has(nodes[name], needs)]
+            hopeful = [name for name in fitting if name in undecided or _will_have(nodes, assigned, name, needs)]
+            _plan_gate(found, Prospect(pod, needs, fitting, ready, hopeful), nodes, now)
         elif pod.node and pod.phase == "Pending":
             _plan_waking(found, world, facts, nodes.get(pod.node), pod, now)
     return found
@@ -62,7 +74,7 @@ def _plan_waking(
     if WOKEN in pod.meta.annotations or not pod.inline or pod.meta.annotations.get(WAIT) == "init":
         return
     uid = pod.meta.uid
-    if node is None or not all(_is_here(node, *needed) for needed in needs_of(pod, world, facts)):
+    if node is None or not _has(node, needs_of(pod, world, facts)):
         found.waiting.add(uid)
     elif uid in world.memory.waiting or world.memory.fresh:
         body = {"metadata": {"annotations": {WOKEN: written_time(now)}}}
@@ -90,31 +102,34 @@ def _model_of(world: World, uri: str, namespace: str) -> str:
     return permit.model if permit else model_name_of_uri(uri)
 
 
-def _is_here(node: CacheNode, model: str, digest: str) -> bool:
-    return bool(digest) and digest in node.ready
+def _has(node: CacheNode, needs: Iterable[tuple[str, str]]) -> bool:
+    return all(digest in node.ready for _, digest in needs)
 
 
 # --- gates
 
 
-def _plan_gate(
-    found: PodPlan, world: World, facts: Mapping[str, Facts], nodes: Mapping[str, CacheNode], pod: Pod, now: float
-) -> None:
-    needs = needs_of(pod, world, facts)
-    fitting = [name for name, node in world.nodes.items() if could_take(node, pod)]
-    ready = [
-        name
-        for name in fitting
-        if name in nodes and all(_is_here(nodes[name], model, digest) for model, digest in needs)
-    ]
+class Prospect(NamedTuple):
+    """What a gated pod may hope for. `needs`: as of `needs_of`. Names of nodes that could take it, of those among them
+    that have all its models, and of those that will."""
+
+    pod: Pod
+    needs: list[tuple[str, str]]
+    fitting: list[str]
+    ready: list[str]
+    hopeful: list[str]
+
+
+def _plan_gate(found: PodPlan, prospect: Prospect, nodes: Mapping[str, CacheNode], now: float) -> None:
+    pod, needs, ready = prospect.pod, prospect.needs, prospect.ready
     wanted = _nodes_wanted(pod)
     deadline = pod.meta.created_at + _deadline_s(pod)
     if len(ready) >= wanted:
         _lift(found, pod, "Normal", "WeightsReady", f"{_names(needs)} ready on {len(ready)} nodes: may be scheduled")
-    elif not fitting:
+    elif not prospect.fitting:
         why = "no existing node could take this pod: it may be scheduled, so that a new node can come"
         _lift(found, pod, "Normal", "NoNodeFits", why)
-    elif not any(_is_assigned(nodes.get(name), needs) for name in fitting):
+    elif not prospect.hopeful:
         why = f"no node that could take this pod is to hold {_names(needs)}: fetched where the pod lands"
         _lift(found, pod, "Normal", "FetchedOnDemand", why)
     elif now >= deadline:
@@ -122,7 +137,7 @@ def _plan_gate(
         _lift(found, pod, "Warning", "GateDeadline", why)
     else:
         found.deadline = min(found.deadline, deadline)
-        progress = _progress((nodes[name] for name in fitting if name in nodes), needs)
+        progress = _progress((nodes[name] for name in prospect.fitting if name in nodes), needs)
         so_far = f"ready on {len(ready)} of {wanted} nodes{progress}"
         why = f"waits for {_names(needs)}: {so_far}; until {written_time(deadline)}"
         found.notices.append(_note(pod, "Normal", "WaitingForWeights", why))
@@ -140,10 +155,14 @@ def _deadline_s(pod: Pod) -> float:
         return GATE_DEADLINE_S
 
 
-def _is_assigned(node: CacheNode | None, needs: Iterable[tuple[str, str]]) -> bool:
-    return node is not None and all(
-        model in node.assigned or (bool(digest) and digest in node.ready) for model, digest in needs
-    )
+def _will_have(
+    nodes: Mapping[str, CacheNode],
+    assigned: Mapping[str, Collection[str]],
+    node: str,
+    needs: Iterable[tuple[str, str]],
+) -> bool:
+    planned = assigned.get(node, ())
+    return node in nodes and all(model in planned or digest in nodes[node].ready for model, digest in needs)
 
 
 def _progress(nodes: Iterable[CacheNode], needs: list[tuple[str, str]]) -> str:

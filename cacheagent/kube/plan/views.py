@@ -21,6 +21,7 @@ from cacheagent.kube.names import (
     MODEL,
     MODEL_LABEL,
     VERSION_LABEL,
+    WAIT_CONTAINER,
 )
 from cacheagent.kube.objects import (
     ModelCacheNodeSpec,
@@ -33,6 +34,7 @@ from cacheagent.kube.objects import (
     NodeModelStatus,
 )
 from cacheagent.kube.plan.times import seconds_of
+from cacheagent.kube.slim import is_gpu
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 
@@ -135,7 +137,8 @@ class Uses:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
     """A pod that the webhook rewrote. `refs`: what its annotation names (models or URIs). `claims`: all its claims'
-    names."""
+    names. `gpus`: what its containers hold. `scheduled_at`, `weights_at`: when it got its node and its weights; 0
+    before."""
 
     meta: Meta
     node: str
@@ -145,6 +148,9 @@ class Pod:
     claims: tuple[str, ...]
     gates: tuple[str, ...]
     spec: Mapping[str, Any]
+    gpus: int = 0
+    scheduled_at: float = 0.0
+    weights_at: float = 0.0
 
     @property
     def gated(self) -> bool:
@@ -279,7 +285,35 @@ def parse_pod(body: Object) -> Pod:
         claims=tuple(claims_of(body)),
         gates=tuple(gate.get("name", "") for gate in spec.get("schedulingGates") or ()),
         spec=spec,
+        gpus=_gpus(spec),
+        scheduled_at=_reached(body, "PodScheduled"),
+        weights_at=_weights_at(body),
     )
+
+
+def _gpus(spec: Mapping[str, Any]) -> int:
+    limits = [(each.get("resources") or _NOTHING).get("limits") or _NOTHING for each in spec.get("containers") or ()]
+    counts = [str(count) for each in limits for resource, count in each.items() if is_gpu(resource)]
+    return sum(int(count) for count in counts if count.isdigit())
+
+
+def _reached(body: Object, milestone: str) -> float:
+    for each in (body.get("status") or _NOTHING).get("conditions") or ():
+        if each.get("type") == milestone and each.get("status") == "True":
+            return seconds_of(each.get("lastTransitionTime") or "")
+    return 0.0
+
+
+def _weights_at(body: Object) -> float:
+    """Volumes are mounted before a pod's sandbox is made; with `wait: init` they are filled later."""
+    ours = [volume for volume in (body.get("spec") or _NOTHING).get("volumes") or () if _is_ours(volume)]
+    if all((volume["csi"].get("volumeAttributes") or _NOTHING).get("wait") != "init" for volume in ours):
+        return _reached(body, "PodReadyToStartContainers")
+    for each in (body.get("status") or _NOTHING).get("initContainerStatuses") or ():
+        ended = (each.get("state") or _NOTHING).get("terminated") or _NOTHING
+        if each.get("name") == WAIT_CONTAINER and ended.get("exitCode") == 0:
+            return seconds_of(ended.get("finishedAt") or "")
+    return 0.0
 
 
 def claims_of(body: Object) -> list[str]:
