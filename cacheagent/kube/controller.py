@@ -29,6 +29,8 @@ GATHER_S: Final = 0.05
 """Changes come in flocks; so long is waited for more of them before a round. Chosen."""
 REST: Final = 2.0
 """After a round, this many times its own length is rested, so that planning never takes more than a third of a CPU."""
+AFTER_DEFECT_S: Final = 5.0
+"""A plan that failed is made again after this: by then the object that it stumbled over may be another."""
 NOTICE_AGAIN_S: Final = 30.0
 """How soon an object is told something else about the same matter though nothing was decided (progress at a gate)."""
 
@@ -91,7 +93,13 @@ class Controller:
                 await self._copies.changed.wait()
                 continue
             began = time.monotonic()
-            planned = await self._round()
+            try:
+                planned = await self._round()
+            except Exception:
+                # The webhook of this process must go on: without it no pod with an annotation can be made.
+                LOG.exception("a defect in the plan; nothing is written until it is planned again")
+                await asyncio.sleep(AFTER_DEFECT_S)
+                continue
             took_s = time.monotonic() - began
             await asyncio.sleep(max(GATHER_S, took_s * REST))
             with contextlib.suppress(TimeoutError):

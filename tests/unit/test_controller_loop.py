@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from cacheagent.kube import controller as controller_module
 from cacheagent.kube.api import (
     CLAIMS,
     EVENTS,
@@ -31,6 +32,7 @@ from cacheagent.kube.leader import Leader, Times
 from cacheagent.kube.metrics import ControllerMetrics
 from cacheagent.kube.names import REFRESH, claim_name, version_label
 from cacheagent.kube.plan import PlanSettings
+from cacheagent.kube.plan import plan as make_plan
 from cacheagent.kube.plan.times import written_time
 from cacheagent.kube.plan.volumes import SUPERSEDED_FOR_S
 from tests.fakes.kube_scene import SYSTEM, Scene
@@ -335,6 +337,27 @@ async def test_a_namespace_that_changes_reaches_the_nodes() -> None:
         await until(lambda: cluster.entry("n0", "llama").namespaces == ("one",))
         cluster.kube.remove(NAMESPACES, "one")
         await until(lambda: cluster.entry("n0", "llama").namespaces == ())
+
+
+@pytest.mark.asyncio
+async def test_a_defect_in_the_plan_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is logged with its trace, and planned again."""
+    cluster = fleet(1)
+    cluster.model("llama", digest=A1)
+    real, failures = make_plan, [RuntimeError("a defect")]
+
+    def plan(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return real(*given)
+
+    monkeypatch.setattr(controller_module, "plan", plan)
+    monkeypatch.setattr(controller_module, "AFTER_DEFECT_S", 0.01)
+    async with cluster.living(), cluster.controller():
+        await until(ready(cluster, "llama", A1))
+    assert [record for record in caplog.records if record.exc_info and "a defect" in record.getMessage()]
 
 
 # --- copies

@@ -182,6 +182,21 @@ def test_a_version_is_held_before_its_label_invites_pods() -> None:
     assert version_label(A1) in scene.labels("n0")
 
 
+def test_a_version_is_held_before_its_first_volume_sends_pods_to_it() -> None:
+    """Volumes are wanted only after the version is labelled everywhere."""
+    scene = Scene()
+    scene.node("n0")
+    scene.namespace("shop")
+    scene.model("llama", digest=A1)
+    scene.settle()
+    volumes = {"namespaces": ["shop"]}
+    scene.change(MODEL_CACHES, "llama", lambda item: item["spec"].update(localPersistentVolumes=volumes))
+    scene.round()
+    assert (scene.names(VOLUMES), scene.spec("n0").held) == ([], (A1,))
+    scene.settle()
+    assert len(scene.names(VOLUMES)) == 1
+
+
 def test_a_version_that_comes_back_with_its_disk_is_held_before_it_is_labelled() -> None:
     """A node that returns has the version already when it is first heard of."""
     scene = with_volumes()

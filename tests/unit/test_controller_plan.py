@@ -594,3 +594,20 @@ def test_a_version_that_rotted_is_not_ready_and_keeps_its_label() -> None:
     assert scene.condition("llama", "Degraded")[:2] == ("True", "Corrupt")
     assert scene.condition("llama", "Ready")[2].endswith("n1: withdrawn: a piece is wrong and can't be fetched again")
     assert f"version.cacheagent.io/{A1[7:19]}" in scene.labels("n1")
+
+
+def test_an_agent_that_reports_nonsense_stops_nobody() -> None:
+    """Digests that are none, as answers, on disk and to be evicted: left out, and everybody else is served."""
+    scene = fleet(2)
+    scene.model("llama", digest=A1)
+    scene.round()
+    scene.round()
+    asked = next(name for name in ("n0", "n1") if scene.entry(name, "llama").resolve)
+    token = scene.entry(asked, "llama").resolve
+    nonsense = {"name": "llama", "phase": "ready", "digest": "latest", "resolvedFor": token}
+    status = {"reportedAt": "x", "models": [nonsense], "evicting": ["latest"]}
+    scene.change(MODEL_CACHE_NODES, asked, lambda item: item.update(status=status))
+    scene.round()
+    assert scene.status("llama").digest == ""
+    scene.settle()
+    assert scene.condition("llama", "Ready")[0] == "True"

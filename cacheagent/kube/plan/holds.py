@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cacheagent.kube.names import version_label
 from cacheagent.kube.plan.assign import Assignment
 from cacheagent.kube.plan.changes import Unused
+from cacheagent.kube.plan.digests import is_digest
 from cacheagent.kube.plan.facts import Facts
 from cacheagent.kube.plan.views import CacheNode, Node
 from cacheagent.kube.plan.world import InUse, World
@@ -54,7 +55,7 @@ def _hold(
     leaving = {
         digest
         for digest in node.status.evicting
-        if not any((node.name, *claim) in used for claim in claims.get(digest, ()))
+        if is_digest(digest) and not any((node.name, *claim) in used for claim in claims.get(digest, ()))
     }
     unlabelled = {digest for digest in leaving if version_label(digest) not in kube_node.ours}
     held = tuple(digest for digest in versions if digest not in unlabelled or digest in node.spec.held)

@@ -11,6 +11,7 @@ from cacheagent.kube.api import NODES, Object
 from cacheagent.kube.names import model_label, short_digest, version_label
 from cacheagent.kube.plan.changes import POD_WAITS, STEERS, Change, merge_patch
 from cacheagent.kube.plan.cold import Coldness
+from cacheagent.kube.plan.digests import is_digest
 from cacheagent.kube.plan.facts import Facts
 from cacheagent.kube.plan.holds import Hold
 from cacheagent.kube.plan.views import CacheNode, Node
@@ -38,7 +39,7 @@ def wanted_labels(
     shown: set[str] = set()
     labels: dict[str, str] = {}
     for digest in node.on_disk:
-        if digest in hold.leaving:
+        if digest in hold.leaving or not is_digest(digest):
             continue
         key = book.versions.get(digest) or version_label(digest)
         if key in kube_node.ours or (

@@ -23,6 +23,7 @@ from cacheagent.errors import (
     UsageError,
 )
 from cacheagent.kube.objects import NodeModelStatus
+from cacheagent.kube.plan.digests import is_digest
 from cacheagent.kube.plan.facts import Facts
 from cacheagent.kube.plan.views import CacheNode
 from cacheagent.kube.plan.world import World
@@ -154,7 +155,7 @@ def _heard(facts: Facts, node: CacheNode) -> Resolution:
     if not _is_asked(facts, node):  # what a node says unasked is not believed
         return Resolution(asked=node.name)
     for entry in node.entries.get(facts.name, ()):
-        if entry.resolved_for == facts.token and entry.digest:
+        if entry.resolved_for == facts.token and is_digest(entry.digest):
             return Resolution(asked=node.name, answer=_answer(node, entry))
     return Resolution(asked=node.name, failure=failure_to_resolve(facts, node))
 

@@ -113,6 +113,8 @@ def _wanted(world: World, facts: Mapping[str, Facts]) -> Iterable[Pair]:
 def _kept(pair: Pair, world: World) -> list[Change]:
     volume = world.volumes.get(pair.volume)
     claim = world.claims.get((pair.namespace, pair.claim))
+    if volume is None and not _is_held(pair.digest, world):
+        return []
     if volume is None:
         create = Change(
             verb="create",
@@ -143,6 +145,17 @@ def _kept(pair: Pair, world: World) -> list[Change]:
             )
         ]
     return _delete_claim(claim) if claim.phase == "Lost" else []
+
+
+def _is_held(digest: str, world: World) -> bool:
+    """Whether every node that is labelled with this version has been told to hold it: before a volume sends pods
+    there."""
+    label = version_label(digest)
+    return all(
+        digest in node.spec.held
+        for name, node in world.cache_nodes.items()
+        if (kube_node := world.nodes.get(name)) is not None and label in kube_node.ours
+    )
 
 
 def _delete_volume(volume: Volume) -> Change:
