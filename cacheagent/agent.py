@@ -153,7 +153,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},
-            scrape=partial(_scrape, metrics, Readings(node, scrub, warming, hub, page_cache)),
+            scrape=partial(_scrape, metrics, Readings(node, scrub, warming, volumes, hub, page_cache, disk=disk.check)),
         )
 
         api = make_api(answers, hub)

@@ -1,8 +1,9 @@
 """Every metric there is: name, help, unit and labels. `docs/metrics.md` is generated from here.
 
 Two kinds: counters and histograms that are told of events as they happen, and readings that are taken when somebody
-scrapes. Labels are `model` (a configured or pulled name), `source` (kind of source) and `result`; never a file, a pod
-or a URL, which would grow without bound and may hold secrets.
+scrapes. Labels are `model` (a configured or pulled name; after `MODEL_NAMES` of them the rest are `other`), `source`
+(kind of source), `result` and `state`; never a file, a pod or a URL, which would grow without bound and may hold
+secrets.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cacheagent import __version__
+from cacheagent.errors import CacheAgentError, CorruptModel, DiskFault, NoRoom, OriginWrong, TransferFailed
 from cacheagent.progress import JobStatus
 from cacheagent.transfer.observer import TransferObserver
 
@@ -29,6 +31,19 @@ _KINDS: Final = {"http": "https", "file": "posix", "nfs": "posix"}
 _PIECE_SECONDS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _SOURCES: Final = ("s3", "hf", "https", "posix")
 _VERIFICATION_ERRORS: Final = frozenset({"checksum-mismatch", "corrupt"})
+_STATES: Final = ("ready", "working", "waiting", "failed", "on-demand")
+
+MODEL_NAMES: Final = 500
+"""So many names the counters tell apart. Chosen: more models than a node's disk holds, few enough for Prometheus."""
+OTHER: Final = "other"
+
+
+def _codes(cause: type[CacheAgentError]) -> list[str]:
+    return [cause.code, *(code for kind in cause.__subclasses__() for code in _codes(kind))]
+
+
+ORIGIN_ERRORS: Final = tuple(sorted({*_codes(OriginWrong), *_codes(TransferFailed)}))
+"""Codes of errors that an origin, or the way to it, is the cause of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +61,15 @@ class Reading:
     quarantined: int = 0
     leases: int = 0
     evictions: dict[str, int] = field(default_factory=dict)
+    evicted_bytes: dict[str, int] = field(default_factory=dict)
+    disk_writable: bool = True
     jobs_running: int = 0
     models_ready: dict[str, bool] = field(default_factory=dict)
+    models_by_state: dict[str, int] = field(default_factory=dict)
+    model_sizes: dict[str, int] = field(default_factory=dict)
+    model_bytes_done: dict[str, int] = field(default_factory=dict)
+    volumes_waiting: dict[str, int] = field(default_factory=dict)
+    oldest_wait_s: float = 0.0
     listeners: int = 0
     workers: int = 0
     connections: int = 0
@@ -79,6 +101,21 @@ class RateSinceLast:
         return self._rate
 
 
+class Names:
+    """Keeps a label bounded: the first `limit` names are themselves, later ones `other`."""
+
+    def __init__(self, limit: int = MODEL_NAMES) -> None:
+        self._limit = limit
+        self._known: set[str] = set()
+
+    def label(self, name: str) -> str:
+        """What the name is called."""
+        if name not in self._known and len(self._known) >= self._limit:
+            return OTHER
+        self._known.add(name)
+        return name
+
+
 class Metrics(TransferObserver):
     """The agent's own registry. Used from the event loop only."""
 
@@ -101,6 +138,11 @@ class Metrics(TransferObserver):
             ["result"],
             buckets=_WAIT_SECONDS,
             registry=self.registry,
+        )
+        self.volume_bytes = count(
+            "cacheagent_volume_bytes",
+            "Size of the models that volumes got, each time anew: hit (nobody waited for these bytes) or miss",
+            ["result"],
         )
         self.model_bytes = count(
             "cacheagent_model_bytes",
@@ -159,16 +201,24 @@ class Metrics(TransferObserver):
         self.verification_failures.labels("disk", "corrupt")
         for source in _SOURCES:
             self.verification_failures.labels(source, "checksum-mismatch")
+            for result in ("ready", NoRoom.code, DiskFault.code, CorruptModel.code, *ORIGIN_ERRORS):
+                self.jobs.labels(source, result)
+        for result in ("hit", "miss"):
+            self.volume_bytes.labels(result)
+            self.volume_wait_seconds.labels(result)
+        self._names = Names()
         self._seen: dict[tuple[str, str], JobStatus] = {}
 
     def count_ensure(self, name: str, *, hit: bool) -> None:
         """Somebody asked for a model."""
-        self.ensures.labels(name, "hit" if hit else "miss").inc()
+        self.ensures.labels(self._names.label(name), "hit" if hit else "miss").inc()
 
-    def count_mount(self, model: str, *, hit: bool, waited_s: float) -> None:
+    def count_mount(self, model: str, *, hit: bool, waited_s: float, size_bytes: int) -> None:
         """A volume got its lease."""
-        self.mounts.labels(model, "hit" if hit else "miss").inc()
-        self.volume_wait_seconds.labels("hit" if hit else "miss").observe(waited_s)
+        result = "hit" if hit else "miss"
+        self.mounts.labels(self._names.label(model), result).inc()
+        self.volume_wait_seconds.labels(result).observe(waited_s)
+        self.volume_bytes.labels(result).inc(size_bytes)
 
     def count_reload(self, result: str) -> None:
         """`applied` or `refused`."""
@@ -272,7 +322,47 @@ _READINGS: Final = (
     ),
     _Read("cacheagent_leases", "Mounted volumes", lambda now: now.leases),
     _Read("cacheagent_evictions_total", "Versions that were removed, by why", lambda now: now.evictions, "result"),
+    _Read(
+        "cacheagent_evicted_bytes_total",
+        "Bytes that evictions gave back, by why",
+        lambda now: now.evicted_bytes,
+        "result",
+    ),
+    _Read(
+        "cacheagent_disk_writable",
+        "1 if the cache's filesystem takes writes, 0 if it refuses them or hangs",
+        lambda now: now.disk_writable,
+    ),
     _Read("cacheagent_model_ready", "1 if a configured model is here, else 0", lambda now: now.models_ready, "model"),
+    _Read(
+        "cacheagent_models_wanted",
+        "Configured models by state: ready, working, waiting, failed, on-demand (nobody here has asked yet)",
+        lambda now: {state: now.models_by_state.get(state, 0) for state in _STATES},
+        "state",
+    ),
+    _Read(
+        "cacheagent_model_size_bytes",
+        "Size of a configured model, once it is known here",
+        lambda now: now.model_sizes,
+        "model",
+    ),
+    _Read(
+        "cacheagent_model_done_bytes",
+        "Bytes of it that are proved on this node",
+        lambda now: now.model_bytes_done,
+        "model",
+    ),
+    _Read(
+        "cacheagent_volumes_waiting",
+        "Volumes of pods that wait for their model now (after a pod was deleted, for up to 10 minutes more)",
+        lambda now: now.volumes_waiting,
+        "model",
+    ),
+    _Read(
+        "cacheagent_volume_oldest_wait_seconds",
+        "How long the volume has waited that waits the longest; 0 without one",
+        lambda now: now.oldest_wait_s,
+    ),
     _Read("cacheagent_jobs_running", "Jobs in flight", lambda now: now.jobs_running),
     _Read("cacheagent_event_listeners", "Clients that follow the event stream", lambda now: now.listeners),
     _Read("cacheagent_transfer_workers", "Transfer processes that run", lambda now: now.workers),
@@ -340,19 +430,30 @@ class _Readings(Collector):
         return [read.family(self.now) for read in _READINGS]
 
 
-def table() -> list[tuple[str, str, str, str, str]]:
-    """Name, type, unit, labels and help of every metric, for the documentation."""
-    metrics = Metrics()
-    rows = [(read.name, read.family(Reading()).type, read.label, read.help) for read in _READINGS]
-    for metric in vars(metrics).values():
-        if isinstance(metric, Counter | Histogram):
+Row = tuple[str, str, str, str, str]
+"""Name, type, unit, labels and help of a metric."""
+
+
+def table() -> list[Row]:
+    """Of every metric of an agent, for the documentation."""
+    read = [(each, each.family(Reading())) for each in _READINGS]
+    rows = [(each.name, family.type, unit_of(each.name), each.label or "-", each.help) for each, family in read]
+    return sorted([*rows, *rows_of(Metrics())])
+
+
+def rows_of(holder: object) -> list[Row]:
+    """Of the metrics that are its attributes."""
+    rows = []
+    for metric in vars(holder).values():
+        if isinstance(metric, Counter | Gauge | Histogram):
             (family,) = metric.describe()
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            rows.append((name, family.type, ", ".join(metric._labelnames), family.documentation))
-    return [(name, kind, _unit(name), labels or "-", text) for name, kind, labels, text in sorted(rows)]
+            rows.append((name, family.type, unit_of(name), ", ".join(metric._labelnames) or "-", family.documentation))
+    return rows
 
 
-def _unit(name: str) -> str:
+def unit_of(name: str) -> str:
+    """By the name's end."""
     base = name.removesuffix("_total")
     for ending, unit in (("bytes_per_second", "bytes/s"), ("bytes", "bytes"), ("seconds", "s"), ("ratio", "0-1")):
         if base.endswith(f"_{ending}"):

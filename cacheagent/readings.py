@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Final
 
+from cacheagent.api.schema import Wanted
 from cacheagent.errors import StoreError
 from cacheagent.events import EventHub
 from cacheagent.metrics import RateSinceLast, Reading
@@ -13,6 +17,7 @@ from cacheagent.page_cache import RESULTS, PageCache
 from cacheagent.scrub import Scrub
 from cacheagent.store import Usage
 from cacheagent.threads import in_thread
+from cacheagent.volumes import Volumes
 from cacheagent.warming import Warming
 
 LOG: Final = logging.getLogger(__name__)
@@ -22,7 +27,20 @@ class Readings:
     """Looks at everything once, from the event loop. A disk that can't be looked at shows its last figures: what else
     is counted is wanted most just then."""
 
-    def __init__(self, node: Node, scrub: Scrub, warming: Warming, hub: EventHub, page_cache: PageCache) -> None:
+    def __init__(  # noqa: PLR0913 - it looks at everything
+        self,
+        node: Node,
+        scrub: Scrub,
+        warming: Warming,
+        volumes: Volumes,
+        hub: EventHub,
+        page_cache: PageCache,
+        *,
+        disk: Callable[[], str],
+    ) -> None:
+        """`disk`: what is wrong with it."""
+        self._disk = disk
+        self._volumes = volumes
         self._page_cache = page_cache
         self._node = node
         self._scrub = scrub
@@ -39,6 +57,10 @@ class Readings:
             LOG.warning("the metrics show old figures of the disk: %s", error)
         counts = self._scrub.counts
         store, pool, usage = self._node.store, self._node.transport, self._usage
+        wanted = self._warming.wanted()
+        sizes, done = self._progress(wanted)
+        waiting = self._volumes.waiting()
+        oldest = min((min(since) for since in waiting.values()), default=time.time())
         return Reading(
             capacity_bytes=usage.capacity if usage else 0,
             free_bytes=usage.free if usage else 0,
@@ -51,8 +73,15 @@ class Readings:
             quarantined=usage.quarantined if usage else 0,
             leases=len(store.leases()),
             evictions=store.evictions(),
+            evicted_bytes=store.evicted_bytes(),
+            disk_writable=not self._disk(),
             jobs_running=sum(not job.finished for job in self._node.flights.jobs()),
-            models_ready={wanted.name: wanted.state == "ready" for wanted in self._warming.wanted()},
+            models_ready={each.name: each.state == "ready" for each in wanted},
+            models_by_state=Counter(each.state for each in wanted),
+            model_sizes=sizes,
+            model_bytes_done=done,
+            volumes_waiting={model: len(since) for model, since in waiting.items()},
+            oldest_wait_s=max(0.0, time.time() - oldest),
             listeners=self._hub.listeners,
             workers=pool.running_workers,
             connections=pool.connections_in_use,
@@ -67,3 +96,15 @@ class Readings:
             page_cache_bytes=self._page_cache.bytes_read,
             page_cache_resident=await self._page_cache.residency(),
         )
+
+    def _progress(self, wanted: Iterable[Wanted]) -> tuple[dict[str, int], dict[str, int]]:
+        """Size, and how much of it is here, of each model of which that is known."""
+        jobs = {job.name: job for job in self._node.flights.jobs() if not job.finished}
+        sizes, done = dict[str, int](), dict[str, int]()
+        for each in wanted:
+            record = self._node.store.record(each.digest) if each.digest else None
+            if record is not None:
+                sizes[each.name] = done[each.name] = record.size_bytes
+            elif (job := jobs.get(each.name)) is not None and job.bytes_total:
+                sizes[each.name], done[each.name] = job.bytes_total, job.bytes_done
+        return sizes, done

@@ -50,8 +50,8 @@ class Asked(NamedTuple):
 class Counts(Protocol):
     """Told of what is worth counting."""
 
-    def count_mount(self, model: str, *, hit: bool, waited_s: float) -> None:
-        """A volume got its lease; `hit`: at its first request."""
+    def count_mount(self, model: str, *, hit: bool, waited_s: float, size_bytes: int) -> None:
+        """A volume got its lease; `hit`: at its first request. `size_bytes`: of the model."""
 
 
 class _Wait(NamedTuple):
@@ -133,6 +133,17 @@ class Volumes:
     # --- what is answered
 
     async def put(self, volume_id: str, request: VolumeRequest) -> Volume:
+    def waiting(self) -> dict[str, list[float]]:
+        """Since when (seconds since the epoch) volumes wait, by model. One whose model is not assigned here is filed
+        under the name that was asked for, or under `uri`."""
+        since: defaultdict[str, list[float]] = defaultdict(list)
+        for promise in self._promises.values():
+            since[promise.model].append(promise.since)
+        behind_s = self._now() - time.monotonic()
+        for asked, heard_at in self._asked.values():
+            since[asked.model or "uri"].append(heard_at + behind_s)
+        return dict(since)
+
         """A volume is to be mounted. Answers `ready` at once if it can; otherwise holds for at most `wait_s`.
 
         Raises NotCached (no such model or version), PolicyRefused (not for this namespace), NoRoom (when the time is
@@ -420,7 +431,8 @@ class Volumes:
 
     def _kept(self, promise: Promise, record: Record) -> None:
         hit = promise.volume_id not in self._missed
-        self._counts.count_mount(promise.model, hit=hit, waited_s=max(0.0, self._now() - promise.since))
+        waited_s = max(0.0, self._now() - promise.since)
+        self._counts.count_mount(promise.model, hit=hit, waited_s=waited_s, size_bytes=record.size_bytes)
         self._forget(promise.volume_id)
         if promise.page_cache:
             self._read_ahead(record)

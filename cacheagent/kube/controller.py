@@ -78,6 +78,7 @@ class Controller:
         if not leads:
             self.writer.want(())
         self._copies.changed.set()
+        self._metrics.lead()
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -154,7 +154,9 @@ class _Seen:
 
 
 def _degraded(model: Model) -> str:
-    return model.name if any(each.type == "Degraded" and each.status == "True" for each in model.status.conditions) else ""
+    return (
+        model.name if any(each.type == "Degraded" and each.status == "True" for each in model.status.conditions) else ""
+    )
 
 
 _READS: Final[tuple[tuple[str, str, str, Callable[[_Seen], float | dict[str, int]]], ...]] = (

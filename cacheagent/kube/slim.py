@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from cacheagent.kube.api import Object
-from cacheagent.kube.names import DRIVER, GATE, GROUP
+from cacheagent.kube.names import DRIVER, GATE, GROUP, WAIT_CONTAINER
 
 _IDENTITY: Final = (
     "name",
@@ -22,6 +22,8 @@ _IDENTITY: Final = (
 )
 _PLACEMENT: Final = ("nodeSelector", "affinity", "tolerations")
 
+_MILESTONES: Final = ("PodScheduled", "PodReadyToStartContainers")
+"""Conditions that say since when a pod has its node, and its volumes."""
 
 def as_it_is(item: Object) -> Object:
     """All but who wrote which field."""
@@ -71,7 +73,8 @@ def pod(item: Object) -> Object:
             **_some(spec, ("nodeName", "schedulingGates", *(_PLACEMENT if gated else ()))),
             "volumes": [volume for volume in spec.get("volumes") or () if _is_of_interest(volume)],
         },
-        "status": _some(item.get("status") or {}, ("phase",)),
+        "status": {**_some(item.get("status") or {}, ("phase",)), **_milestones(item.get("status") or {})},
+            "containers": [{"resources": {"limits": gpus}} for gpus in _gpus(spec) if gpus],
     }
 
 
@@ -91,3 +94,27 @@ def _readiness(item: Object) -> list[Object]:
 
 def _is_of_interest(volume: Object) -> bool:
     return "persistentVolumeClaim" in volume or (volume.get("csi") or {}).get("driver") == DRIVER
+def _gpus(spec: Object) -> Iterable[Object]:
+    """Of each container; extended resources have limits only."""
+    for container in spec.get("containers") or ():
+        limits = (container.get("resources") or {}).get("limits") or {}
+        yield {key: value for key, value in limits.items() if is_gpu(key)}
+
+
+def is_gpu(resource: str) -> bool:
+    """Whether a resource's name is one of GPUs, or of parts of them (MIG)."""
+    return resource.endswith("/gpu") or resource.startswith("nvidia.com/mig-")
+
+
+def _milestones(status: Object) -> Object:
+    """Those that were reached, and how far the container is that waits for weights."""
+    reached = [each for each in status.get("conditions") or () if each.get("type") in _MILESTONES]
+    ours = [each for each in status.get("initContainerStatuses") or () if each.get("name") == WAIT_CONTAINER]
+    kept: Object = {}
+    if reached:
+        kept["conditions"] = [_some(each, ("type", "status", "lastTransitionTime")) for each in reached]
+    if ended := [_some(each["state"], ("terminated",)) for each in ours if "terminated" in (each.get("state") or {})]:
+        kept["initContainerStatuses"] = [{"name": WAIT_CONTAINER, "state": state} for state in ended]
+    return kept
+
+

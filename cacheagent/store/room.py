@@ -115,8 +115,10 @@ class Room:
             for blob in unnamed:
                 bin_.take(state.layout.blob(blob))
         state.resolutions.drop(digest)
+        freed = sum(known.size_bytes for known in unnamed.values())
         state.evictions[why] += 1
-        return sum(known.size_bytes for known in unnamed.values())
+        state.evicted_bytes[why] += freed
+        return freed
 
     def usage(self) -> Usage:
         """The numbers now."""

@@ -77,6 +77,7 @@ class State:
     kept_warm: set[str] = field(default_factory=set)
     holds: Holds = field(default_factory=Holds)
     evictions: Counter[str] = field(default_factory=Counter)
+    evicted_bytes: Counter[str] = field(default_factory=Counter)
 
     def rewrite(self, record: Record, **changes: str | bool | int) -> None:
         """Change what is known of a version, on disk and in memory; its last use stays."""

@@ -372,6 +372,10 @@ class Store:
         with disk_faults("room can't be made"):
             return self._room.trim()
 
+    def evicted_bytes(self) -> dict[str, int]:
+        """How many bytes they gave back."""
+        return {why: self._state.evicted_bytes[why] for why in ("room", "watermark", "asked")}
+
     def sweep_trash(self) -> None:
         """Delete what evictions, or a crash among them, left to be deleted."""
         with disk_faults("the trash can't be emptied"):

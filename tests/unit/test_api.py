@@ -102,7 +102,7 @@ class Here:
     def count_corrupt(self) -> None:
         self.corrupt += 1
 
-    def count_mount(self, model: str, *, hit: bool, waited_s: float) -> None:
+    def count_mount(self, model: str, *, hit: bool, waited_s: float, size_bytes: int) -> None:
         self.counted.append((model, hit))
 
     @asynccontextmanager

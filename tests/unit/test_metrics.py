@@ -8,10 +8,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cacheagent import __version__
-from cacheagent.metrics import Metrics, RateSinceLast, Reading, source_kind, table
+from cacheagent.errors import OriginThrottled, PickleRefused
+from cacheagent.kube.metrics import ControllerMetrics
+from cacheagent.kube.metrics import table as controller_table
+from cacheagent.metrics import MODEL_NAMES, ORIGIN_ERRORS, Metrics, RateSinceLast, Reading, source_kind, table
 from cacheagent.progress import JobStatus
 
 REPOSITORY = Path(__file__).parents[2]
+LABELS = {"-", "model", "source", "result", "state", "version", "verb", "resource", "condition", "stage"}
 
 
 def samples(metrics: Metrics, now: Reading | None = None) -> dict[tuple[str, ...], float]:
@@ -31,13 +35,13 @@ def test_the_documentation_is_what_the_module_says() -> None:
 
 def test_names_and_labels_follow_the_rules() -> None:
     """One prefix, base units, a meaning for each, and no label that grows with files, pods or URLs."""
-    rows = table()
-    assert len(rows) > 30
+    rows = [*table(), *controller_table()]
+    assert len(rows) > 60
     for name, kind, _, labels, text in rows:
         assert name.startswith("cacheagent_")
         assert name.endswith("_total") == (kind == "counter"), name
         assert not re.search(r"_(ms|kb|mb|gb|percent|minutes|hours)(_|$)", name), name
-        assert set(labels.split(", ")) <= {"-", "model", "source", "result", "version"}, name
+        assert set(labels.split(", ")) <= LABELS, name
         assert text[0].isupper() or text[0].isdigit(), name
 
 
@@ -47,6 +51,76 @@ def test_what_is_documented_is_scraped() -> None:
         line.split()[2] for line in Metrics().render(Reading()).decode().splitlines() if line.startswith("# TYPE")
     }
     assert scraped == {row[0] for row in table()}
+    text = ControllerMetrics().render(leads=True, backlog=0).decode()
+    scraped = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert scraped == {row[0] for row in controller_table()}
+
+
+def series(text: bytes) -> int:
+    """How many a scrape makes."""
+    return sum(not line.startswith(b"#") for line in text.splitlines())
+
+
+def test_cardinality_is_bounded() -> None:
+    """200 models, each asked for, mounted, waited for and in memory, from every source with every error: less than
+    2,500 series, as docs/metrics.md says; and names without end are one label after the first 500."""
+    metrics = Metrics()
+    names = [f"model-{number}" for number in range(200)]
+    now = Reading(
+        models_ready=dict.fromkeys(names, True),
+        models_by_state={"ready": 200},
+        model_sizes=dict.fromkeys(names, 1),
+        model_bytes_done=dict.fromkeys(names, 1),
+        volumes_waiting=dict.fromkeys(names, 1),
+        page_cache_resident=dict.fromkeys(names, 1.0),
+    )
+
+    def use(name: str) -> None:
+        for hit in (True, False):
+            metrics.count_ensure(name, hit=hit)
+            metrics.count_mount(name, hit=hit, waited_s=1, size_bytes=1)
+
+    for name in names:
+        use(name)
+        for uri in ("s3://bucket/x", "hf://org/name", "https://host/x/", "file:///x"):
+            for code in ("", *ORIGIN_ERRORS, "no-room"):
+                metrics.follow(JobStatus(name=name, uri=uri, phase="failed" if code else "ready", error=code))
+            metrics.piece_done(source_kind(uri), 1, 1)
+            metrics.retry(source_kind(uri), "reset")
+            metrics.hedge(source_kind(uri), won=True)
+    two_hundred = series(metrics.render(now))
+    assert 200 * 9 < two_hundred < 2500
+    for number in range(3 * MODEL_NAMES):
+        use(f"on-demand-{number}")
+    many = series(metrics.render(now))
+    assert many == two_hundred + 4 * (MODEL_NAMES - 200) + 4
+    found = samples(metrics, now)
+    assert found["cacheagent_volume_mounts_total", "other", "hit"] == 3 * MODEL_NAMES - (MODEL_NAMES - 200)
+
+
+def test_failures_are_seen_as_an_increase_from_the_first_on() -> None:
+    """Prometheus sees no increase in a series that begins at one: whatever alerts look at is there at zero."""
+    found = samples(Metrics())
+    assert {OriginThrottled.code, PickleRefused.code, "checksum-mismatch", "not-found"} <= set(ORIGIN_ERRORS)
+    for source in ("s3", "hf", "https", "posix"):
+        for code in (*ORIGIN_ERRORS, "no-room", "ready"):
+            assert found["cacheagent_jobs_total", code, source] == 0
+    text = ControllerMetrics().render(leads=False, backlog=0).decode()
+    for result in ("defect", "malformed", "refused", "patched"):
+        assert f'cacheagent_webhook_reviews_total{{result="{result}"}} 0.0' in text
+
+
+def test_mounts_are_counted_with_their_bytes_and_waits() -> None:
+    """What a hit saved is what would have been fetched."""
+    metrics = Metrics()
+    metrics.count_mount("llama", hit=True, waited_s=0.2, size_bytes=141)
+    metrics.count_mount("llama", hit=False, waited_s=80, size_bytes=141)
+    metrics.count_mount("llama", hit=True, waited_s=0.1, size_bytes=141)
+    found = samples(metrics)
+    assert found["cacheagent_volume_mounts_total", "llama", "hit"] == 2
+    assert found["cacheagent_volume_bytes_total", "hit"] == 282
+    assert found["cacheagent_volume_bytes_total", "miss"] == 141
+    assert found["cacheagent_volume_wait_seconds_sum", "miss"] == 80
 
 
 def test_readings_are_taken_at_the_scrape() -> None:

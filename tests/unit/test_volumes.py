@@ -75,7 +75,7 @@ class Node:
         self.warming.heard(status)
         self.volumes.heard(status)
 
-    def count_mount(self, model: str, *, hit: bool, waited_s: float) -> None:
+    def count_mount(self, model: str, *, hit: bool, waited_s: float, size_bytes: int) -> None:
         self.counted.append((model, hit))
 
     async def ask(self, volume_id: str = "v1", *, wait_s: float = 0.0, **more: Any) -> Volume:

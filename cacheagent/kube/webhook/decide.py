@@ -21,7 +21,7 @@ from cacheagent.kube.webhook.refusal import PodRefused
 from cacheagent.kube.webhook.settings import WebhookSettings
 from cacheagent.model import Value
 
-WAIT_CONTAINER = "cacheagent-wait"
+WAIT_CONTAINER = names.WAIT_CONTAINER
 LONGEST_VOLUME_NAME = 63
 """A DNS label."""
 
