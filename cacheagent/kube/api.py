@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from cacheagent.errors import CacheAgentError
@@ -10,6 +10,9 @@ from cacheagent.kube.names import GROUP, VERSION
 
 Object = dict[str, Any]
 """One object as the API server sent it; typed models would drop the fields that they don't know."""
+
+Keep = Callable[[Object], Object]
+"""What of an object is worth its memory. It gets an object of its own, which it may change."""
 
 Patch = Object | list[Object]
 """A merge patch (a dict) or a JSON patch (a list)."""
@@ -114,8 +117,12 @@ class KubeApi(Protocol):
     async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
         """One object. Raises KubeNotFound."""
 
-    async def list(self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "") -> ObjectList:
-        """All that match the field and label selectors, fetched in pages."""
+    async def list(
+        self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "", keep: Keep | None = None
+    ) -> ObjectList:
+        """All that match the field and label selectors, fetched in pages. `keep`: what is wanted of each object, asked
+        for before the next one is decoded, so that thousands are never there as a whole.
+        """
 
     def watch(
         self, resource: Resource, resource_version: str, *, namespace: str = "", fields: str = "", labels: str = ""

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -16,7 +16,17 @@ import msgspec
 
 import cacheagent
 from cacheagent.kube.access import Access, find_access
-from cacheagent.kube.api import KubeError, KubeExpired, KubeUnavailable, Object, ObjectList, Patch, Resource, WatchEvent
+from cacheagent.kube.api import (
+    Keep,
+    KubeError,
+    KubeExpired,
+    KubeUnavailable,
+    Object,
+    ObjectList,
+    Patch,
+    Resource,
+    WatchEvent,
+)
 from cacheagent.kube.refusals import error_of_answer, error_of_status
 
 PAGE: Final = 500
@@ -29,6 +39,8 @@ WATCH_S: Final = (300, 600)
 IDLE_LIMIT_S: Final = 240.0
 """A watch that says nothing so long is dead: at rest a bookmark comes every 60 to 120 s (seen on 1.37). Only Events
 have none."""
+
+T = TypeVar("T")
 
 JSON: Final = "application/json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"  # JSON is YAML
@@ -100,13 +112,15 @@ class KubeClient:
     async def get(self, resource: Resource, name: str, *, namespace: str = "") -> Object:
         return await self._object(Call("get", "GET", resource, name, namespace))
 
-    async def list(self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "") -> ObjectList:
+    async def list(
+        self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "", keep: Keep | None = None
+    ) -> ObjectList:
         """In pages; if the server forgets where we were between two of them, all at once."""
-        query = _selectors(fields, labels)
+        query, keep = _selectors(fields, labels), keep or _as_it_is
         try:
-            return await self._pages(resource, namespace, query | {"limit": str(PAGE)})
+            return await self._pages(resource, namespace, query | {"limit": str(PAGE)}, keep)
         except KubeExpired:
-            return await self._pages(resource, namespace, query)
+            return await self._pages(resource, namespace, query, keep)
 
     async def watch(
         self, resource: Resource, resource_version: str, *, namespace: str = "", fields: str = "", labels: str = ""
@@ -166,30 +180,27 @@ class KubeClient:
             if error.status != 404:
                 raise
 
-    async def _pages(self, resource: Resource, namespace: str, query: dict[str, str]) -> ObjectList:
+    async def _pages(self, resource: Resource, namespace: str, query: dict[str, str], keep: Keep) -> ObjectList:
+        # Items of a list don't say what they are.
+        named = {"apiVersion": resource.api_version, "kind": resource.kind}
         items: list[Object] = []
         while True:
-            page = await self._object(Call("list", "GET", resource, namespace=namespace, query=query))
-            named = {
-                "apiVersion": resource.api_version,
-                "kind": resource.kind,
-            }  # items of a list don't say what they are
-            items += (named | item for item in page.get("items") or ())
-            metadata = page["metadata"]
-            if not metadata.get("continue"):
-                return ObjectList(items, metadata["resourceVersion"])
-            query = query | {"continue": metadata["continue"]}
+            call = Call("list", "GET", resource, namespace=namespace, query=query)
+            page = _decoded(await self._content(call), _Page, call)
+            items += (keep(named | _decoded(item, Object, call)) for item in page.items or ())
+            if not page.metadata.get("continue"):
+                return ObjectList(items, page.metadata["resourceVersion"])
+            query = query | {"continue": page.metadata["continue"]}
 
     async def _object(self, call: Call) -> Object:
+        return _decoded(await self._content(call), Object, call)
+
+    async def _content(self, call: Call) -> bytes:
         limit = aiohttp.ClientTimeout(total=ANSWER_LIMIT_S, sock_connect=CONNECT_LIMIT_S)
         async with self._answer(call, limit) as response:
             content = await response.read()
         self._on_received(call.verb, call.resource.plural, len(content))
-        try:
-            answer: Object = msgspec.json.decode(content)
-        except msgspec.DecodeError as error:
-            raise KubeUnavailable(f"{call.text}: the answer is no JSON: {content[:200]!r}") from error
-        return answer
+        return content
 
     @asynccontextmanager
     async def _answer(self, call: Call, limit: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
@@ -271,6 +282,24 @@ async def _lines(response: aiohttp.ClientResponse, received: Callable[[int], Non
             if line := b"".join(begun):
                 yield line
             begun = [part]
+
+
+class _Page(msgspec.Struct):
+    """A part of a list. Its items are decoded one by one: as objects, a page is five times its size as text."""
+
+    metadata: dict[str, Any]
+    items: list[msgspec.Raw] | None = None
+
+
+def _decoded(content: bytes | msgspec.Raw, kind: type[T], call: Call) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except msgspec.DecodeError as error:
+        raise KubeUnavailable(f"{call.text}: the answer is no JSON: {bytes(content)[:200]!r}") from error
+
+
+def _as_it_is(item: Object) -> Object:
+    return item
 
 
 def _selectors(fields: str, labels: str) -> dict[str, str]:

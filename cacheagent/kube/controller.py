@@ -19,6 +19,7 @@ from cacheagent.kube.api import KubeApi, KubeError, Object
 from cacheagent.kube.copies import Copies
 from cacheagent.kube.metrics import ControllerMetrics
 from cacheagent.kube.plan import Change, Memory, Note, Plan, PlanSettings, plan
+from cacheagent.kube.plan.changes import Key
 from cacheagent.kube.plan.world import IN_USE_FOR_S, InUse
 from cacheagent.kube.writer import Writer
 from cacheagent.threads import in_thread
@@ -65,6 +66,8 @@ class Controller:
         self._clock = clock
         self._memory = Memory()
         self._in_use: dict[InUse, float] = {}
+        self._done: set[Key] = set()
+        """What was written since the last plan was begun."""
         self._told: dict[tuple[str, str], tuple[str, float]] = {}
         self._leads = is_leader()
         self.writer = Writer(api, self, may_write=is_leader, per_second=writes_per_second)
@@ -75,10 +78,10 @@ class Controller:
         """This replica begins or ends to lead. Called from the event loop."""
         self._leads = leads
         self._memory, self._in_use, self._told = Memory(), {}, {}
+        self._metrics.lead()
         if not leads:
             self.writer.want(())
         self._copies.changed.set()
-        self._metrics.lead()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -116,15 +119,16 @@ class Controller:
         """One plan. In a thread, so that the webhook of this process goes on answering."""
         now = self._clock()
         memory = replace(self._memory, in_use={**self._memory.in_use, **self._in_use})
-        self._in_use = {}
-        world = self._copies.world(self._settings, memory)
+        self._in_use, self._done = {}, set()
         began = time.monotonic()
+        world = self._copies.world(self._settings, memory)
         planned = await in_thread(partial(plan, world, now))
         self._metrics.planned(time.monotonic() - began, len(planned.changes))
         self.rounds += 1
         if self._leads and self._is_leader():
             self._memory = planned.memory
-            self.writer.want(planned.changes)
+            # What was done while this was planned is not in it; whatever was done has everything planned again.
+            self.writer.want(change for change in planned.changes if change.key not in self._done)
             self._notice(planned.notices)
             self._metrics.follow(world)
         return planned
@@ -134,6 +138,7 @@ class Controller:
     def written(self, change: Change, item: Object | None) -> None:
         """See `writer.Listener`."""
         self._metrics.wrote(change, "done")
+        self._done.add(change.key)
         if item is None:
             self._copies.deleted(change.resource, change.name, change.namespace)
         else:

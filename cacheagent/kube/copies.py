@@ -33,6 +33,7 @@ from cacheagent.kube.api import (
 from cacheagent.kube.mirror import Key, Mirror
 from cacheagent.kube.names import AGENT_COMPONENT, INJECTED_LABEL, MANAGED_BY, MANAGED_BY_US
 from cacheagent.kube.plan import Memory, PlanSettings, World, views
+from cacheagent.kube.shared import CacheNodes
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class Copies:
         self._of: dict[Resource, list[Copy[Any]]] = {}
         agents = ",".join(f"{key}={value}" for key, value in AGENT_COMPONENT.items())
         self.models = self._copy(api, MODEL_CACHES, views.parse_model, slim.as_it_is)
-        self.cache_nodes = self._copy(api, MODEL_CACHE_NODES, views.parse_cache_node, slim.as_it_is)
+        self.cache_nodes = self._copy(api, MODEL_CACHE_NODES, views.parse_cache_node, CacheNodes().keep)
         self.warmups = self._copy(api, MODEL_WARMUPS, views.parse_warmup, slim.as_it_is)
         self.nodes = self._copy(api, NODES, views.parse_node, slim.node)
         self.namespaces = self._copy(api, NAMESPACES, views.parse_meta, slim.namespace)

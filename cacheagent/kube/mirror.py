@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from cacheagent.kube.api import KubeApi, KubeError, KubeExpired, KubeRefused, Object, Resource, WatchEvent
+from cacheagent.kube.api import Keep, KubeApi, KubeError, KubeExpired, KubeRefused, Object, Resource, WatchEvent
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -17,10 +17,6 @@ Key = tuple[str, str]
 """(namespace, name); the namespace of a cluster-scoped object is empty."""
 OnChange = Callable[[Object | None, Object | None], None]
 """(before, after): before is None for a new object, after for one that is gone. Quick, and it does not raise."""
-Keep = Callable[[Object], Object]
-"""What of an object is worth its memory. It gets an object of its own, which it may change. A change that it strips is
-no change. It must keep `metadata.name`, `.namespace`, and `.uid`, which tells an object from its successor."""
-
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 30.0
 """Doubled after each failure, and cut by a random factor: what client-go does (0.8 to 30 s)."""
@@ -33,6 +29,9 @@ class Mirror:
 
     `items` holds nothing until the first list has come (`synced`); afterwards it may be behind the server but is never
     emptied, whatever fails. The objects in it are not to be changed. One event loop.
+
+    A change of what `keep` strips is no change. It must keep `metadata.name`, `.namespace`, and `.uid`, which tells an
+    object from its successor.
     """
 
     def __init__(  # noqa: PLR0913 - what to list, and what to do with it
@@ -99,8 +98,8 @@ class Mirror:
             await asyncio.sleep(_pause_s(self._failures) if time.monotonic() - begin < SETTLED_S else 0)
 
     async def _list(self) -> None:
-        found = await self._api.list(self._resource, **self._select)
-        kept = {_key(item): item for item in map(self._keep, found.items)}
+        found = await self._api.list(self._resource, **self._select, keep=self._keep)
+        kept = {_key(item): item for item in found.items}
         for key in self.items.keys() - kept.keys():
             self._set(key, None)
         for key, item in kept.items():

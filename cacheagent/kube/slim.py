@@ -5,6 +5,7 @@ A Node has 10 KB and changes every few minutes for reasons that concern nobody h
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -21,9 +22,9 @@ _IDENTITY: Final = (
     "deletionTimestamp",
 )
 _PLACEMENT: Final = ("nodeSelector", "affinity", "tolerations")
-
 _MILESTONES: Final = ("PodScheduled", "PodReadyToStartContainers")
 """Conditions that say since when a pod has its node, and its volumes."""
+
 
 def as_it_is(item: Object) -> Object:
     """All but who wrote which field."""
@@ -38,7 +39,7 @@ def node(item: Object) -> Object:
         "kind": "Node",
         "metadata": {
             **_some(metadata, _IDENTITY),
-            "labels": metadata.get("labels") or {},
+            "labels": _shared(metadata.get("labels") or {}),
             "annotations": _our_annotations(metadata),
         },
         "spec": _some(spec, ("taints", "unschedulable")),
@@ -63,7 +64,8 @@ def agent_pod(item: Object) -> Object:
 
 
 def pod(item: Object) -> Object:
-    """Our annotations and volumes; where it may go only as long as it waits at our gate."""
+    """Our annotations and volumes; when it got node and volumes, and its GPUs; where it may go only as long as it waits
+    at our gate."""
     metadata, spec = item["metadata"], item.get("spec") or {}
     gated = any(gate.get("name") == GATE for gate in spec.get("schedulingGates") or ())
     return {
@@ -72,10 +74,15 @@ def pod(item: Object) -> Object:
         "spec": {
             **_some(spec, ("nodeName", "schedulingGates", *(_PLACEMENT if gated else ()))),
             "volumes": [volume for volume in spec.get("volumes") or () if _is_of_interest(volume)],
+            "containers": [{"resources": {"limits": gpus}} for gpus in _gpus(spec) if gpus],
         },
         "status": {**_some(item.get("status") or {}, ("phase",)), **_milestones(item.get("status") or {})},
-            "containers": [{"resources": {"limits": gpus}} for gpus in _gpus(spec) if gpus],
     }
+
+
+def _shared(labels: dict[str, str]) -> dict[str, str]:
+    """Keys and values once for all nodes: a node has a hundred labels, nearly the same as its neighbour."""
+    return {sys.intern(key): sys.intern(value) for key, value in labels.items()}
 
 
 def _some(source: Object, keys: Iterable[str]) -> Object:
@@ -87,13 +94,6 @@ def _our_annotations(metadata: Object) -> Object:
     return {key: value for key, value in written.items() if key.startswith(f"{GROUP}/")}
 
 
-def _readiness(item: Object) -> list[Object]:
-    conditions = (item.get("status") or {}).get("conditions") or ()
-    return [_some(each, ("type", "status")) for each in conditions if each.get("type") == "Ready"]
-
-
-def _is_of_interest(volume: Object) -> bool:
-    return "persistentVolumeClaim" in volume or (volume.get("csi") or {}).get("driver") == DRIVER
 def _gpus(spec: Object) -> Iterable[Object]:
     """Of each container; extended resources have limits only."""
     for container in spec.get("containers") or ():
@@ -118,3 +118,10 @@ def _milestones(status: Object) -> Object:
     return kept
 
 
+def _readiness(item: Object) -> list[Object]:
+    conditions = (item.get("status") or {}).get("conditions") or ()
+    return [_some(each, ("type", "status")) for each in conditions if each.get("type") == "Ready"]
+
+
+def _is_of_interest(volume: Object) -> bool:
+    return "persistentVolumeClaim" in volume or (volume.get("csi") or {}).get("driver") == DRIVER

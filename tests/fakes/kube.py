@@ -24,6 +24,7 @@ from cacheagent.kube.api import (
     NODES,
     PODS,
     WEBHOOKS,
+    Keep,
     KubeConflict,
     KubeError,
     KubeExpired,
@@ -171,10 +172,12 @@ class FakeKube:
         await self._asked("get", resource)
         return copied(self._present(resource, name, namespace))
 
-    async def list(self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "") -> ObjectList:
+    async def list(
+        self, resource: Resource, *, namespace: str = "", fields: str = "", labels: str = "", keep: Keep | None = None
+    ) -> ObjectList:
         await self._asked("list", resource)
         chosen = [
-            copied(item)
+            copied(item) if keep is None else keep(copied(item))
             for key, item in sorted(self._objects.get(resource, {}).items())
             if _selected(resource, item, namespace, fields, labels)
         ]
