@@ -14,8 +14,9 @@ from cacheagent.spec import ModelSpec
 class Assigned(Value):
     """One model. `spec.digest`: the current version where the controller says which; else whatever the source held when
     it was asked. `namespaces`: who may mount it; None for everybody. `versions`: older digests that may still be
-    mounted while they are here. `pending`: why it can't be fetched yet, a sentence; empty when it can. `uri`: what an
-    on-demand request may name instead, in its one spelling.
+    mounted while they are here. `pending`: why it can't be fetched yet, a sentence; empty when it can. `trouble`: the
+    code of the error that it comes from, if it does. `uri`: what an on-demand request may name instead, in its one
+    spelling.
     """
 
     spec: ModelSpec
@@ -24,6 +25,7 @@ class Assigned(Value):
     versions: tuple[str, ...] = ()
     page_cache: bool = False
     pending: str = ""
+    trouble: str = ""
 
     def permits(self, namespace: str) -> bool:
         """Whether pods of that namespace may mount it."""

@@ -55,11 +55,13 @@ class Counts(Protocol):
 
 
 class _Wait(NamedTuple):
-    """Not ready. `error`: what to raise instead of the sentence when the time is over."""
+    """Not ready. `error`: what to raise instead of the sentence when the time is over. `trouble`: the code of what is
+    wrong, if something is."""
 
     message: str
     digest: str = ""
     error: CacheAgentError | None = None
+    trouble: str = ""
 
 
 class Volumes:
@@ -99,6 +101,7 @@ class Volumes:
         self._missed = set(self._promises)
         self._lines: dict[str, str] = {}
         self._holds: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._troubles: defaultdict[str, set[str]] = defaultdict(set)
         self._mounted: frozenset[str] | None = None
         self._turn = asyncio.Lock()
         self._hold()
@@ -130,9 +133,6 @@ class Volumes:
         ]
         return sorted({*(each for each, _ in self._asked.values()), *waiting})
 
-    # --- what is answered
-
-    async def put(self, volume_id: str, request: VolumeRequest) -> Volume:
     def waiting(self) -> dict[str, list[float]]:
         """Since when (seconds since the epoch) volumes wait, by model. One whose model is not assigned here is filed
         under the name that was asked for, or under `uri`."""
@@ -144,7 +144,11 @@ class Volumes:
             since[asked.model or "uri"].append(heard_at + behind_s)
         return dict(since)
 
-        """A volume is to be mounted. Answers `ready` at once if it can; otherwise holds for at most `wait_s`.
+    # --- what is answered
+
+    async def put(self, volume_id: str, request: VolumeRequest) -> Volume:
+        """A volume is to be mounted. Answers `ready` at once if it can; otherwise holds for at most `wait_s`. Trouble
+        of a kind that this volume's owner was not told yet is told at once, once.
 
         Raises NotCached (no such model or version), PolicyRefused (not for this namespace), NoRoom (when the time is
         over), UsageError.
@@ -156,12 +160,13 @@ class Volumes:
         self._holds[volume_id].add(removed)
         try:
             while True:
-                ticket = self.news.ticket
+                ticket, is_last = self.news.ticket, time.monotonic() >= deadline
                 outcome = await self._attempt(volume_id, request, removed)
                 if isinstance(outcome, Volume):
                     return outcome
-                if removed.is_set() or not await self.news.wait(ticket, deadline - time.monotonic()):
+                if is_last or removed.is_set() or self._is_new_trouble(volume_id, outcome.trouble):
                     break
+                await self.news.wait(ticket, deadline - time.monotonic())  # then it is said how far it is by then
         finally:
             self._holds[volume_id].discard(removed)
             if not self._holds[volume_id]:
@@ -169,6 +174,13 @@ class Volumes:
         if outcome.error is not None:
             raise outcome.error
         return Volume(volume_id=volume_id, state="waiting", digest=outcome.digest, message=outcome.message)
+
+    def _is_new_trouble(self, volume_id: str, trouble: str) -> bool:
+        """Whether to end a hold for it. A code counts once: each refusal doubles the kubelet's pause."""
+        if not trouble or trouble in self._troubles[volume_id]:
+            return False
+        self._troubles[volume_id].add(trouble)
+        return True
 
     async def remove(self, volume_id: str) -> Done:
         """The volume is not mounted any more; one that is not known is fine. Answers that are held for it end: nothing
@@ -408,7 +420,7 @@ class Volumes:
         """Have it fetched, and say how far it is."""
         self._missed.add(promise.volume_id)
         if assigned.pending and not promise.digest:
-            return _Wait(assigned.pending)
+            return _Wait(assigned.pending, trouble=assigned.trouble)
         if promise.digest and promise.digest != assigned.spec.digest and self._is_old(promise, assigned):
             gone = NotCached(
                 f"{promise.digest} of model {promise.model!r} is not on this node and is not fetched any more",
@@ -421,7 +433,8 @@ class Volumes:
         running = [other for other in jobs if not other.finished]
         sentence = describe_wait(job, retry_in_s, running)
         error = NoRoom(job.message, hint=job.hint) if job is not None and job.error == NoRoom.code else None
-        return _Wait(sentence, promise.digest or (job.digest if job is not None else ""), error)
+        trouble = job.error if job is not None and job.phase == "failed" else ""
+        return _Wait(sentence, promise.digest or (job.digest if job is not None else ""), error, trouble)
 
     def _is_old(self, promise: Promise, assigned: Assigned) -> bool:
         """Whether the version is one that is only known, not fetched."""
@@ -443,6 +456,7 @@ class Volumes:
         self._heard_of.pop(volume_id, None)
         self._asked.pop(volume_id, None)
         self._lines.pop(volume_id, None)
+        self._troubles.pop(volume_id, None)
         self._missed.discard(volume_id)
         self._hold()
 

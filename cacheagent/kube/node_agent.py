@@ -20,7 +20,7 @@ from cacheagent.kube.api import MODEL_CACHE_NODES, KubeApi, KubeError, Object
 from cacheagent.kube.convert import now_text, spec_of
 from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.node_lookups import Lookups
-from cacheagent.kube.node_models import Found, NodePolicy, assignment_of, version_of
+from cacheagent.kube.node_models import Found, NodePolicy, assignment_of, priorities_of, version_of
 from cacheagent.kube.node_report import Reporter
 from cacheagent.kube.node_status import Seen, status_of
 from cacheagent.kube.objects import KubeValue, ModelCacheNodeSpec, ModelCacheNodeStatus
@@ -67,6 +67,7 @@ class NodeAgent:
         self._kept = Kept()
         self._assignment = Assignment(open_ended=True)
         self._wrong: dict[str, CacheAgentError] = {}
+        self._errors: dict[str, CacheAgentError] = {}
         self._phases: dict[tuple[str, str], str] = {}
         self._uid = ""
         self._news = News()
@@ -127,6 +128,8 @@ class NodeAgent:
             item = self._mirror.get(self._name)
             if self._lookups.found != self._kept.found:
                 await self._keep()
+            elif self._lookups.errors != self._errors:
+                self._put_into_force()
             if item is not known:
                 known = item
                 uid = item["metadata"]["uid"] if item is not None else ""
@@ -163,9 +166,11 @@ class NodeAgent:
 
     def _put_into_force(self) -> None:
         spec, found = self._kept.spec, self._lookups.found
-        self._assignment, self._wrong = assignment_of(spec, found, self._policy)
+        self._errors = dict(self._lookups.errors)
+        self._assignment, self._wrong = assignment_of(spec, found, self._policy, self._errors)
         pinned = {version_of(model, found.get(model.resolve)) for model in spec.models if model.pin} - {""}
         let_go = self._store.hold(spec.held, pinned)
+        self._store.rank(priorities_of(spec, found))
         self._desired.assign(self._assignment)
         demanded = {model.name for model in spec.models if model.on_demand}
         for assigned in self._assignment.models:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -18,6 +19,7 @@ from cacheagent.model import Value
 from cacheagent.spec import ModelSpec
 
 UNDECIDED: Final = "the controller has not said yet which version of it is to be mounted"
+FAILED: Final = "its source can't be listed: {}; it is tried again"
 LOOKED_UP: Final = "its source is being listed, so that the controller can say which version is to be mounted"
 
 
@@ -50,21 +52,29 @@ class NodePolicy(Value):
 
 
 def assignment_of(
-    spec: ModelCacheNodeSpec, found: Mapping[str, Found], policy: NodePolicy
+    spec: ModelCacheNodeSpec,
+    found: Mapping[str, Found],
+    policy: NodePolicy,
+    errors: Mapping[str, CacheAgentError] = MappingProxyType({}),
 ) -> tuple[Assignment, dict[str, CacheAgentError]]:
     """The assignment, and what is wrong with models that can't be understood or are refused, by name. `found`: answers
-    to the controller's questions, by token."""
+    to the controller's questions, by token; `errors`: why one has none yet."""
     models, wrong = [], dict[str, CacheAgentError]()
-    for model in spec.models:
-        try:
-            models.append(_assigned(model, found.get(model.resolve) if model.resolve else None, policy))
-        except CacheAgentError as error:
-            wrong[model.name] = error
-    refusals = tuple(
+    refusals = [
         Refused(model=each.model, namespace=each.namespace, error=Reason(code=each.code, message=each.message))
         for each in spec.refusals
-    )
-    return Assignment(models=tuple(models), refusals=refusals, open_ended=True), wrong
+    ]
+    for model in spec.models:
+        try:
+            assigned = _assigned(model, found.get(model.resolve) if model.resolve else None, policy)
+        except CacheAgentError as error:
+            wrong[model.name] = error
+            refusals += _refusals(model, error)
+            continue
+        if assigned.pending and (failure := errors.get(model.resolve)) is not None:
+            assigned = msgspec.structs.replace(assigned, pending=FAILED.format(failure), trouble=failure.code)
+        models.append(assigned)
+    return Assignment(models=tuple(models), refusals=tuple(refusals), open_ended=True), wrong
 
 
 def spell_uri(uri: str) -> str:
@@ -80,6 +90,22 @@ def source_spec(model: NodeModel, policy: NodePolicy) -> ModelSpec:
 def version_of(model: NodeModel, found: Found | None) -> str:
     """The digest that the node is to have now; empty while nobody knows."""
     return model.digest or (found.digest if found is not None else "")
+
+
+def priorities_of(spec: ModelCacheNodeSpec, found: Mapping[str, Found]) -> dict[str, int]:
+    """How important each version is that the controller wants here: as its most important model."""
+    priorities: dict[str, int] = {}
+    for model in spec.models:
+        if digest := version_of(model, found.get(model.resolve)):
+            priorities[digest] = max(model.priority, priorities.get(digest, model.priority))
+    return priorities
+
+
+def _refusals(model: NodeModel, error: CacheAgentError) -> list[Refused]:
+    """What those are told who may use a model that this node can't have, by whatever name they ask for it."""
+    reason = Reason(code=error.code, message=error.message, hint=error.hint)
+    named = (model.name, model.source.uri)
+    return [Refused(model=name, namespace=space, error=reason) for name in named for space in model.namespaces or ()]
 
 
 def _assigned(model: NodeModel, found: Found | None, policy: NodePolicy) -> Assigned:

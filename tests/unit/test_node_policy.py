@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from cacheagent.addresses import LOCAL_NETWORKS
-from cacheagent.errors import PolicyRefused
+from cacheagent.assignment import Asking, Reason, permit
+from cacheagent.errors import OriginForbidden, PolicyRefused
 from cacheagent.kube.names import model_name_of_uri
-from cacheagent.kube.node_models import NodePolicy, source_spec
-from cacheagent.kube.objects import NodeModel, Source
+from cacheagent.kube.node_models import NodePolicy, assignment_of, source_spec
+from cacheagent.kube.objects import ModelCacheNodeSpec, NodeModel, Source
 
 POLICY = NodePolicy(
     file_roots=("/gpfs", "/lustre"), on_demand_roots=("/gpfs/public", "/etc"), refused_networks=("10.96.0.0/12",)
@@ -40,3 +41,34 @@ def test_only_on_demand_uris_are_kept_from_addresses() -> None:
     asked = source_spec(model("http://models.example/llama", on_demand=True), POLICY)
     assert asked.source.refused_networks == (*LOCAL_NETWORKS, "10.96.0.0/12")
     assert source_spec(model("http://models.example/llama", on_demand=False), POLICY).source.refused_networks == ()
+
+
+def test_whoever_waits_is_told_why_a_source_is_not_listed() -> None:
+    """By the code, too, so that a hold ends for it; a model that nobody looked up in vain only waits."""
+    spec = ModelCacheNodeSpec(
+        models=(
+            NodeModel(name="a", source=Source(uri="s3://b/a"), resolve="1"),
+            NodeModel(name="b", source=Source(uri="s3://b/b"), resolve="2"),
+        )
+    )
+    failure = OriginForbidden("bucket: 403", hint="name a credential")
+    assignment, _ = assignment_of(spec, {}, NodePolicy(), {"1": failure})
+    in_trouble, waiting = assignment.models
+    assert in_trouble.pending == "its source can't be listed: bucket: 403 (name a credential); it is tried again"
+    assert (in_trouble.trouble, waiting.trouble) == (OriginForbidden.code, "")
+    assert waiting.pending
+
+
+def test_whoever_may_use_what_the_node_can_not_have_is_refused() -> None:
+    """Under both of its names; nobody else hears of it."""
+    denied = NodeModel(name="uri-1", source=Source(uri="file:///etc/x"), namespaces=("team",))
+    assignment, wrong = assignment_of(ModelCacheNodeSpec(models=(denied,)), {}, NodePolicy())
+    assert set(wrong) == {"uri-1"}
+    assert {(each.model, each.namespace) for each in assignment.refusals} == {
+        ("uri-1", "team"),
+        ("file:///etc/x", "team"),
+    }
+    reason = permit(assignment, Asking(namespace="team", uri="file:///etc/x"))
+    assert isinstance(reason, Reason)
+    assert reason.code == PolicyRefused.code
+    assert permit(assignment, Asking(namespace="other", uri="file:///etc/x")) is None

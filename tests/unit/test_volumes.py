@@ -14,7 +14,15 @@ from msgspec.structs import replace
 from cacheagent import volumes as module
 from cacheagent.api.schema import GRANT_S, MountedPath, MountsReport, Volume, VolumeRequest
 from cacheagent.assignment import Assigned, Assignment, Reason, Refused
-from cacheagent.errors import CorruptModel, NoRoom, NotCached, OriginForbidden, PolicyRefused, UsageError
+from cacheagent.errors import (
+    CorruptModel,
+    NoRoom,
+    NotCached,
+    OriginForbidden,
+    OriginUnavailable,
+    PolicyRefused,
+    UsageError,
+)
 from cacheagent.flights import Flights
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.progress import JobStatus
@@ -147,6 +155,53 @@ async def test_a_removed_volume_gets_no_lease_from_an_answer_that_is_still_held(
     node.transport.release("weights.bin")
     assert (await other).state == "ready"
     assert (node.leased(), node.promised()) == ({"v2"}, set())
+
+
+async def test_a_hold_ends_with_how_far_it_is_then(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with how far it was when the kubelet asked, two minutes ago."""
+    sentences = iter(["at the beginning", "at the end"])
+    monkeypatch.setattr(module, "describe_wait", lambda *_: next(sentences))
+    node.transport.hold("weights.bin")
+    assert (await node.ask(wait_s=0.2)).message == "at the end"
+
+
+async def test_trouble_ends_a_hold_once_of_each_kind(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pod's events say at once what is wrong; then its calls are held again, and end when the weights are there."""
+    monkeypatch.setattr("cacheagent.warming.FIRST_RETRY_S", 0.01)
+    origin = node.origins["memory://llama"]
+    origin.fail_listing = OriginForbidden("bucket: 403", hint="name a credential that may read it")
+    told = await node.ask(wait_s=PATIENCE_S)
+    assert told.state == "waiting"
+    assert "the last try failed: bucket: 403" in told.message
+    held = asyncio.create_task(node.ask(wait_s=PATIENCE_S))
+    lists = origin.listings
+    await until(lambda: origin.listings > lists + 2)
+    assert not held.done()
+    origin.fail_listing = OriginUnavailable("bucket: no answer")
+    assert "bucket: no answer" in (await held).message
+    origin.fail_listing = OriginForbidden("bucket: 403")
+    held = asyncio.create_task(node.ask(wait_s=PATIENCE_S))
+    lists = origin.listings
+    await until(lambda: origin.listings > lists + 2)
+    assert not held.done()
+    origin.fail_listing = None
+    assert (await held).state == "ready"
+
+
+async def test_a_pending_assignment_that_is_in_trouble(node: Node) -> None:
+    """What is asked on behalf of the controller fails: whoever waits hears of it at once, and once."""
+    pending = Assigned(spec=spec(), pending="its source is being listed")
+    node.volumes.assign(Assignment(models=(pending,)))
+    held = asyncio.create_task(node.ask(wait_s=PATIENCE_S))
+    await asyncio.sleep(0)
+    failed = replace(pending, pending="its source can't be listed: 403", trouble=OriginForbidden.code)
+    node.volumes.assign(Assignment(models=(failed,)))
+    assert (await held).message == "its source can't be listed: 403"
+    held = asyncio.create_task(node.ask(wait_s=PATIENCE_S))
+    await asyncio.sleep(0.05)
+    assert not held.done()
+    node.volumes.assign(Assignment(models=(Assigned(spec=spec()),)))
+    assert (await held).state == "ready"
 
 
 async def test_a_failing_source_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
