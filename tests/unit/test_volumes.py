@@ -210,8 +210,7 @@ async def test_a_failing_source_is_waited_for(node: Node, monkeypatch: pytest.Mo
     origin = node.origins["memory://llama"]
     origin.fail_listing = OriginForbidden("bucket: 403", hint="name a credential that may read it")
     await node.ask()
-    await until(lambda: (job := node.flights.job(spec())) is not None and job.phase == "failed")
-    told = await node.ask()
+    told = await node.ask(wait_s=PATIENCE_S)
     assert told.state == "waiting"
     assert "the last try failed: bucket: 403 (name a credential that may read it)" in told.message
     held = asyncio.create_task(node.ask(wait_s=PATIENCE_S))
