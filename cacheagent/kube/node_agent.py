@@ -170,22 +170,26 @@ class NodeAgent:
         self._assignment, self._wrong = assignment_of(spec, found, self._policy, self._errors)
         pinned = {version_of(model, found.get(model.resolve)) for model in spec.models if model.pin} - {""}
         let_go = self._store.hold(spec.held, pinned)
-        self._store.rank(priorities_of(spec, found))
+        has_sunk = self._store.rank(priorities_of(spec, found))
         self._desired.assign(self._assignment)
         demanded = {model.name for model in spec.models if model.on_demand}
         for assigned in self._assignment.models:
             if assigned.spec.name in demanded and not assigned.pending:
                 self._warming.demand(assigned.spec)
-        if let_go:
+        if let_go or has_sunk:
             self._warming.room_was_made()
         self._reporter.tell()
 
     # --- reporting
 
     async def _watch_volumes(self) -> None:
+        mounted: set[str] = set()
         while True:
             ticket = self._volumes.changed.ticket
             self._reporter.tell()
+            before, mounted = mounted, {lease.digest for lease in self._store.leases()}
+            if before - mounted:
+                self._warming.room_was_made()
             await ticket.wait()
 
     async def _look(self) -> ModelCacheNodeStatus:

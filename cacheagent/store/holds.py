@@ -4,12 +4,14 @@ after."""
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 ANNOUNCED_S: Final = 900.0
 """How long a version stays announced for eviction after it was last needed. Chosen: longer than the longest pause
 between two tries of a model that does not fit."""
+NOBODYS: Final = -(2**31)
+"""Priority of a version that the controller wants here no more: below whatever a ModelCache may have."""
 
 
 class Holds:
@@ -17,13 +19,16 @@ class Holds:
 
     `volumes`: PersistentVolumes point at them, so they go only after the controller has let go; `announced`: those of
     them whose room is needed. `pinned`: the controller wants them to stay whatever happens. `promised`: pods wait to
-    mount them. `mounts_known`: false until it is reported what is mounted, where somebody reports it.
+    mount them. `priorities`: what the controller says today of the versions that it wants here, which holds instead of
+    what was said when they were fetched; None without a controller. `mounts_known`: false until it is reported what is
+    mounted, where somebody reports it.
     """
 
     def __init__(self) -> None:
         self.volumes: frozenset[str] = frozenset()
         self.pinned: frozenset[str] = frozenset()
         self.promised: frozenset[str] = frozenset()
+        self.priorities: Mapping[str, int] | None = None
         self.mounts_known = True
         self._announced: dict[str, float] = {}
 
@@ -34,6 +39,15 @@ class Holds:
         for digest in self._announced.keys() - self.volumes:
             del self._announced[digest]
         return bool(let_go)
+
+    def rank(self, priorities: Mapping[str, int]) -> bool:
+        """From now on these are as important as that, and others are nobody's; returns whether one has sunk."""
+        before, self.priorities = self.priorities or {}, dict(priorities)
+        return any(priority > priorities.get(digest, NOBODYS) for digest, priority in before.items())
+
+    def priority(self, digest: str, at_fetching: int) -> int:
+        """How important a version is now. `at_fetching`: how important it was then."""
+        return at_fetching if self.priorities is None else self.priorities.get(digest, NOBODYS)
 
     def announce(self, digests: Iterable[str]) -> None:
         """Their room is needed."""

@@ -147,7 +147,7 @@ class Room:
         versions = [
             Resident(
                 digest=digest,
-                priority=record.priority,
+                priority=holds.priority(digest, record.priority),
                 last_used=record.last_used,
                 blobs=index.blob_set(digest),
                 held=self._held(digest, priority)
@@ -172,7 +172,7 @@ class Room:
             return "about to be mounted"
         if record.suspect:
             return "under repair"
-        if priority is not None and record.priority > priority:
+        if priority is not None and state.holds.priority(digest, record.priority) > priority:
             return "more important"
         return ""
 
@@ -180,7 +180,8 @@ class Room:
         """Evicting it by order is something else: then somebody wants it gone."""
         if digest not in self._state.kept_warm:
             return ""
-        more_important = priority is not None and priority > self._state.index.records[digest].priority
+        own = self._state.holds.priority(digest, self._state.index.records[digest].priority)
+        more_important = priority is not None and priority > own
         return "" if more_important else "kept warm"
 
     def _trimming(self) -> Eviction | None:

@@ -323,6 +323,12 @@ class Store:
         with self._state.lock:
             return self._state.holds.hold(volumes, pinned)
 
+    def rank(self, priorities: Mapping[str, int]) -> bool:
+        """From now on these versions are as important as that, and all others are nobody's; returns whether one is less
+        important than before. Forgotten at the end of this process."""
+        with self._state.lock:
+            return self._state.holds.rank(priorities)
+
     def hold_promised(self, digests: Collection[str]) -> None:
         """From now on pods wait for these: they stay."""
         with self._state.lock:
@@ -366,15 +372,15 @@ class Store:
         """How many versions were evicted since this process began, by why: `room`, `watermark` or `asked`."""
         return {why: self._state.evictions[why] for why in ("room", "watermark", "asked")}
 
+    def evicted_bytes(self) -> dict[str, int]:
+        """How many bytes they gave back."""
+        return {why: self._state.evicted_bytes[why] for why in ("room", "watermark", "asked")}
+
     def trim(self) -> int:
         """Evict down to the low watermark if the cache is fuller than the high one, and delete what is in the trash;
         returns the bytes given back. To be called from time to time."""
         with disk_faults("room can't be made"):
             return self._room.trim()
-
-    def evicted_bytes(self) -> dict[str, int]:
-        """How many bytes they gave back."""
-        return {why: self._state.evicted_bytes[why] for why in ("room", "watermark", "asked")}
 
     def sweep_trash(self) -> None:
         """Delete what evictions, or a crash among them, left to be deleted."""

@@ -197,6 +197,19 @@ def test_a_more_important_model_is_not_evicted_for_a_lesser_one(world: World) ->
     assert world.names() == {"equal"}
 
 
+def test_what_the_controller_says_today_goes_before_what_it_said_at_the_fetch(world: World) -> None:
+    """What it wants here no more goes for anything, however important it was; what it made important stays."""
+    for name, priority in (("was-dear", 9), ("was-cheap", 0)):
+        bring(world.store, model(name, 5), name=name, priority=priority)
+    cheap = manifest_of(model("was-cheap", 5)).digest
+    assert not world.store.rank({cheap: 8})
+    assert world.store.rank({cheap: 7})
+    bring(world.store, model("new", 11), name="new", priority=5)
+    assert world.names() == {"was-cheap", "new"}
+    with pytest.raises(NoRoom, match=r"1 more important model holds 5\.24 MB"):
+        reserve(world.store, model("big", 14), priority=6)
+
+
 def test_after_a_boot_nothing_is_evicted_for_ten_minutes(world: World) -> None:
     """Counted from the first start after it, over restarts of the agent; an order of a person is obeyed at once."""
     bring(world.store, model("a", 10), name="a")
