@@ -3,6 +3,7 @@ URIs."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -525,6 +526,19 @@ def test_a_pod_that_waits_on_its_node_is_woken_once() -> None:
         "waiting"
     ]
     assert not [change for change in scene.round().changes if change.name == "waiting"]
+
+
+def test_a_pod_that_waits_on_its_node_is_told_how_far_its_model_is() -> None:
+    """While the kubelet's call is held, nobody else would tell."""
+    scene = gated()
+    scene.agents["n0"].slowness = 19
+    scene.pod("waiting", "llama", node="n0")
+    scene.report()
+    (note,) = [note for note in scene.plan().notices if note.regarding.name == "waiting"]
+    assert note.reason == "WaitingForWeights"
+    assert re.fullmatch(r"waits for llama: [1-9]\d?% on n0", note.message)
+    arrive(scene, "n0")
+    assert not [note for note in scene.plan().notices if note.regarding.name == "waiting"]
 
 
 def test_a_pod_that_found_its_model_is_left_alone() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -73,9 +73,13 @@ def _plan_waking(
     found everything ready is left alone, so only one that was seen waiting is woken, and only once."""
     if WOKEN in pod.meta.annotations or not pod.inline or pod.meta.annotations.get(WAIT) == "init":
         return
-    uid = pod.meta.uid
-    if node is None or not _has(node, needs_of(pod, world, facts)):
+    uid, needs = pod.meta.uid, needs_of(pod, world, facts)
+    if node is None or not _has(node, needs):
         found.waiting.add(uid)
+        share = _share(node, needs) if node else 0.0
+        if 0 < share < 1:  # the kubelet's own events are silent while its call is held, for two minutes each
+            why = f"waits for {_names(needs)}: {share:.0%} on {pod.node}"
+            found.notices.append(_note(pod, "Normal", "WaitingForWeights", why))
     elif uid in world.memory.waiting or world.memory.fresh:
         body = {"metadata": {"annotations": {WOKEN: written_time(now)}}}
         found.waiting.add(uid)  # until the write is seen
@@ -165,17 +169,19 @@ def _will_have(
     return node in nodes and all(model in planned or digest in nodes[node].ready for model, digest in needs)
 
 
-def _progress(nodes: Iterable[CacheNode], needs: list[tuple[str, str]]) -> str:
+def _progress(nodes: Iterable[CacheNode], needs: Sequence[tuple[str, str]]) -> str:
     """Of the node that is furthest."""
-    names = {model for model, _ in needs}
-    best = 0.0
-    for node in nodes:
-        done = total = 0
-        for name in names:
-            for entry in node.entries.get(name, ()):
-                done, total = done + entry.bytes_done, total + entry.size_bytes
-        best = max(best, done / total if total else 0.0)
+    best = max((_share(node, needs) for node in nodes), default=0.0)
     return f", {best:.0%} on the furthest" if 0 < best < 1 else ""
+
+
+def _share(node: CacheNode, needs: Iterable[tuple[str, str]]) -> float:
+    """How much of all that is needed is there."""
+    done = total = 0
+    for name in {model for model, _ in needs}:
+        for entry in node.entries.get(name, ()):
+            done, total = done + entry.bytes_done, total + entry.size_bytes
+    return done / total if total else 0.0
 
 
 def _names(needs: Iterable[tuple[str, str]]) -> str:
