@@ -27,6 +27,8 @@ class LabelBook:
             known = [digest for digest in (each.digest, *each.previous) if digest]
             self.versions.update((digest, version_label(digest)) for digest in known)
             self.models.append((model_label(name), [(digest, short_digest(digest)) for digest in known]))
+        self.alike: dict[tuple[object, ...], Mapping[str, str]] = {}
+        """What was found for one node, for those that differ in nothing that decides."""
 
 
 def wanted_labels(
@@ -36,6 +38,16 @@ def wanted_labels(
     version that volumes point at gets its key only when the agent has heard that it is held."""
     if not node.reported:
         return kube_node.ours
+    # Nodes that have the same share these values (`views`), so for most of a fleet it is decided once a round.
+    decides = (id(node.on_disk), id(kube_node.ours), hold.leaving, node.spec.held, node.heard)
+    if decides not in book.alike:
+        book.alike[decides] = _labels(book, node, kube_node, hold, claims)
+    return book.alike[decides]
+
+
+def _labels(
+    book: LabelBook, node: CacheNode, kube_node: Node, hold: Hold, claims: Mapping[str, set[tuple[str, str]]]
+) -> Mapping[str, str]:
     shown: set[str] = set()
     labels: dict[str, str] = {}
     for digest in node.on_disk:
