@@ -154,7 +154,7 @@ def _is_held(digest: str, world: World) -> bool:
     return all(
         digest in node.spec.held
         for name, node in world.cache_nodes.items()
-        if (kube_node := world.nodes.get(name)) is not None and label in kube_node.ours
+        if node.reported and (kube_node := world.nodes.get(name)) is not None and label in kube_node.ours
     )
 
 
