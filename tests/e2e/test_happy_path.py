@@ -224,7 +224,7 @@ def test_a_pod_starts_as_fast_as_one_without_weights(product: Cluster, namespace
 
 
 def test_local_volumes_that_nobody_may_use_any_more_go(product: Cluster, pv_namespace: str) -> None:
-    """The permission was withdrawn and the pods are gone: two minutes later so are volume and claim, and nothing else."""
+    """The permission was withdrawn and the pods are gone: two minutes later so are volume and claim, nothing else."""
     assert model_status(product, "llama")["nodes"]["ready"] == 2
     wait_until(lambda: not product.get("pvc", "-n", pv_namespace)["items"], "the claim is gone", 180)
     wait_until(lambda: not our_volumes(product, pv_namespace), "the volume is gone", 30)
