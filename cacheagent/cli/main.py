@@ -11,6 +11,7 @@ import click
 from cacheagent import __version__
 from cacheagent.cli.agent import agent
 from cacheagent.cli.cache import evict, ls, pin, status, unpin, verify
+from cacheagent.cli.cluster.group import ONLY_HERE, cluster
 from cacheagent.cli.controller import controller
 from cacheagent.cli.demo import demo
 from cacheagent.cli.pull import pull
@@ -40,14 +41,19 @@ def cli() -> None:
     """
 
 
-for command in (pull, ls, status, verify, pin, unpin, evict, agent, controller, demo):
+for command in (pull, ls, status, verify, pin, unpin, evict, *ONLY_HERE, cluster, agent, controller, demo):
     cli.add_command(command)
 
 
-def main() -> None:
+def kubectl_main() -> None:
+    """`kubectl cacheagent …`: the same commands as `cacheagent cluster …`. kubectl finds it by its name on PATH."""
+    main(cluster, "kubectl cacheagent")
+
+
+def main(group: click.Group = cli, name: str = "cacheagent") -> None:
     """Run the command line, then exit with its code. A traceback is a bug; CACHEAGENT_DEBUG=1 shows it."""
     try:
-        cli.main(standalone_mode=False)
+        group.main(prog_name=name, standalone_mode=False)
     except click.exceptions.Abort:  # what click makes of Ctrl-C
         click.echo("cacheagent: interrupted; what was proved is kept, the same command goes on from there", err=True)
         code = EXIT_INTERRUPTED

@@ -1,0 +1,252 @@
+"""What `warm` does, in order: find the model, choose the nodes, order the warm-up, watch it, say how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+
+from cacheagent.cli.cluster.options import with_cluster
+from cacheagent.cli.cluster.watchers import Watcher, node_json, progress_json, watcher
+from cacheagent.cli.output import Format, print_json, size
+from cacheagent.errors import CacheAgentError, PolicyRefused, UsageError
+from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, KubeApi
+from cacheagent.kube.client import KubeClient
+from cacheagent.kube.objects import Source
+from cacheagent.kube.ops.explain import permits
+from cacheagent.kube.ops.orders import (
+    find_model,
+    make_model,
+    order_refresh,
+    order_warmup,
+    timed_out,
+    wait_resolved,
+    wait_warm,
+)
+from cacheagent.kube.ops.placement import nodes_like, parse_reference, pod_of
+from cacheagent.kube.ops.progress import Progress, find_condition
+from cacheagent.kube.ops.view import ClusterView, view_cluster
+from cacheagent.kube.ops.warmup import LONGEST_TTL_S, Wish, parse_selector, source_of_uri
+from cacheagent.kube.plan.facts import facts_of
+from cacheagent.kube.plan.times import written_time
+from cacheagent.kube.plan.views import Model, Warmup
+from cacheagent.kube.uris import is_uri
+
+INTERRUPTED: Final = 130
+SHORTEST_TTL_S: Final = 60
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What was typed. Times in seconds; `timeout` 0 is none."""
+
+    model: str
+    selector: str
+    like: str
+    namespace: str
+    percent: int
+    wait: bool
+    timeout: float
+    ttl: float
+    refresh: bool
+    pinned: bool
+    revision: str
+    endpoint: str
+    region: str
+    credential: str
+    max_origin_rate: int
+    kubeconfig: Path | None
+    context: str
+    output: Format
+
+
+def run_warm(request: Request) -> int:
+    """The exit code. Raises what `main` makes a sentence and a code of."""
+    _check(request)
+    run = _Run(request)
+    try:
+        with_cluster(request.kubeconfig, request.context, run.work)
+    except KeyboardInterrupt:
+        run.tell_interrupted()
+        return INTERRUPTED
+    except CacheAgentError as error:
+        run.tell_failed(error)
+        raise
+    return 0
+
+
+def _check(request: Request) -> None:
+    if request.max_origin_rate:
+        raise UsageError(
+            "--max-origin-rate is not obeyed by anybody yet, so it is not accepted",
+            hint="the agents' transfer.ingress_cap (chart value agent.config) caps each node's downloads",
+        )
+    if request.refresh and request.pinned:
+        raise UsageError("--refresh and --pinned exclude each other", hint="give one")
+    if request.like and request.selector:
+        raise UsageError("--like and --nodes exclude each other", hint="give one")
+    if not SHORTEST_TTL_S <= request.ttl <= LONGEST_TTL_S:
+        raise UsageError("--ttl must be between one minute and a year", hint="write --ttl 24h")
+    if not is_uri(request.model) and (request.revision or request.endpoint or request.region or request.credential):
+        raise UsageError(
+            f"{request.model!r} is a ModelCache: its source is in its spec",
+            hint="--revision, --endpoint, --region and --credential go with a URI",
+        )
+
+
+class _Run:
+    """One command. Knows how far it came, for the last word."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._warmup: Warmup | None = None
+        self._progress: Progress | None = None
+        self._is_json = request.output == "json"
+
+    async def work(self, api: KubeClient) -> None:
+        """Everything. Raises WaitTimedOut, OriginWrong, PolicyRefused, KubeError."""
+        request = self._request
+        async with view_cluster(api) as view:
+            model = await self._model(api)
+            wish = await self._wish(api, view, model)
+            if request.refresh:
+                view.wrote(MODEL_CACHES, await order_refresh(api, model))
+            warmup, item, joined = await order_warmup(api, wish)
+            view.wrote(MODEL_WARMUPS, item)
+            self._warmup = warmup
+            self._tell_ordered(model, wish, warmup, joined)
+            if not request.wait:
+                if not self._is_json:
+                    click.echo(warmup.meta.name)
+                return
+            await self._wait(view, model, warmup)
+
+    async def _model(self, api: KubeApi) -> Model:
+        request = self._request
+        if not is_uri(request.model):
+            return await find_model(api, request.model)
+        asked = Source(
+            uri=request.model, endpoint=request.endpoint, region=request.region, credentials=request.credential
+        )
+        name, source = source_of_uri(asked, request.revision)
+        return await make_model(api, name, source)
+
+    async def _wish(self, api: KubeClient, view: ClusterView, model: Model) -> Wish:
+        request, namespace = self._request, self._request.namespace
+        least_s = min(request.ttl, request.timeout or request.ttl)
+        wish = Wish(model=model.name, ttl_s=int(request.ttl), least_s=least_s)
+        if request.like:
+            namespace = namespace or api.namespace
+            resource, name = parse_reference(request.like)
+            pod = pod_of(await api.get(resource, name, namespace=namespace))
+            nodes = nodes_like(view.world(), pod)
+            like = f"{namespace}/{resource.kind.lower()}/{name}"
+            if not nodes:
+                raise CacheAgentError(
+                    f"no cache node could take the pods of {like}: its node selector, affinity and tolerations exclude "
+                    "all of them",
+                    hint="cacheagent nodes lists the cache nodes; kubectl get nodes --show-labels their labels",
+                )
+            wish = replace(wish, like=like, nodes=nodes)
+        elif request.selector:
+            wish = replace(wish, selector=parse_selector(request.selector))
+        else:
+            wish = replace(wish, selector=dict(model.spec.node_selector))
+        facts = facts_of(view.world()).get(model.name)
+        judged = bool(namespace) and not is_uri(request.model)  # of a URI the administrator's rules decide
+        if judged and facts is not None and not permits(view.world(), facts, namespace):
+            raise PolicyRefused(
+                f"namespace {namespace!r} may not use the model {model.name!r}, so its pods would be refused",
+                hint="have the namespace added to spec.allowedNamespaces of the ModelCache",
+            )
+        return wish
+
+    async def _wait(self, view: ClusterView, model: Model, warmup: Warmup) -> None:
+        request = self._request
+        limit = request.timeout or None
+        try:
+            async with asyncio.timeout(limit):
+                with watcher(request.output) as shown:
+                    if request.refresh:
+                        self._tell_refreshed(model, await wait_resolved(view, model.name))
+                    progress = await wait_warm(
+                        view,
+                        warmup,
+                        request.percent / 100,
+                        show=lambda progress: self._show(shown, progress),
+                        pinned=request.pinned,
+                    )
+        except TimeoutError:
+            raise timed_out(self._progress, model.name, request.timeout) from None
+        self._tell_ready(progress)
+
+    def _show(self, shown: Watcher, progress: Progress) -> None:
+        self._progress = progress
+        shown.show(progress)
+
+    # --- what is told
+
+    def _tell_ordered(self, model: Model, wish: Wish, warmup: Warmup, joined: bool) -> None:  # noqa: FBT001
+        digest = "" if self._request.refresh else model.status.digest
+        state = find_condition(model.status.conditions, "Resolved")
+        since = state.last_transition_time if state is not None and digest else ""
+        until = written_time(warmup.expires_at)
+        if self._is_json:
+            told: dict[str, Any] = {"model": model.name, "digest": digest, "pinned_since": since, "where": wish.where}
+            print_json({"event": "warming", **told, "warmup": warmup.meta.name, "until": until, "joined": joined})
+            return
+        version = (
+            f"{digest[:19]} ({size(model.status.size_bytes)}, pinned since {since})"
+            if digest
+            else "what its source holds"
+        )
+        click.echo(f"{model.name}: warming {version} on {wish.where}", err=True)
+        how = "joined, it is there already" if joined else "made"
+        click.echo(f"{model.name}: warm-up {warmup.meta.name} ({how}), until {until}", err=True)
+
+    def _tell_refreshed(self, before: Model, after: Model) -> None:
+        old, new = before.status.digest, after.status.digest
+        moved = bool(old) and old != new
+        if self._is_json:
+            print_json({"event": "refreshed", "model": after.name, "before": old, "digest": new, "moved": moved})
+        elif moved:
+            click.echo(f"{after.name}: the origin has moved: {old[:19]} was pinned, {new[:19]} is now", err=True)
+        else:
+            click.echo(f"{after.name}: the origin holds {new[:19]}{', as before' if old else ''}", err=True)
+
+    def _tell_ready(self, progress: Progress) -> None:
+        if self._is_json:
+            missing = [node_json(node) for node in progress.missing]
+            print_json({"event": "ready", **progress_json(progress), "missing": missing, "exit_code": 0})
+            return
+        for node in progress.missing:
+            click.echo(f"{progress.model}: without {node.node}: {node.state}: {node.why}", err=True)
+        click.echo(
+            f"{progress.model}: {progress.digest} is verified and published on "
+            f"{progress.ready} of {len(progress.nodes)} nodes"
+        )
+
+    def tell_failed(self, error: CacheAgentError) -> None:
+        """The last event; `main` says the sentence."""
+        if not self._is_json:
+            return
+        event = {1: "failed", 3: "timed-out", 4: "refused"}.get(error.exit_code, "failed")
+        told = progress_json(self._progress) if self._progress is not None else {"model": self._request.model}
+        missing = [node_json(node) for node in self._progress.missing] if self._progress is not None else []
+        last = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+        print_json({"event": event, **told, "missing": missing, **last})
+
+    def tell_interrupted(self) -> None:
+        """The warm-up is the cluster's: it does not end with us."""
+        name = self._warmup.meta.name if self._warmup is not None else ""
+        if self._is_json:
+            print_json({"event": "interrupted", "warmup": name, "exit_code": INTERRUPTED})
+        if not name:
+            click.echo("cacheagent: interrupted; nothing was ordered", err=True)
+            return
+        click.echo(f"cacheagent: interrupted; the warm-up {name} goes on", err=True)
+        click.echo(f"  next: the same command joins it; kubectl get modelwarmup {name} -w watches it; "
+                   f"kubectl delete modelwarmup {name} ends it", err=True)  # fmt: skip
