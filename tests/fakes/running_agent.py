@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -35,6 +35,7 @@ class RunningAgent:
         self.root = directory / "cache"
         self.log = directory / "log"
         self.environment: dict[str, str] = {}
+        self.arguments: tuple[str, ...] = ()
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self.configure(*models)
@@ -48,7 +49,7 @@ class RunningAgent:
     def start(self) -> None:
         """Returns when it is ready."""
         self.log.write_bytes(b"")
-        self._process = launch(self.config, self.log, self.environment)
+        self._process = launch(self.config, self.log, self.environment, self.arguments)
         self.wait_until(lambda: bool(self.events("ready")) or self.process.poll() is not None)
         assert self.process.poll() is None, self.log.read_text()
 
@@ -116,12 +117,14 @@ class RunningAgent:
             self.wait()
 
 
-def launch(config: Path, log: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+def launch(
+    config: Path, log: Path, environment: Mapping[str, str] | None = None, arguments: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
     """`cacheagent agent --config …` with its log in a file and no credentials of this machine."""
     own = {"HOME": str(config.parent), "AWS_EC2_METADATA_DISABLED": "true"}
     with log.open("ab") as stream:
         return subprocess.Popen(
-            [sys.executable, "-m", "cacheagent", "agent", "--config", str(config)],
+            [sys.executable, "-m", "cacheagent", "agent", "--config", str(config), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

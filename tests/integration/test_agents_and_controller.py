@@ -1,0 +1,268 @@
+"""Agents and a controller, each a process, behind a real API server: from a ModelCache to mounted weights, and what
+else the two say to each other."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import yaml
+
+from cacheagent.api.schema import MountedPath, MountsReport, Volume, VolumeRequest
+from cacheagent.demo.child import free_ports
+from cacheagent.errors import ModelInUse, NotCached, PolicyRefused
+from cacheagent.kube.api import (
+    MODEL_CACHE_NODES,
+    MODEL_CACHES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    VOLUMES,
+    KubeError,
+    KubeNotFound,
+    Object,
+    Resource,
+)
+from cacheagent.kube.client import KubeClient, open_client
+from cacheagent.kube.names import AGENT_COMPONENT, REFRESH, version_label
+from tests.fakes.kube_server import ApiServer, running_api_server
+from tests.fakes.models import checkpoint, write_files
+from tests.fakes.origin import Origin
+from tests.fakes.running_agent import PATIENCE_S, RunningAgent
+
+pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
+
+REPOSITORY = Path(__file__).parents[2]
+DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
+SYSTEM = "cacheagent"
+T = TypeVar("T")
+
+
+class Cluster:
+    """An API server, a controller, and nodes of which there are objects and agents."""
+
+    def __init__(self, folder: Path, server: ApiServer, origin: Origin) -> None:
+        self.folder = folder
+        self.server = server
+        self.origin = origin
+        self.agents: dict[str, RunningAgent] = {}
+        self.stack = ExitStack()
+        self.shared = folder / "shared"
+        self.shared.mkdir()
+
+    def kube(self, question: Callable[[KubeClient], Awaitable[T]]) -> T:
+        """One call as the administrator."""
+
+        async def call() -> T:
+            async with open_client(self.server.kubeconfig) as api:
+                return await question(api)
+
+        return asyncio.run(call())
+
+    def start_controller(self) -> None:
+        """One replica that ends with the cluster."""
+        health, webhook = free_ports(2)
+        config = self.folder / "controller.yaml"
+        rule = {"prefix": f"file://{self.shared}", "namespaces": ["team-a"]}
+        config.write_text(
+            yaml.safe_dump(
+                {
+                    "listen": f"127.0.0.1:{health}",
+                    "webhook": {"listen": f"127.0.0.1:{webhook}"},
+                    "on_demand": [rule],
+                    "file_roots": [str(self.shared)],
+                }
+            )
+        )
+        command = [sys.executable, "-m", "cacheagent", "controller", "--config", str(config), "--namespace", SYSTEM]
+        log = self.stack.enter_context((self.folder / "controller.log").open("wb"))
+        environment = {**os.environ, "KUBECONFIG": str(self.server.kubeconfig)}
+        child = subprocess.Popen([*command, "--identity", "one"], stdout=log, stderr=log, env=environment)
+        self.stack.callback(child.wait)
+        self.stack.callback(child.kill)
+        self.controller = child
+
+    def node(self, name: str, **labels: str) -> RunningAgent:
+        """A node, its agent's pod, and the agent."""
+        self.kube(lambda api: _make_node(api, name, labels))
+        (self.folder / name).mkdir()
+        agent = RunningAgent(self.folder / name, file_roots=[str(self.shared)])
+        agent.arguments = ("--node", name, "--kubeconfig", str(self.server.kubeconfig))
+        self.agents[name] = self.stack.enter_context(agent)
+        return agent
+
+    def ready(self, model: str, count: int) -> bool:
+        """Whether so many nodes have it, as people see it."""
+        status = self.kube(lambda api: api.get(MODEL_CACHES, model)).get("status") or {}
+        return bool(status.get("nodes", {}).get("ready") == count and status["nodes"]["assigned"] == count)
+
+    def digest(self, model: str) -> str:
+        """The pinned version."""
+        return str(self.kube(lambda api: api.get(MODEL_CACHES, model))["status"]["digest"])
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Until it holds; a failure shows what everybody said."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.controller.poll() is None, (self.folder / "controller.log").read_text()
+            logs = [self.folder / "controller.log", *(agent.log for agent in self.agents.values())]
+            assert time.monotonic() < deadline, "\n".join(log.read_text()[-3000:] for log in logs)
+            time.sleep(0.05)
+
+
+async def _make_node(api: KubeClient, name: str, labels: dict[str, str]) -> None:
+    await api.create(NODES, {"metadata": {"name": name, "labels": labels}})
+    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+    await api.patch(NODES, name, {"status": ready}, subresource="status")
+    body: Object = {
+        "metadata": {"name": f"agent-{name}", "labels": AGENT_COMPONENT},
+        "spec": {
+            "containers": [{"name": "c", "image": "i"}],
+            "nodeName": name,
+            "tolerations": [{"operator": "Exists"}],
+        },
+    }
+    await api.create(PODS, body, namespace=SYSTEM)
+    await api.patch(PODS, f"agent-{name}", {"status": ready}, namespace=SYSTEM, subresource="status")
+
+
+async def _prepare(server: ApiServer) -> None:
+    async with open_client(server.kubeconfig) as api:
+        for file in sorted((REPOSITORY / "daemonset/chart/files/crds").glob("*.yaml")):
+            await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
+        for name in (SYSTEM, "team-a", "team-b"):
+            await api.create(NAMESPACES, {"metadata": {"name": name}})
+        for resource in (MODEL_CACHES, MODEL_CACHE_NODES):
+            deadline = time.monotonic() + PATIENCE_S
+            while time.monotonic() < deadline:
+                with suppress(KubeError):
+                    await api.list(resource)
+                    break
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """With a controller and without nodes."""
+    objects = {
+        "llama/weights.bin": b"llama" * 50_000,
+        "other/weights.bin": b"other" * 50_000,
+    }
+    with Origin(objects) as origin, running_api_server(tmp_path / "kube") as server:
+        for name in ("llama", "other"):
+            origin.add_sums(name)
+        asyncio.run(_prepare(server))
+        made = Cluster(tmp_path, server, origin)
+        with made.stack:
+            made.start_controller()
+            yield made
+
+
+def model(cluster: Cluster, name: str = "llama", **spec: Any) -> Object:
+    """A ModelCache."""
+    source = {"uri": f"{cluster.origin.url}/{name}/"}
+    return {"metadata": {"name": name}, "spec": {"source": source, "kind": "tree", **spec}}
+
+
+def ask(agent: RunningAgent, volume_id: str, *, wait_s: float = PATIENCE_S, **request: Any) -> Volume:
+    """What the CSI driver asks."""
+    asked: dict[str, Any] = {"namespace": "team-a", "wait_s": wait_s} | request
+    return agent.ask(lambda client: client.volume(volume_id, VolumeRequest(**asked)))
+
+
+def test_a_model_reaches_its_nodes_and_those_that_ask(cluster: Cluster) -> None:
+    """Resolved by one, pinned, fetched by both; asked for on a third; refused to a namespace; by URI; a new version
+    beside the old one that is still mounted; a kill of the API server's clients in between changes nothing."""
+    one, two, third = (cluster.node(name, pool=pool) for name, pool in (("n1", "gpu"), ("n2", "gpu"), ("n3", "cpu")))
+    spec: Object = {"nodeSelector": {"pool": "gpu"}, "allowedNamespaces": {"names": ["team-a"]}}
+    cluster.kube(lambda api: api.create(MODEL_CACHES, model(cluster, **spec)))
+    cluster.until(lambda: cluster.ready("llama", 2))
+    digest = cluster.digest("llama")
+    granted = ask(one, "v1", model="llama")
+    assert (granted.state, granted.digest) == ("ready", digest)
+    assert (one.root / granted.path / "weights.bin").read_bytes() == b"llama" * 50_000
+    cluster.until(lambda: _labels(cluster, "n1").get(version_label(digest)) == "ready")
+
+    assert ask(third, "v1", model="llama").digest == digest, "on demand"
+    cluster.until(lambda: cluster.ready("llama", 3))
+    with pytest.raises(PolicyRefused, match="team-b"):
+        ask(third, "v2", model="llama", namespace="team-b")
+    with pytest.raises(NotCached, match="there is no ModelCache 'missing'"):
+        ask(third, "v3", model="missing")
+
+    files = checkpoint()
+    write_files(cluster.shared / "m", files)
+    uri = f"file://{cluster.shared}/m"
+    with pytest.raises(PolicyRefused):
+        ask(third, "v4", uri=uri, namespace="team-b")
+    on_demand = ask(third, "v5", uri=uri)
+    assert on_demand.state == "ready", on_demand
+    for name, content in files.items():
+        assert (third.root / on_demand.path / name).read_bytes() == content
+    with pytest.raises(PolicyRefused):
+        ask(third, "v6", uri=f"file://{cluster.shared}-not/m")
+
+    changed = b"LLAMA" * 50_000
+    cluster.origin.put("llama/weights.bin", changed)
+    cluster.origin.put("llama/SHA256SUMS", f"{hashlib.sha256(changed).hexdigest()}  weights.bin\n".encode())
+    mark: Object = {"metadata": {"annotations": {REFRESH: "now"}}}
+    cluster.kube(lambda api: api.patch(MODEL_CACHES, "llama", mark))
+    cluster.until(lambda: cluster.digest("llama") != digest and cluster.ready("llama", 3))
+    newer = cluster.digest("llama")
+    assert ask(two, "v1", model="llama").digest == newer
+    assert ask(one, "v1", model="llama").digest == digest, "a volume keeps its version"
+    assert ask(one, "v6", model="llama", digest=digest).digest == digest, "pods may name the older one"
+    one.send(signal.SIGKILL)
+    one.wait()
+    one.start()
+    assert ask(one, "v1", model="llama") == granted
+    assert {each.digest for each in one.ask(lambda client: client.models())} == {digest, newer}
+
+
+def test_a_version_that_a_persistent_volume_points_at_goes_in_two_steps(cluster: Cluster) -> None:
+    """Announced by the agent, released by the controller, which has taken the label away; only then is it evicted."""
+    agent = cluster.node("n1")
+    spec: Object = {"prefetch": True, "localPersistentVolumes": {"namespaces": ["team-a"]}}
+    cluster.kube(lambda api: api.create(MODEL_CACHES, model(cluster, **spec)))
+    cluster.until(lambda: cluster.ready("llama", 1))
+    digest = cluster.digest("llama")
+    label = version_label(digest)
+    cluster.until(lambda: digest in _spec(cluster, "n1").get("held", ()))
+    cluster.until(lambda: cluster.kube(lambda api: api.list(VOLUMES)).items)
+    mounted = MountedPath(volume_id="pv-1-weights", path=f"models/{digest.replace(':', '-')}/files")
+    agent.ask(lambda client: client.mounted(MountsReport(mounts=(mounted,))))
+    with pytest.raises(ModelInUse, match="mounted"):
+        agent.ask(lambda client: client.evict(digest))
+    agent.ask(lambda client: client.mounted(MountsReport(mounts=())))
+    cluster.until(lambda: _labels(cluster, "n1").get(label) == "ready")
+    with pytest.raises(ModelInUse, match="the controller was asked to let go of it"):
+        agent.ask(lambda client: client.evict(digest))
+    cluster.until(lambda: digest not in _spec(cluster, "n1").get("held", ()))
+    assert label not in _labels(cluster, "n1")
+
+    def evicted() -> bool:
+        with suppress(ModelInUse):
+            return agent.ask(lambda client: client.evict(digest)).digest == digest
+        return False
+
+    cluster.until(evicted)
+
+
+def _labels(cluster: Cluster, node: str) -> dict[str, str]:
+    return dict(cluster.kube(lambda api: api.get(NODES, node))["metadata"].get("labels") or {})
+
+
+def _spec(cluster: Cluster, node: str) -> Object:
+    with suppress(KubeNotFound):
+        return dict(cluster.kube(lambda api: api.get(MODEL_CACHE_NODES, node)).get("spec") or {})
+    return {}
