@@ -86,7 +86,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test with a cluster names the folder where the evidence is."""
     report = yield
-    running = item.config.stash.get(_the_cluster, None)
+    own = (each for each in getattr(item, "funcargs", {}).values() if isinstance(each, Cluster))
+    running = next(own, item.config.stash.get(_the_cluster, None))
     if report.failed and running is not None and report.when != "teardown" and item.get_closest_marker("kube"):
         folder = REPORTS / re.sub(r"[^\w.-]+", "_", item.nodeid.removeprefix("tests/e2e/"))
         running.keep_evidence(folder)

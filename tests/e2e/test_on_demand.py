@@ -24,7 +24,7 @@ from tests.e2e.cluster.models import (
     wait_until_running,
 )
 from tests.e2e.cluster.process import CommandFailed
-from tests.e2e.cluster.product import ON_EVERY_NODE, STORE, install
+from tests.e2e.cluster.product import ON_EVERY_NODE, STORE, TREES, install
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import python_pod
 from tests.fakes.faults import Redirect
@@ -32,8 +32,6 @@ from tests.fakes.origin import Origin
 
 pytestmark = pytest.mark.kube
 
-TREES = "/var/lib/trees"
-"""On the nodes; `public` below it is what URIs may name."""
 METRICS = "http://127.0.0.1:9471/metrics"
 """Where every agent answers itself: what must not be reached answers, so that only the rule is in the way."""
 
@@ -81,8 +79,7 @@ def scene(product: Cluster, weights: Path) -> Iterator[Scene]:
             {"prefix": "http://ip6-loopback:9471", "namespaces": [team]},
             {"prefix": f"file://{TREES}", "namespaces": [team]},
         ]
-        permit = {"rules": rules, "fileRoots": [f"{TREES}/public"]}
-        install(product, {**ON_EVERY_NODE, "onDemand": permit, "sources": {"hostPaths": [{"path": TREES}]}})
+        install(product, {**ON_EVERY_NODE, "onDemand": {**ON_EVERY_NODE["onDemand"], "rules": rules}})
         yield Scene(product, team, other, origin, hashes)
         for namespace in (team, other):
             product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")

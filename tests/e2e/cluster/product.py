@@ -16,11 +16,18 @@ RELEASE = "cacheagent"
 NAMESPACE = "cacheagent-system"
 STORE = "store"
 """Name of the credentials that the test's S3 server takes."""
+TREES = "/var/lib/trees"
+"""On the nodes; on-demand URIs may name what is in `public` below it, where a rule permits that."""
 ON_EVERY_NODE: Mapping[str, Any] = {
     "nodes": "all",
     "credentials": {STORE: {"kind": "aws", "secretName": STORE}},
+    "agent": {"config": {"page_cache": {"min_memory": "1GiB"}, "store": {"floor": "32MiB"}}},
+    "sources": {"hostPaths": [{"path": TREES}]},
+    "onDemand": {"fileRoots": [f"{TREES}/public"]},
 }
-"""Values of the chart: a cache on every node, and access to the cluster's object store."""
+"""Values of the chart: a cache on every node, access to the cluster's object store and to a directory of the nodes;
+models may be read into memory on machines smaller than a GPU node too, where they ask for it; small disks may be
+filled."""
 
 
 def install(cluster: Cluster, values: Mapping[str, Any] = ON_EVERY_NODE, *, limit: float = 180.0) -> None:
