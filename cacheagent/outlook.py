@@ -36,7 +36,7 @@ def describe_wait(job: JobStatus | None, retry_in_s: float, running: Sequence[Jo
         return f"{_share(job)}, about {duration_text(job.eta_s)} left"
     if job.rate_bytes_per_s > 0:
         return f"{_share(job)}, too early to say how long it takes"
-    return f"{_share(job)}, waiting for its source to send"
+    return f"{_share(job)}, no piece complete in the last seconds"
 
 
 def duration_text(seconds: float) -> str:

@@ -31,7 +31,7 @@ FAILED = job("failed", message="bucket/m: 403", error="forbidden", hint="name a 
         (job("reserving", bytes_total=2_000_000), 0.0, [], "room is being made for 2 MB"),
         (MOVING, 0.0, [MOVING], "37 %, 52.2 of 141 GB, about 80 s left"),
         (BEGUN, 0.0, [BEGUN], "0 %, 6 KB of 141 GB, too early to say how long it takes"),
-        (STUCK, 0.0, [STUCK], "0 %, 0 B of 141 GB, waiting for its source to send"),
+        (STUCK, 0.0, [STUCK], "0 %, 0 B of 141 GB, no piece complete in the last seconds"),
         (STUCK, 0.0, [STUCK, OTHER], "0 %, 0 B of 141 GB, queued behind qwen (1 download runs)"),
         (STUCK, 0.0, [OTHER, MOVING], "0 %, 0 B of 141 GB, queued behind qwen (1 download runs)"),
         (job("publishing", bytes_total=2_000), 0.0, [], "all 2 KB are here and are being made visible"),
