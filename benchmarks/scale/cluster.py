@@ -18,10 +18,20 @@ import yaml
 
 from benchmarks.arena import say
 from benchmarks.scale.agents import Done, Order
-from benchmarks.scale.fleet import NAMESPACE, WARMED, Size, agent_pod, model, node
+from benchmarks.scale.fleet import NAMESPACE, WARMED, Size, agent_pod, cache_node, model, node, resolved
 from benchmarks.scale.stub import Pretence
 from cacheagent.demo.child import ChildEnded, free_ports, running_child, wait_until_ready
-from cacheagent.kube.api import MODEL_CACHES, NAMESPACES, NODES, PODS, KubeApi, KubeError, Resource
+from cacheagent.kube.api import (
+    MODEL_CACHE_NODES,
+    MODEL_CACHES,
+    NAMESPACES,
+    NODES,
+    PODS,
+    KubeApi,
+    KubeError,
+    Object,
+    Resource,
+)
 from cacheagent.kube.client import KubeClient
 from tests.fakes.kube_server import ApiServer
 
@@ -74,21 +84,23 @@ async def install(api: KubeClient) -> None:
 
 
 async def populate(api: KubeApi, size: Size) -> None:
-    """Nodes with agents' pods, and models."""
+    """A fleet that is in order, but for what its agents report: models, nodes with agents' pods, and orders."""
+    models: list[Object] = []
+    for name in size.model_names:
+        made = await api.create(MODEL_CACHES, model(name))
+        await api.patch(MODEL_CACHES, name, {"status": resolved(made)}, subresource="status")
+        models.append(made)
+    await api.create(MODEL_CACHES, model(WARMED, prefetch=False))
 
     async def one(name: str) -> None:
         pod = agent_pod(name)
-        await api.create(NODES, node(name))
+        made = await api.create(NODES, node(name, size.model_names))
+        await api.create(MODEL_CACHE_NODES, cache_node(made, models))
         await api.create(PODS, pod)
         ready = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
         await api.patch(PODS, pod["metadata"]["name"], ready, namespace=NAMESPACE, subresource="status")
 
     await _all(one, size.node_names)
-
-    async def make(name: str) -> None:
-        await api.create(MODEL_CACHES, model(name, prefetch=name != WARMED))
-
-    await _all(make, [*size.model_names, WARMED])
 
 
 async def _all(do: Callable[[str], Awaitable[None]], names: Sequence[str]) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, NODES, PODS, Object
-from cacheagent.kube.convert import now_text
-from cacheagent.kube.names import AGENT_COMPONENT
+from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHES, MODEL_WARMUPS, NODES, PODS, Object
+from cacheagent.kube.convert import now_text, spec_of, to_json
+from cacheagent.kube.names import AGENT_COMPONENT, model_label, short_digest, version_label
+from cacheagent.kube.objects import ModelCacheNodeSpec, ModelCacheSpec, ModelCacheStatus, NodeModel
+from cacheagent.kube.plan.facts import resolve_token
+from cacheagent.kube.plan.views import parse_model
 
 NAMESPACE: Final = "cacheagent"
 WARMED: Final = "warmed-up"
 """The model that no node has until it is warmed."""
+SIZE_BYTES: Final = 141_107_412_992
+FILES: Final = 41
+"""Of every model."""
 IMAGES: Final = 50
 """As many as the kubelet reports at most."""
 GPU_LABELS: Final = {
@@ -64,8 +72,12 @@ def conditions() -> list[Object]:
     ]
 
 
-def node(name: str) -> Object:
-    """A Node of about 10 KB."""
+def node(name: str, models: Iterable[str]) -> Object:
+    """A Node of about 10 KB, with the labels of the models that are there."""
+    labels = {**GPU_LABELS, "kubernetes.io/hostname": name, "pool": "h100"}
+    for each in models:
+        digest = digest_of(each)
+        labels |= {version_label(digest): "ready", model_label(each): short_digest(digest)}
     images = [
         {"names": [f"registry.example/team-{n}/image@sha256:{n:064x}", f"registry.example/team-{n}/image:v{n}"]}
         for n in range(IMAGES)
@@ -73,7 +85,7 @@ def node(name: str) -> Object:
     return {
         "apiVersion": NODES.api_version,
         "kind": NODES.kind,
-        "metadata": {"name": name, "labels": {**GPU_LABELS, "kubernetes.io/hostname": name, "pool": "h100"}},
+        "metadata": {"name": name, "labels": labels},
         "spec": {"providerID": f"aws:///eu-north-1a/{name}"},
         "status": {
             "capacity": {"cpu": "192", "memory": "2Ti", "nvidia.com/gpu": "8", "pods": "110"},
@@ -115,6 +127,43 @@ def model(name: str, *, prefetch: bool = True) -> Object:
             "allowedNamespaces": {"names": ["inference", "research"]},
         },
     }
+
+
+def resolved(model: Object) -> Object:
+    """A ModelCache's status once its version is pinned."""
+    digest = digest_of(model["metadata"]["name"])
+    status = ModelCacheStatus(
+        digest=digest, resolved_for=resolve_token(parse_model(model)), files=FILES, size_bytes=SIZE_BYTES
+    )
+    return to_json(status)
+
+
+def cache_node(node: Object, models: Iterable[Object]) -> Object:
+    """The ModelCacheNode of this Node, with its orders as the controller writes them."""
+    owner = {"apiVersion": "v1", "kind": "Node", "name": node["metadata"]["name"], "uid": node["metadata"]["uid"]}
+    orders = []
+    for model in models:
+        name, spec = model["metadata"]["name"], spec_of(model, ModelCacheSpec)
+        allowed = spec.allowed_namespaces
+        orders.append(
+            NodeModel(
+                name=name,
+                source=spec.source,
+                digest=digest_of(name),
+                namespaces=allowed.names if allowed is not None else None,
+            )
+        )
+    return {
+        "apiVersion": MODEL_CACHE_NODES.api_version,
+        "kind": MODEL_CACHE_NODES.kind,
+        "metadata": {"name": node["metadata"]["name"], "ownerReferences": [owner]},
+        "spec": to_json(ModelCacheNodeSpec(models=tuple(orders))),
+    }
+
+
+def digest_of(text: str) -> str:
+    """A digest that every part of the benchmark computes alike."""
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def warmup() -> Object:

@@ -13,14 +13,13 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from benchmarks.scale.fleet import FILES, SIZE_BYTES, digest_of
 from cacheagent.kube.api import MODEL_CACHE_NODES, KubeApi, Object
 from cacheagent.kube.convert import now_text, spec_of
 from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.node_report import Reporter
 from cacheagent.kube.objects import ModelCacheNodeSpec, ModelCacheNodeStatus, NodeModel, NodeModelStatus, NodeUsage
 
-SIZE_BYTES: Final = 141_107_412_992
-FILES: Final = 41
 DISK_BYTES: Final = 30_000_000_000_000
 
 
@@ -176,8 +175,3 @@ class Stub:
             if entry.phase == "ready" and entry.name not in self._reported:
                 self._reported.add(entry.name)
                 self._share.ready_at.setdefault(entry.name, []).append(time.time())
-
-
-def digest_of(text: str) -> str:
-    """A digest that any stub computes alike."""
-    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

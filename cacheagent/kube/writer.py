@@ -32,6 +32,9 @@ FIRST_RETRY_S: Final = 0.25
 LONGEST_RETRY_S: Final = 60.0
 REFUSED_RETRY_S: Final = 2.0
 """What was refused once is asked for again after this, then after twice that: somebody may have mended a right."""
+NEWS_IN: Final = 5
+"""One write in so many is news for people, if such wait: progress must not stand still while thousands of nodes are
+written. Chosen."""
 OVER: Final = frozenset({"Succeeded", "Failed"})
 
 
@@ -72,6 +75,8 @@ class Writer:
         self._not_before: dict[Key, float] = {}
         self._written_at: dict[Key, float] = {}
         self._news = asyncio.Event()
+        self._begun = 0
+        """How many writes were begun."""
 
     def want(self, changes: Iterable[Change]) -> None:
         """In order of urgency."""
@@ -113,20 +118,26 @@ class Writer:
             elif (pause_s := self._pace.take()) > 0:
                 await asyncio.sleep(pause_s)
             else:
+                self._begun += 1
                 del self._waiting[change.key]
                 self._flying.add(change.key)
                 return change
 
     def _pick(self, now: float) -> tuple[Change | None, float]:
-        """The most urgent one that is due, else when the next one will be."""
-        soonest = float("inf")
+        """The most urgent one that is due, now and then the most urgent of news; else when the next one will be."""
+        soonest, first = float("inf"), None
+        is_for_news = self._begun % NEWS_IN == 0
         for key, change in self._waiting.items():
-            if key not in self._flying:
-                due = self._due(key, change)
-                if due <= now:
-                    return change, now
+            if key in self._flying:
+                continue
+            due = self._due(key, change)
+            if due > now:
                 soonest = min(soonest, due)
-        return None, soonest
+            elif change.lazy_s or not is_for_news:
+                return change, now
+            else:
+                first = first or change
+        return first, now if first is not None else soonest
 
     def _due(self, key: Key, change: Change) -> float:
         lazy = self._written_at.get(key, -LONGEST_RETRY_S) + change.lazy_s if change.lazy_s else 0.0

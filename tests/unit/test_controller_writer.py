@@ -17,7 +17,7 @@ from cacheagent.kube.api import (
     Object,
 )
 from cacheagent.kube.plan import Change, Unused
-from cacheagent.kube.plan.changes import POD_WAITS, STEERS, TIDIES, Urgency
+from cacheagent.kube.plan.changes import POD_WAITS, STEERS, TELLS, TIDIES, Urgency
 from cacheagent.kube.plan.world import InUse
 from cacheagent.kube.writer import Pace, Writer
 from tests.fakes.kube import FakeKube
@@ -72,6 +72,22 @@ async def test_within_the_rate_the_most_urgent_go_first() -> None:
         await until(lambda: "last" in heard.done)
     assert heard.done[0] == "first"
     assert heard.done[-1] == "last"
+
+
+@pytest.mark.asyncio
+async def test_news_for_people_come_through_while_thousands_of_nodes_are_written() -> None:
+    """One write in five is theirs; the others keep their order."""
+    kube, heard = FakeKube(), Heard()
+    kube.put(MODEL_CACHES, {"metadata": {"name": "told"}, "spec": {}})
+    body = {"status": {"progress": "37 %"}}
+    news = Change(
+        verb="patch", resource=MODEL_CACHES, name="told", subresource="status", body=body, urgency=TELLS, lazy_s=5.0
+    )
+    async with running(kube, heard) as writer:
+        writer.want([*(made(f"c{number:02}") for number in range(30)), news])
+        await until(lambda: len(heard.done) == 31)
+    assert heard.done.index("told") < 10
+    assert [name for name in heard.done if name != "told"] == [f"c{number:02}" for number in range(30)]
 
 
 @pytest.mark.asyncio
