@@ -201,6 +201,14 @@ class Metrics(TransferObserver):
         self.verification_failures.labels("disk", "corrupt")
         for source in _SOURCES:
             self.verification_failures.labels(source, "checksum-mismatch")
+            for metric in (self.transfer_bytes, self.piece_seconds, self.throttles, self.throttled_seconds):
+                metric.labels(source)
+            for result in ("fetched", "kept", "linked"):
+                self.model_bytes.labels(source, result)
+            for result in ("ready", "failed"):
+                self.job_seconds.labels(source, result)
+            for result in ("won", "lost"):
+                self.hedges.labels(source, result)
             for result in ("ready", NoRoom.code, DiskFault.code, CorruptModel.code, *ORIGIN_ERRORS):
                 self.jobs.labels(source, result)
         for result in ("hit", "miss"):

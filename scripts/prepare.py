@@ -46,6 +46,8 @@ IPROUTE = Package("iproute2", command("tc"), "a link with a speed limit between 
 BUILDAH = Package("buildah", command("buildah"), "builds the image")
 MMDEBSTRAP = Package("mmdebstrap", command("mmdebstrap"), "makes the base image: Debian with its own Python")
 
+PROMETHEUS = Package("prometheus", command("promtool"), "scrapes us and evaluates our dashboards and alerts in tests")
+
 IP = Package("iproute2", command("ip"), "bridge and links of the test cluster's nodes")
 CONTAINERD = Package("containerd", command("containerd"), "runs the containers of the test cluster")
 RUNC = Package("runc", command("runc"), "starts them")
@@ -73,7 +75,7 @@ class Target(NamedTuple):
 
 TARGETS = {
     "demo": Target("demo"),
-    "test": Target("dev", (FUSE, NGINX, *KUBERNETES), needs_kubernetes=True),
+    "test": Target("dev", (FUSE, NGINX, PROMETHEUS, *KUBERNETES), needs_kubernetes=True),
     "cluster": Target("dev", KUBERNETES, needs_kubernetes=True),
     "lint": Target("dev"),
     "bench": Target("bench", (NGINX, FIO, IPROUTE)),

@@ -62,7 +62,13 @@ EVERYTHING: Final[Values] = {
     "caBundles": {"corp": {"configMapName": "corp-ca"}},
     "rbac": {"aggregateTo": ["admin", "edit"]},
     "priorityClass": {"create": True},
-    "monitoring": {"podMonitor": True, "serviceMonitor": True, "labels": {"release": "prometheus"}},
+    "monitoring": {
+        "podMonitor": True,
+        "serviceMonitor": True,
+        "labels": {"release": "prometheus"},
+        "rules": {"enabled": True, "runbook": "https://wiki.example/cacheagent"},
+        "dashboards": {"enabled": True, "annotations": {"grafana_folder": "Models"}},
+    },
     "selinux": {"options": {"type": "spc_t"}, "label": "system_u:object_r:container_file_t:s0"},
 }
 """A set of values that turns on all there is."""

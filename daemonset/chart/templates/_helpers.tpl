@@ -65,3 +65,11 @@ system:serviceaccount:{{ .Release.Namespace }}:{{ include "cacheagent.fullname" 
 {{- end -}}
 {{- join "," $mounts -}}
 {{- end -}}
+
+{{- /* What alerts and dashboards tell targets by: the node, so that a restarted pod goes on with its series, and whose it is. */ -}}
+{{- define "cacheagent.relabelings" -}}
+- sourceLabels: [__meta_kubernetes_pod_node_name]
+  targetLabel: node
+- sourceLabels: [__meta_kubernetes_pod_label_app_kubernetes_io_component]
+  targetLabel: component
+{{- end -}}
