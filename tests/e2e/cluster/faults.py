@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tests.e2e.cluster.cluster import Cluster
@@ -52,6 +52,16 @@ def wait_until_started_again(
         return bool(status["ready"]) and status["containerID"] != before
 
     wait_until(ready, f"{container} of {pod} is started again", limit)
+
+
+def apply_at_last(cluster: Cluster, *objects: Mapping[str, Any], limit: float = 60.0) -> None:
+    """Apply objects, again if they are refused: something that they need is on its way."""
+
+    def applied() -> bool:
+        cluster.apply(*objects)
+        return True
+
+    wait_until(applied, "the objects are taken", limit)
 
 
 def agent_metrics(cluster: Cluster, node: str) -> dict[str, float]:
