@@ -226,8 +226,10 @@ def test_operators_rights(default: Manifests) -> None:
     """People who warm and look can do that, and can neither delete a model nor write what the controller writes."""
     role = default.get("ClusterRole", "cacheagent-operator")
     verbs = {resource: set(rule["verbs"]) for rule in role["rules"] for resource in rule["resources"]}
-    assert verbs["modelcaches"] == {"get", "list", "watch", "patch"}
-    assert verbs["modelwarmups"] == {"get", "list", "watch", "create", "delete"}
+    assert verbs["modelcaches"] == {"get", "list", "watch", "create", "patch"}
+    assert verbs["modelwarmups"] == {"get", "list", "watch", "create", "patch", "delete"}
+    assert verbs["deployments"] == {"get", "list"}
+    assert verbs["leases"] == {"get"}
     for resource in ("modelcachenodes", "nodes", "pods", "events"):
         assert verbs[resource] == {"get", "list", "watch"}
     assert not [label for label in role["metadata"]["labels"] if "aggregate-to" in label]

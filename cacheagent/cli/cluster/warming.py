@@ -17,7 +17,7 @@ from cacheagent.errors import CacheAgentError, PolicyRefused, UsageError
 from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, KubeApi
 from cacheagent.kube.client import KubeClient
 from cacheagent.kube.objects import Source
-from cacheagent.kube.ops.explain import permits
+from cacheagent.kube.ops.case import permits
 from cacheagent.kube.ops.orders import (
     find_model,
     make_model,

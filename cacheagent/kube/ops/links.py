@@ -46,3 +46,18 @@ class Explanation:
     def first_missing(self) -> Link | None:
         """None when everything is there."""
         return next((link for link in self.links if link.mark in {"waiting", "broken"}), None)
+
+
+def ok(name: str, text: str) -> Link:
+    """It is there."""
+    return Link(name=name, mark="ok", text=text)
+
+
+def waiting(name: str, text: str, then: str) -> Link:
+    """It will come by itself."""
+    return Link(name=name, mark="waiting", text=text, next=then)
+
+
+def broken(name: str, text: str, then: str) -> Link:
+    """Somebody has to do something."""
+    return Link(name=name, mark="broken", text=text, next=then)

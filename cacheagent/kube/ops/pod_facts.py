@@ -52,7 +52,7 @@ def waits_in_init(pod: Object) -> bool:
 
 def _began(status: Any) -> bool:
     state = status.get("state") or {}
-    if state.get("running") or state.get("terminated") or status.get("lastState"):
+    if "running" in state or "terminated" in state or status.get("lastState"):
         return True
     return (state.get("waiting") or {}).get("reason", "") not in _BEFORE_MOUNTS
 
