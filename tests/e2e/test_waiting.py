@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,16 +29,19 @@ from tests.e2e.cluster.models import (
 from tests.e2e.cluster.paced import PacedOrigin, paced_origin
 from tests.e2e.cluster.product import NAMESPACE, agent_pod
 from tests.e2e.cluster.waiting import wait_until
+from tests.e2e.cluster.workload import python_pod
 from tests.e2e.figures import report
 
 pytestmark = pytest.mark.kube
 
 RATE = 1_000_000
+SHARD = 2_000_000
+"""Small, so that a slow download is seen to move."""
 BAR_S, LIMIT_S = 2.0, 6.0
 """What a pod may start after the publish: as it is meant to be, and what fails on a machine that is busy otherwise."""
 TRICKLE = 55_000
 """What keeps one connection alive, and 14 MB on their way for four minutes."""
-TOGETHER_BAR_S, TOGETHER_LIMIT_S = 5.0, 15.0
+TOGETHER_BAR_S = 5.0
 
 
 @dataclass
@@ -50,11 +53,12 @@ class Slow:
     namespace: str
     models: list[str] = field(default_factory=list)
 
-    def begin(self, name: str, node: str, *, seconds: float, rate: float = RATE, shards: int = 16) -> PacedOrigin:
+    def begin(self, name: str, node: str, *, seconds: float, rate: float = RATE, shards: int = 0) -> PacedOrigin:
         """Apply a ModelCache for one node, whose download takes about so long."""
         store = self.product.object_store
         origin = self.stack.enter_context(paced_origin(store.endpoint, rate))
         size = int(seconds * rate)
+        shards = shards or size // SHARD
         weights = upload_checkpoint(store, name, size_bytes=size, shards=shards, seed=len(self.models) + 1)
         selector = {"kubernetes.io/hostname": node}
         cache = model_cache(name, weights, source={"endpoint": origin.endpoint}, nodeSelector=selector)
@@ -66,6 +70,22 @@ class Slow:
         pod = reading_pod(name, self.namespace, model, START_AND_STAY, node=node, options=options)
         self.product.apply(pod)
         return pod
+
+    def twenty(self, make: Callable[[str], dict[str, Any]]) -> list[float]:
+        """When the containers of twenty pods started, the earliest first; then the pods are gone."""
+        pods = [make(f"one-of-twenty-{number}") for number in range(20)]
+        for pod in pods:
+            pod["metadata"]["labels"] = {"group": "twenty"}
+        self.product.apply(*pods)
+        of_all = ("-n", self.namespace, "-l", "group=twenty")
+
+        def printed_by_all() -> list[float]:
+            lines = self.product.kubectl("logs", *of_all, "--max-log-requests=20").splitlines()
+            return sorted(map(float, lines)) if len(lines) == len(pods) else []
+
+        started = wait_until(printed_by_all, "twenty pods run", 120, pause=1.0)
+        self.product.kubectl("delete", "pods", *of_all)
+        return started
 
     def events(self, pod: str) -> list[str]:
         return events_of(self.product, self.namespace, pod)
@@ -100,8 +120,7 @@ def published_at(product: Cluster, node: str, model: str) -> float:
     """When the agent made it visible there."""
     asked = ("cacheagent", "ls", "-o", "json")
     answer = product.kubectl("exec", "-n", NAMESPACE, agent_pod(product, node), "-c", "agent", "--", *asked)
-    (found,) = (each for each in json.loads(answer) if each["name"] == model)
-    return float(found["published_at"])
+    return max(float(each["published_at"]) for each in json.loads(answer) if each["name"] == model)
 
 
 def lateness(slow: Slow, pod: str, model: str, node: str, *, limit: float) -> float:
@@ -134,22 +153,26 @@ def test_a_pod_waits_with_progress_and_starts_when_its_weights_are_there(
 
 
 def test_twenty_pods_cause_one_download_and_start_together(slow: Slow) -> None:
-    """All on one node, created while the weights travel."""
+    """All on one node, created while the weights travel; compared with twenty pods that have nothing to wait for."""
+    product = slow.product
     origin = slow.begin("shared", "n1", seconds=20)
-    pods = [f"shared-{number}" for number in range(20)]
-    slow.product.apply(*(reading_pod(name, slow.namespace, "shared", START_AND_STAY, node="n1") for name in pods))
-    late = [lateness(slow, pod, "shared", "n1", limit=90) for pod in pods]
-    size = slow.product.get("modelcache", "shared")["status"]["sizeBytes"]
+    waiting = slow.twenty(lambda name: reading_pod(name, slow.namespace, "shared", START_AND_STAY, node="n1"))
+    published = published_at(product, "n1", "shared")
+    late = [each - published for each in waiting]
+    size = product.get("modelcache", "shared")["status"]["sizeBytes"]
+    begin = time.time()
+    plain = slow.twenty(lambda name: python_pod(name, START_AND_STAY, node="n1", namespace=slow.namespace))
+    usual = [each - begin for each in plain]
     report(
         "twenty pods, one download",
-        late_s=sorted(late),
+        late_s=late,
+        without_weights_s=usual,
         bar_s=TOGETHER_BAR_S,
         origin_bytes=origin.bytes_sent,
         size_bytes=size,
     )
     assert size <= origin.bytes_sent < 1.05 * size
-    assert max(late) < TOGETHER_LIMIT_S
-    slow.product.kubectl("delete", "pods", *pods, "-n", slow.namespace, "--wait=false")
+    assert late[-1] < max(TOGETHER_BAR_S, 1.5 * usual[-1])  # on a machine that is busy otherwise, any pod takes longer
 
 
 def test_a_gate_holds_no_node(slow: Slow, long_ones: Mapping[str, PacedOrigin]) -> None:
