@@ -62,6 +62,8 @@ def _bench(wanted: argparse.Namespace, results: Path) -> Iterator[Bench]:
         checkpoint_bytes=int(wanted.size_gb * 1e9),
         small_files=2_000 if wanted.quick else 20_000,
         giant_bytes=int((2 if wanted.quick else 20) * 1e9),
+        fleet_nodes=100 if wanted.quick else 2_000,
+        fleet_rest_s=20 if wanted.quick else 180,
     )
     try:
         yield Bench(arena, sizes, results, has_peers=not wanted.alone)

@@ -25,11 +25,13 @@ PACE_BYTES_PER_S = 0.8e9
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much is moved."""
+    """How much is moved; how large the fleet is, and how long it is watched at rest."""
 
     checkpoint_bytes: int
     small_files: int
     giant_bytes: int
+    fleet_nodes: int
+    fleet_rest_s: float
 
 
 class Bench:

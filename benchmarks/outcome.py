@@ -27,6 +27,14 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self.value <= self.bar if self.is_upper_bound else self.value >= self.bar
 
 
+class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """More of what was found, for people. The first column is text, the others are numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One scenario, measured on one machine. `note` says what a reader must know beside the numbers."""
 
@@ -37,6 +45,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     figures: tuple[Figure, ...]
     entries: tuple[Entry, ...] = ()
     limits: Limits | None = None
+    tables: tuple[Table, ...] = ()
     note: str = ""
 
     def entry(self, name: str) -> Entry | None:

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks.contest import GB, Entry
 from benchmarks.machine import Machine
-from benchmarks.outcome import Figure, Outcome
+from benchmarks.outcome import Figure, Outcome, Table
 
 MARKS = {True: "yes", False: "**no**", None: "not measured"}
 
@@ -76,8 +76,19 @@ def _render_outcome(outcome: Outcome) -> Iterable[str]:
         yield "| | GB/s durable (range) | CPU-s/GB | server CPU-s/GB | PSS + sockets, MB | others' CPUs | runs |"
         yield "|---|---|---|---|---|---|---|"
         yield from map(_entry_line, outcome.entries)
+    for table in outcome.tables:
+        yield from _render_table(table)
     yield ""
     yield from (f"* {figure.title}: {figure.how}." for figure in outcome.figures)
+
+
+def _render_table(table: Table) -> Iterable[str]:
+    yield ""
+    yield f"{table.title}:"
+    yield ""
+    yield f"| {' | '.join(table.columns)} |"
+    yield "|---" + "|--:" * (len(table.columns) - 1) + "|"
+    yield from (f"| {' | '.join(row)} |" for row in table.rows)
 
 
 def _entry_line(entry: Entry) -> str:

@@ -16,6 +16,7 @@ from benchmarks.limits import best_of, measure_limits
 from benchmarks.machine import describe_machine
 from benchmarks.outcome import Outcome
 from benchmarks.probes import measure_hits, measure_restart
+from benchmarks.scale.scenario import measure_scale
 from benchmarks.sweeps import with_best_settings
 
 CAP_BYTES_PER_S = 200e6
@@ -185,6 +186,7 @@ SCENARIOS = (
     ),
     Scenario(name="hit", title="a resident model asked for by the agent's socket", probe=measure_hits),
     Scenario(name="restart", title="restart with 1,000 records and 1 TB (sparse)", probe=measure_restart),
+    Scenario(name="scale", title="2,000 nodes and 50 models on a real API server", probe=measure_scale),
 )
 
 

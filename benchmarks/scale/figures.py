@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -78,86 +79,109 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of the table: `constant` + `per_node` x nodes. `bound` says what the formula stands on."""
+    """A line of the table: `constant` + `per_node` x nodes. `because` says why."""
 
     title: str
     unit: str
     measured: float
     constant: float
     per_node: float
-    bound: str = ""
+    because: str = ""
 
     def at(self, nodes: int) -> float:
         """For so many nodes."""
         return self.constant + self.per_node * nodes
 
 
+WATCH_S: Final = (300 + 600) / 2
+"""How long a watch lasts, in the mean; see `cacheagent.kube.client.WATCH_S`."""
+CONTROLLER_WATCHES: Final = 9
+
+
 def rows(scale: Scale) -> Iterator[Row]:
     """The table."""
-    rest, warmup, nodes = scale.rest, scale.warmup, scale.nodes
-    minutes = rest.seconds / 60
+    yield from _rest(scale)
+    yield from _warmup(scale)
+    yield from _controller(scale)
 
-    def constant(title: str, unit: str, value: float, bound: str = "") -> Row:
-        return Row(title=title, unit=unit, measured=value, constant=value, per_node=0.0, bound=bound)
 
-    def linear(title: str, unit: str, value: float, bound: str = "", base: float = 0.0) -> Row:
-        return Row(title=title, unit=unit, measured=value, constant=base, per_node=(value - base) / nodes, bound=bound)
+def _constant(title: str, unit: str, value: float, because: str = "") -> Row:
+    return Row(title=title, unit=unit, measured=value, constant=value, per_node=0.0, because=because)
 
-    per_minute = "requests/min"
-    yield constant(
-        "at rest: controller, beside watches",
-        per_minute,
-        rest.controller.others / minutes,
-        "the leader renews its lease every 2 s, nothing else",
+
+def _linear(nodes: int, title: str, unit: str, value: float, because: str = "", base: float = 0.0) -> Row:
+    slope = (value - base) / nodes
+    return Row(title=title, unit=unit, measured=value, constant=base, per_node=slope, because=because)
+
+
+def _rest(scale: Scale) -> Iterator[Row]:
+    rest, minutes, linear = scale.rest, scale.rest.seconds / 60, partial(_linear, scale.nodes)
+    unit, again = "requests/min", 60 / WATCH_S
+    beside = rest.controller.others / minutes
+    yield _constant("at rest: controller, beside watches", unit, beside, "the lease, every 2 s, and nothing else")
+    yield linear("at rest: all agents, beside watches", unit, rest.agents.others / minutes)
+    yield Row(
+        title="at rest: controller's watches begun again",
+        unit=unit,
+        measured=rest.controller.watches / minutes,
+        constant=CONTROLLER_WATCHES * again,
+        per_node=0.0,
+        because="9 watches, each for 300 to 600 s",
     )
-    yield constant(
-        "at rest: controller, watches opened",
-        per_minute,
-        rest.controller.watches / minutes,
-        "9 watches, each for 300-600 s",
+    yield Row(
+        title="at rest: agents' watches begun again",
+        unit=unit,
+        measured=rest.agents.watches / minutes,
+        constant=0.0,
+        per_node=again,
+        because="one each, for 300 to 600 s",
     )
-    yield linear("at rest: all agents, beside watches", per_minute, rest.agents.others / minutes)
-    yield linear(
-        "at rest: all agents, watches opened", per_minute, rest.agents.watches / minutes, "one each, for 300-600 s"
+    carried = rest.controller.watched_bytes / minutes / 1e3
+    yield linear("at rest: controller's watches carry", "kB/min", carried, "Nodes: kubelets write them every 300 s")
+    carried = rest.agents.watched_bytes / scale.nodes / minutes / 1e3
+    yield _constant("at rest: one agent's watch carries", "kB/min", carried, "bookmarks")
+
+
+def _warmup(scale: Scale) -> Iterator[Row]:
+    warmup, nodes, linear = scale.warmup, scale.nodes, partial(_linear, scale.nodes)
+    asked = warmup.controller.requests
+    writes = sum(asked.get(name, 0) for name in ("patch modelcachenodes", "patch nodes"))
+    news = sum(count for name, count in asked.items() if "modelcaches" in name or "modelwarmups" in name)
+    yield linear("warm-up: controller's writes to nodes", "requests", writes, "the order, the Node's labels")
+    yield _constant(
+        "warm-up: controller's news for people", "requests/min", news / warmup.seconds * 60, "at most one in 5 s each"
     )
-    yield linear(
-        "at rest: controller's watches carry",
-        "kB/min",
-        rest.controller.watched_bytes / minutes / 1e3,
-        "Nodes, which their kubelets write every 300 s",
-    )
-    yield constant(
-        "at rest: one agent's watch carries",
-        "kB/min",
-        rest.agents.watched_bytes / nodes / minutes / 1e3,
-        "bookmarks",
-    )
-    yield linear("warm-up: controller's requests", "requests", warmup.controller.others, "two writes a node")
     yield linear("warm-up: all agents' reports", "requests", warmup.agents.others, "order, start, every 15 s, end")
-    yield linear("warm-up: controller's watches carry", "MB", warmup.controller.watched_bytes / 1e6)
-    yield linear("warm-up: controller's writes are answered with", "MB", answered_bytes(warmup.controller) / 1e6)
-    yield constant("warm-up: one agent's watch carries", "kB", warmup.agents.watched_bytes / nodes / 1e3)
-    yield constant("warm-up: one agent's reports are answered with", "kB", answered_bytes(warmup.agents) / nodes / 1e3)
-    yield linear("warm-up: last node has its order after", "s", scale.assigned_s[-1], "50 writes a second, a setting")
-    yield linear("controller's memory (PSS) at rest", "MB", rest.pss_bytes / 1e6, base=scale.empty_pss_bytes / 1e6)
-    yield linear(
-        "controller's memory (PSS), most in the warm-up", "MB", warmup.pss_bytes / 1e6, base=scale.empty_pss_bytes / 1e6
-    )
-    yield linear(
-        "controller's peak (RSS) while it starts",
-        "MB",
-        scale.start.peak_rss_bytes / 1e6,
-        base=scale.empty_pss_bytes / 1e6,
-    )
-    yield linear("controller: from start to first plan", "s", scale.start.seconds_to_first_plan)
-    yield linear("round of planning, warm-up: p50", "ms", quantile(warmup.rounds_s, 0.5) * 1e3)
-    yield linear("round of planning, warm-up: p99", "ms", quantile(warmup.rounds_s, 0.99) * 1e3)
-    yield linear("round of planning, warm-up: longest", "ms", max(warmup.rounds_s, default=0.0) * 1e3)
-    yield constant("rounds of planning at rest", "rounds/min", len(rest.rounds_s) / minutes)
-    yield linear("controller's CPU time at rest", "s/min", rest.controller.cpu_s / minutes)
-    yield linear("controller's CPU time, warm-up", "s", warmup.controller.cpu_s)
-    yield linear("API server's and etcd's CPU time, warm-up", "s", warmup.server_cpu_s)
-    yield linear("API server's memory (PSS)", "MB", scale.server_pss_bytes / 1e6)
+    carried, answered = warmup.controller.watched_bytes / 1e6, answered_bytes(warmup.controller) / 1e6
+    yield linear("warm-up: controller's watches carry", "MB", carried, "each write brings the whole object")
+    yield linear("warm-up: controller's writes are answered with", "MB", answered, "the whole object")
+    yield _constant("warm-up: one agent's watch carries", "kB", warmup.agents.watched_bytes / nodes / 1e3)
+    yield _constant("warm-up: one agent's reports are answered with", "kB", answered_bytes(warmup.agents) / nodes / 1e3)
+    yield linear("warm-up: first half has its orders after", "s", quantile(scale.assigned_s, 0.5))
+    yield linear("warm-up: last node has its order after", "s", scale.assigned_s[-1], "at most 50 writes/s, a setting")
+    yield linear("warm-up: last node is ready after", "s", scale.ready_s[-1], f"the stubs fetch for {_span(scale)}")
+    yield linear("warm-up: the ModelWarmup says so after", "s", scale.known_ready_s)
+    yield linear("warm-up: CPU time of API server and etcd", "s", warmup.server_cpu_s)
+
+
+def _controller(scale: Scale) -> Iterator[Row]:
+    rest, warmup, start, linear = scale.rest, scale.warmup, scale.start, partial(_linear, scale.nodes)
+    empty = scale.empty_pss_bytes / 1e6
+    based = "the constant is a controller of an empty cluster"
+    yield linear("controller: memory (PSS) at rest", "MB", rest.pss_bytes / 1e6, based, empty)
+    yield linear("controller: memory (PSS), most in the warm-up", "MB", warmup.pss_bytes / 1e6, based, empty)
+    yield linear("controller: most memory (RSS) while it starts", "MB", start.peak_rss_bytes / 1e6, "", empty)
+    yield linear("controller: its first lists answer", "MB", start.listed_bytes / 1e6)
+    yield linear("controller: from its start to its first plan", "s", start.seconds_to_first_plan)
+    yield _constant("controller: rounds at rest", "rounds/min", len(rest.rounds_s) / rest.seconds * 60)
+    for title, part in (("p50", 0.5), ("p99", 0.99), ("longest", 1.0)):
+        yield linear(f"controller: a round in the warm-up, {title}", "ms", quantile(warmup.rounds_s, part) * 1e3)
+    yield linear("controller: CPU time at rest", "s/min", rest.controller.cpu_s / rest.seconds * 60)
+    yield linear("controller: CPU time, warm-up", "s", warmup.controller.cpu_s)
+
+
+def _span(scale: Scale) -> str:
+    return f"{scale.fetch_s[0]:.0f} to {scale.fetch_s[1]:.0f} s"
 
 
 def answered_bytes(traffic: Traffic) -> int:

@@ -121,6 +121,31 @@ async def test_an_answer_that_is_not_the_api_servers() -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_list_keeps_what_is_wanted_of_each_object() -> None:
+    """Page after page; the bytes of the answers are counted, and an object is told what kind it is before."""
+    received: list[tuple[str, str, int]] = []
+    sent = 0
+
+    async def handler(request: web.Request) -> web.Response:
+        nonlocal sent
+        more = "continue" not in request.query
+        name, rest = ("a", {"continue": "next"}) if more else ("b", {})
+        answer = web.json_response(
+            {"metadata": {"resourceVersion": "5", **rest}, "items": [{"metadata": {"name": name}}]}
+        )
+        assert isinstance(answer.body, bytes)
+        sent += len(answer.body)
+        return answer
+
+    async with served(handler) as client:
+        client._on_received = lambda *what: received.append(what)
+        kept = await client.list(PODS, keep=lambda item: {"kind": item["kind"], "is": item["metadata"]["name"]})
+    assert kept == ([{"kind": "Pod", "is": "a"}, {"kind": "Pod", "is": "b"}], "5")
+    assert {what[:2] for what in received} == {("list", "pods")}
+    assert sum(size for _, _, size in received) == sent > 0
+
+
+@pytest.mark.asyncio
 async def test_what_is_sent() -> None:
     """Paths, queries and content types of every verb."""
     seen: list[tuple[str, str, str]] = []
