@@ -57,6 +57,16 @@ PIECE = 16 * 1024 * 1024
 MODEL = "steady"
 
 
+TURN_A_BYTE = """
+import sys
+with open(sys.argv[1], "r+b", buffering=0) as file:
+    file.seek(5_000_000)
+    byte = file.read(1)[0]
+    file.seek(5_000_000)
+    file.write(bytes([byte ^ 1]))
+"""
+
+
 @pytest.fixture(scope="module")
 def weights(product: Cluster) -> Weights:
     return upload_checkpoint(product.object_store, MODEL, size_bytes=24_000_000, shards=3, seed=31)
@@ -80,15 +90,38 @@ def readers(product: Cluster, weights: Weights) -> Iterator[Readers]:
             delete_models(product, MODEL)
 
 
+def test_readers_would_notice_one_wrong_byte(product: Cluster, readers: Readers) -> None:
+    """The control of all that follows: a byte is turned on a node's disk, and turned back."""
+    node = product.node("n2")
+    digest = model_status(product, MODEL)["digest"]
+    folder = f"/var/lib/cacheagent/models/{digest.replace(':', '-')}/files"
+    path = f"{folder}/model-00001-of-00003.safetensors"
+    began = time.time()
+    node.nsenter_command("python3", "-c", TURN_A_BYTE, path)
+    try:
+        wait_until(lambda: _complaint(readers, began), "the readers see it", 30)
+    finally:
+        node.nsenter_command("python3", "-c", TURN_A_BYTE, path)
+    wait_until(lambda: not _complaint(readers, time.time()), "the readers see the right bytes again", 30)
+
+
 def test_an_agent_that_is_killed_goes_on_with_its_download(product: Cluster, readers: Readers) -> None:
-    """`kill -9` in the middle: what it fetches again is at most what was in flight, and the pod that waits starts."""
+    """`kill -9` in the middle: what it fetches again is at most what was in flight, and the pods that wait start.
+
+    In mode `csi` one waits for its mount, in mode `pv` one for a node that has the version.
+    """
     began = time.time()
     big = upload_checkpoint(product.object_store, "big", size_bytes=400_000_000, shards=4, seed=32)
     try:
         with slow_link(product, "n1", 320):
-            product.apply(model_cache("big", big, prefetch=False))
-            waits = reading_pod("waits", readers.namespace, "big", READ, node="n1", options={"mode": "csi"})
-            product.apply(waits)
+            volumes = {"namespaces": [readers.namespace]}
+            product.apply(model_cache("big", big, prefetch=False, localPersistentVolumes=volumes))
+            waits = {
+                mode: reading_pod(f"waits-{mode}", readers.namespace, "big", READ, node="n1", options={"mode": mode})
+                for mode in MODES
+            }
+            product.apply(waits["csi"])
+            apply_at_last(product, waits["pv"])  # it is refused before the model is resolved
 
             def half() -> dict[str, float]:
                 metrics = agent_metrics(product, "n1")
@@ -98,8 +131,8 @@ def test_an_agent_that_is_killed_goes_on_with_its_download(product: Cluster, rea
             pod = agent_pod(product, "n1")
             killed = kill_container(product, NAMESPACE, pod, "agent")
             wait_until_started_again(product, NAMESPACE, pod, "agent", killed)
-        seen = read_report(product, readers.namespace, "waits", limit=90)
-        assert seen.files == big.files
+        for mode in MODES:
+            assert read_report(product, readers.namespace, f"waits-{mode}", limit=90).files == big.files
         after = agent_metrics(product, "n1")
         travelled = total(before, "cacheagent_transfer_bytes_total")
         again = total(after, "cacheagent_transfer_bytes_total") + travelled - big.size_bytes
@@ -108,7 +141,8 @@ def test_an_agent_that_is_killed_goes_on_with_its_download(product: Cluster, rea
         assert total(after, "cacheagent_model_bytes_total", result="kept") > 0
         readers.must_go_on(began)
     finally:
-        product.kubectl("delete", "pod", "-n", readers.namespace, "waits", "--ignore-not-found", "--timeout=60s")
+        names = [f"waits-{mode}" for mode in MODES]
+        product.kubectl("delete", "pod", "-n", readers.namespace, *names, "--ignore-not-found", "--timeout=60s")
         delete_models(product, "big")
 
 
@@ -265,6 +299,15 @@ class Creator:
             except CommandFailed as error:
                 self.failures.append(str(error)[-500:])
             self.created += 1
+
+
+def _complaint(readers: Readers, since: float) -> str:
+    """What is wrong with the rounds since then, if anything is."""
+    try:
+        readers.must_go_on(since)
+    except AssertionError as error:
+        return str(error)
+    return ""
 
 
 def _product_containers(cluster: Cluster) -> list[dict[str, str]]:
