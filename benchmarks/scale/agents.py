@@ -10,6 +10,7 @@ import random
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -19,6 +20,9 @@ from benchmarks.scale.stub import Pretence, Share, Stub
 from cacheagent.kube.access import find_access
 from cacheagent.kube.api import NODES, KubeError
 from cacheagent.kube.client import KubeClient
+
+STARTED_PER_S: Final = 25.0
+"""Agents come with a rollout; all at once they would measure this one process."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +67,7 @@ async def run(order: Order) -> None:
         )
         share = Share()
         stubs = [Stub(api, name, order.pretence, share) for name in order.nodes]
-        tasks = [group.create_task(stub.run()) for stub in stubs]
+        tasks = [group.create_task(_start(stub, number / STARTED_PER_S)) for number, stub in enumerate(stubs)]
         tasks.append(group.create_task(_beat(KubeClient(other, kubelets_session), order, kubelets)))
         while await asyncio.to_thread(sys.stdin.readline):
             slow = order.pretence.fetch_s
@@ -79,6 +83,11 @@ async def run(order: Order) -> None:
             sys.stdout.buffer.flush()
         for task in tasks:
             task.cancel()
+
+
+async def _start(stub: Stub, after_s: float) -> None:
+    await asyncio.sleep(after_s)
+    await stub.run()
 
 
 async def _beat(kubelets: KubeClient, order: Order, count: list[int]) -> None:

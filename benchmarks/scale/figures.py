@@ -60,15 +60,20 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Everything. `object_bytes`: of one object as JSON, by what it is. `empty_pss_bytes`: of a controller of an empty
-    cluster. `assigned_s`, `ready_s`: from the creation of the warm-up until each node had its order, and until the API
-    server knew that it had the model, sorted. `fetch_s`: how long the stubs pretended to fetch, between."""
+    """Everything.
+
+    `object_bytes`: of one object as JSON, by what it is. `empty_pss_bytes`, `empty_server_pss_bytes`: of a controller of
+    an empty cluster, and of its API server. `assigned_s`, `ready_s`: from the creation of the warm-up until each node
+    had its order, and until the API server had its report that it has the model, sorted. `known_ready_s`: until the
+    ModelWarmup said so of all. `fetch_s`: how long the stubs pretended to fetch, between.
+    """
 
     nodes: int
     models: int
     fetch_s: tuple[float, float]
     object_bytes: dict[str, int]
     empty_pss_bytes: int
+    empty_server_pss_bytes: int = 0
     start: Start
     rest: Phase
     warmup: Phase
@@ -162,6 +167,8 @@ def _warmup(scale: Scale) -> Iterator[Row]:
     yield linear("warm-up: last node is ready after", "s", scale.ready_s[-1], f"the stubs fetch for {_span(scale)}")
     yield linear("warm-up: the ModelWarmup says so after", "s", scale.known_ready_s)
     yield linear("warm-up: CPU time of API server and etcd", "s", warmup.server_cpu_s)
+    memory = (scale.server_pss_bytes / 1e6, "the constant is an empty cluster's", scale.empty_server_pss_bytes / 1e6)
+    yield linear("API server's memory (PSS) after it", "MB", *memory)
 
 
 def _controller(scale: Scale) -> Iterator[Row]:

@@ -31,8 +31,8 @@ from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHES, MODEL_WARMUPS, 
 from cacheagent.kube.client import KubeClient, open_client
 from tests.fakes.kube_server import ApiServer
 
-FETCH_S: Final = (40.0, 80.0)
-"""How long the stubs pretend to fetch 141 GB: 1.8 to 3.5 GB/s."""
+FETCH_S: Final = (20.0, 40.0)
+"""How long the stubs pretend to fetch 141 GB: 3.5 to 7 GB/s."""
 LOOK_EVERY_S: Final = 0.25
 QUIET_S: Final = 20.0
 """Nothing was written for so long: the fleet is at rest. Longer than the agents' reports of progress."""
@@ -100,20 +100,20 @@ class Run:
         await install(self._api)
         with running_controller(self._users, self._folder, "empty") as controller:
             await asyncio.sleep(EMPTY_FOR_S)
-            empty_pss = readings.pss_bytes(controller.pid)
+            empty = (readings.pss_bytes(controller.pid), readings.pss_bytes(self._server.pid))
         await populate(self._api, self._size)
         say(f"  {self._size.nodes} nodes, {self._size.models} models are made")
         async with running_agents(self._users, self._size, FETCH_S) as agents:
             await until(lambda: self._reported(agents), "every agent has reported", PATIENCE_S, 1.0)
             say("  all agents have reported")
             with running_controller(self._users, self._folder, "controller") as controller:
-                return await self._measured(controller, agents, empty_pss)
+                return await self._measured(controller, agents, empty)
 
     async def _reported(self, agents: Agents) -> bool:
         ready = (await agents.done()).ready
         return all(ready.get(name) == self._size.nodes for name in self._size.model_names)
 
-    async def _measured(self, controller: Controller, agents: Agents, empty_pss: int) -> Scale:
+    async def _measured(self, controller: Controller, agents: Agents, empty: tuple[int, int]) -> Scale:
         began = time.monotonic()
         async with self._watched(controller) as watcher:
             await until(lambda: _true(bool(watcher.rounds_s)), "the first plan", PATIENCE_S, 0.05)
@@ -136,7 +136,8 @@ class Run:
                 models=self._size.models,
                 fetch_s=FETCH_S,
                 object_bytes=await self._object_bytes(),
-                empty_pss_bytes=empty_pss,
+                empty_pss_bytes=empty[0],
+                empty_server_pss_bytes=empty[1],
                 start=start,
                 rest=rest,
                 warmup=warmed,
