@@ -229,6 +229,15 @@ def test_refresh_warms_what_the_origin_holds_now(scene: LivingScene) -> None:
     assert next(each for each in again.events if each["event"] == "refreshed")["moved"] is False
 
 
+def test_refresh_that_nobody_answers_in_time(scene: LivingScene) -> None:
+    scene.model("llama", digest=A1)
+    scene.settled()
+    scene.is_controlled = False
+    ended = scene.run("warm", "llama", "--refresh", "--timeout", "1s")
+    assert ended.code == 3
+    assert "not warm after 1 s: nobody has said yet what the origin holds" in ended.err
+
+
 def test_an_origin_that_moved_is_told_when_nodes_meet_it(scene: LivingScene) -> None:
     """New nodes can't get the pinned version: without --pinned it ends with both ways out."""
     scene.model("llama", digest=A1, nodeSelector={"pool": "h100"})

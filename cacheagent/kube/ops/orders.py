@@ -151,7 +151,9 @@ def timed_out(progress: Progress | None, model: str, timeout_s: float) -> WaitTi
     """Says which nodes are missing, and why each."""
     begin = f"{model}: not warm after {timeout_s:g} s"
     hint = "the warm-up goes on; the same command joins it"
-    if progress is None or not progress.nodes:
+    if progress is None:
+        return WaitTimedOut(f"{begin}: nobody has said yet what the origin holds", hint=hint)
+    if not progress.nodes:
         return WaitTimedOut(f"{begin}: no cache node matches", hint="kubectl get modelcachenodes --show-labels")
     lines = [f"{begin}: {progress.ready} of {len(progress.nodes)} nodes are ready, {progress.wanted} are wanted"]
     lines += [f"  {node.node}: {node.state}: {node.why}" for node in progress.missing]
