@@ -142,6 +142,25 @@ async def test_a_bundle_that_is_taken_away_is_put_back() -> None:
 
 
 @pytest.mark.asyncio
+async def test_an_installation_that_finds_its_secret_is_trusted_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that was uninstalled leaves its Secret: the first look finds a certificate, and nobody leads yet."""
+    monkeypatch.setattr(keeper_module, "LOOK_AGAIN_S", 3600.0)
+    monkeypatch.setattr(keeper_module, "FIRST_LOOKS_S", 0.05)
+    kube = FakeKube()
+    kube.put(WEBHOOKS, configuration())
+    first = Replica(kube)
+    async with running(first):
+        await until(in_order(kube, first), "certificates are in order")
+    kube.put(WEBHOOKS, configuration())
+    again = Replica(kube, leads=False)
+    async with running(again):
+        await until(lambda: again.serving.loaded, "the certificate of before is served")
+        assert published(kube) == {b""}
+        again.leads = True
+        await until(in_order(kube, again), "it is trusted")
+
+
+@pytest.mark.asyncio
 async def test_a_secret_that_is_lost_is_written_again() -> None:
     """The same one: who trusts it does so still."""
     kube = FakeKube()

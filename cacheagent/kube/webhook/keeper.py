@@ -44,7 +44,8 @@ LOG: Final = logging.getLogger(__name__)
 LOOK_AGAIN_S: Final = 30.0
 """Certificates come due without anything changing in the cluster. Chosen; a change is seen at once."""
 FIRST_LOOKS_S: Final = 0.5
-"""As long as there is no certificate at all: somebody is about to lead and to make one. Chosen."""
+"""As long as there is no certificate, or the API server is not told whom to trust (a release that was installed again
+finds its Secret, and an empty `caBundle`): somebody is about to lead and to do it. Chosen."""
 RETRY_S: Final = 2.0
 
 
@@ -115,7 +116,7 @@ class CertificateKeeper:
                 seen = self._secret.version, self._webhooks.version
                 try:
                     await self.look()
-                    pause_s = FIRST_LOOKS_S if self.missing() else LOOK_AGAIN_S
+                    pause_s = FIRST_LOOKS_S if self.missing() or self._is_unpublished() else LOOK_AGAIN_S
                 except KubeConflict:
                     pause_s = RETRY_S  # another replica was first, or our copy is behind: look again
                 except KubeError as error:
@@ -184,6 +185,11 @@ class CertificateKeeper:
         if self._published_at is None or self._published != wanted:
             self._published, self._published_at = wanted, self._clock()
         return self._clock() - self._published_at
+
+    def _is_unpublished(self) -> bool:
+        """Whether a webhook that we see trusts something else than what is stored."""
+        stored = self._stored
+        return stored is not None and any(_bundle(webhook) != stored.bundle_pem for webhook in self._our_webhooks())
 
     async def _publish(self) -> None:
         """Put the bundle into every webhook of the configuration that has another."""
