@@ -38,7 +38,7 @@ from tests.e2e.cluster.readers import MODES, Readers
 from tests.e2e.cluster.waiting import wait_until
 from tests.fakes.origin import Origin
 
-pytestmark = [pytest.mark.kube, pytest.mark.timeout(300, func_only=True)]
+pytestmark = [pytest.mark.kube, pytest.mark.timeout(300, func_only=True), pytest.mark.usefixtures("lonely")]
 
 SECRET = WEBHOOK_SERVICE = f"{RELEASE}-webhook"
 CONFIGURATION = f"z-{RELEASE}"
@@ -253,7 +253,7 @@ def test_installing_again_takes_over_what_is_there(story: Story) -> None:
     sent, begin = story.origin.body_bytes_sent(), time.time()
     install(cluster)
     wait_until_cached(cluster, "stays", nodes=1)
-    wait_until(Admissions(cluster, readers.namespace).try_one, "pods are admitted", 30)
+    wait_until(Admissions(cluster, readers.namespace).try_one, "pods are admitted", 10)
     cluster.apply(reading_pod("new", readers.namespace, "stays"))
     wait_until_running(cluster, readers.namespace, "new")
     assert read_report(cluster, readers.namespace, "new").files == story.weights.files

@@ -344,7 +344,7 @@ def test_an_agents_token_writes_its_own_object_and_nothing_else(product: Cluster
         ("create", "token", "cacheagent-controller", "-n", NAMESPACE),
         ("delete", "modelcachenode", "n1"),
     ):
-        with pytest.raises(CommandFailed, match="(?i)forbidden"):
+        with pytest.raises(CommandFailed, match=r"(?i)forbidden"):
             product.kubectl(stolen, *refused)
     assert product.get("secret", "store", "-n", NAMESPACE)["data"], "there is one that could have been read"
 

@@ -64,9 +64,11 @@ def model_cache(cluster: Cluster, name: str, uri: str, **spec: Any) -> dict[str,
 
 
 def wait_until_ready(cluster: Cluster, *, limit: float = 180.0) -> None:
-    """Every agent and controller is ready, and the kubelet of each agent's node knows the driver."""
+    """Every agent and controller is ready, none of before an upgrade answers any more, and the kubelet of each agent's
+    node knows the driver."""
     for kind in ("daemonset", "deployment"):
         wait_until(lambda kind=kind: _is_rolled_out(cluster, kind), f"each {kind} is rolled out", limit)  # type: ignore[misc]
+    wait_until(lambda: not _ending(cluster), "those of before are gone", limit)
     wait_until(lambda: agent_nodes(cluster) <= driver_nodes(cluster), "the driver is registered on each node", limit)
 
 
@@ -97,6 +99,12 @@ def driver_nodes(cluster: Cluster) -> set[str]:
 def _agents(cluster: Cluster) -> list[dict[str, Any]]:
     answer = cluster.get("pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=agent")
     return [pod for pod in answer["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _ending(cluster: Cluster) -> list[str]:
+    """Pods of ours that are being deleted: they serve what is asked of them until they end."""
+    pods = cluster.get("pods", "-n", NAMESPACE)["items"]
+    return [pod["metadata"]["name"] for pod in pods if "deletionTimestamp" in pod["metadata"]]
 
 
 def _is_rolled_out(cluster: Cluster, kind: str) -> bool:
