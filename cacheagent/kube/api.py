@@ -18,6 +18,10 @@ Patch = Object | list[Object]
 """A merge patch (a dict) or a JSON patch (a list)."""
 
 
+Answer = Literal["object", "metadata"]
+"""What a write answers with: the object as it is now, or its `metadata` alone, which is a fraction of a large one."""
+
+
 class Resource(NamedTuple):
     """One kind of object. `group` is empty for the core group."""
 
@@ -156,6 +160,7 @@ class KubeApi(Protocol):
         manager: str,
         namespace: str = "",
         subresource: str = "",
+        answer: Answer = "object",
     ) -> Object:
         """Server-side apply, forced: these fields are `manager`'s now; those of its last apply that are left out go."""
 

@@ -17,6 +17,7 @@ import msgspec
 import cacheagent
 from cacheagent.kube.access import Access, find_access
 from cacheagent.kube.api import (
+    Answer,
     Keep,
     KubeError,
     KubeExpired,
@@ -47,6 +48,11 @@ APPLY_PATCH: Final = "application/apply-patch+yaml"  # JSON is YAML
 MERGE_PATCH: Final = "application/merge-patch+json"
 JSON_PATCH: Final = "application/json-patch+json"
 
+ACCEPTED: Final[dict[Answer, str]] = {
+    "object": JSON,
+    "metadata": f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}",
+}
+
 OnRequest = Callable[[str, str, int], None]
 """(verb, plural, HTTP status or 0), as soon as a request is answered or has failed: for counting."""
 OnReceived = Callable[[str, str, int], None]
@@ -65,6 +71,7 @@ class Call(NamedTuple):
     query: dict[str, str] = {}
     body: Object | list[Object] | None = None
     content_type: str = JSON
+    accept: str = JSON
 
     @property
     def path(self) -> str:
@@ -163,13 +170,22 @@ class KubeClient:
         )
 
     async def apply(
-        self, resource: Resource, body: Object, *, manager: str, namespace: str = "", subresource: str = ""
+        self,
+        resource: Resource,
+        body: Object,
+        *,
+        manager: str,
+        namespace: str = "",
+        subresource: str = "",
+        answer: Answer = "object",
     ) -> Object:
         metadata = body["metadata"]
         namespace = namespace or metadata.get("namespace", "")
         query = {"fieldManager": manager, "force": "true"}
         call = Call("apply", "PATCH", resource, metadata["name"], namespace, subresource, query)
-        return await self._object(call._replace(body=_typed(resource, body), content_type=APPLY_PATCH))
+        return await self._object(
+            call._replace(body=_typed(resource, body), content_type=APPLY_PATCH, accept=ACCEPTED[answer])
+        )
 
     async def delete(self, resource: Resource, name: str, *, namespace: str = "", uid: str = "") -> None:
         body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"}
@@ -220,7 +236,7 @@ class KubeClient:
 
     async def _sent(self, call: Call, limit: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
         access = self._access
-        headers = {"Content-Type": call.content_type} if call.body is not None else {}
+        headers = {"Accept": call.accept} | ({"Content-Type": call.content_type} if call.body is not None else {})
         if authorization := access.authorization():
             headers["Authorization"] = authorization
         status = 0
@@ -266,7 +282,7 @@ async def open_client(
     """The cluster that kubectl would use, or the one that this pod is in. Asks nothing yet. Raises ConfigError."""
     access = await find_access(kubeconfig, context)
     tls: ssl.SSLContext | bool = access.tls if access.tls is not None else True
-    headers = {"User-Agent": f"cacheagent/{cacheagent.__version__}", "Accept": JSON}
+    headers = {"User-Agent": f"cacheagent/{cacheagent.__version__}"}
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), headers=headers) as session:
         yield KubeClient(access, session, on_request, on_received)
 

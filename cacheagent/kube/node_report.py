@@ -79,7 +79,9 @@ class Reporter:
                 return
         body = {"metadata": {"name": self._name}, "status": to_json(status)}
         self._sent_at = time.monotonic()
-        await self._api.apply(MODEL_CACHE_NODES, body, manager=FIELD_MANAGER_AGENT, subresource="status")
+        await self._api.apply(
+            MODEL_CACHE_NODES, body, manager=FIELD_MANAGER_AGENT, subresource="status", answer="metadata"
+        )
         if self.error is not None:
             LOG.info("the API server takes reports again")
         self._sent, self.error = status, None

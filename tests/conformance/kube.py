@@ -274,6 +274,18 @@ class KubeBehaviour:
         assert less["metadata"]["generation"] == 1
 
     @pytest.mark.asyncio
+    async def test_apply_that_wants_no_object_back(self, api: KubeApi) -> None:
+        """What is written is written; the answer has no more than its metadata."""
+        name = new_name("node")
+        await api.create(MODEL_CACHE_NODES, {"metadata": {"name": name}})
+        body = {"metadata": {"name": name}, "status": {"agentVersion": "1"}}
+        told = await api.apply(MODEL_CACHE_NODES, body, manager="agent", subresource="status", answer="metadata")
+        assert told.keys() == {"apiVersion", "kind", "metadata"}
+        there = await api.get(MODEL_CACHE_NODES, name)
+        assert there["status"] == {"agentVersion": "1"}
+        assert there["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+
+    @pytest.mark.asyncio
     async def test_apply_of_labels_on_a_node(self, api: KubeApi) -> None:
         """As the controller labels nodes: only its own labels come and go, and other managers' stay."""
         name = new_name("node")
@@ -308,8 +320,8 @@ class KubeBehaviour:
             body["metadata"]["labels"] = {"mark": mark, "index": str(index)} | ({"odd": "yes"} if index == 1 else {})
             made = await api.create(MODEL_CACHES, body)
 
-        async def found(**selectors: str) -> list[str]:
-            answer = await api.list(MODEL_CACHES, **selectors)
+        async def found(*, fields: str = "", labels: str = "") -> list[str]:
+            answer = await api.list(MODEL_CACHES, fields=fields, labels=labels)
             assert all(
                 (item["apiVersion"], item["kind"]) == ("cacheagent.io/v1alpha1", "ModelCache") for item in answer.items
             )

@@ -24,6 +24,7 @@ from cacheagent.kube.api import (
     NODES,
     PODS,
     WEBHOOKS,
+    Answer,
     Keep,
     KubeConflict,
     KubeError,
@@ -256,6 +257,7 @@ class FakeKube:
         manager: str,
         namespace: str = "",
         subresource: str = "",
+        answer: Answer = "object",
     ) -> Object:
         await self._asked("apply", resource)
         body = copied(body)
@@ -278,14 +280,14 @@ class FakeKube:
                 whole["metadata"]["namespace"] = namespace
             after = copied(self._made(resource, whole, dry_run=False, keep_status=False))
             self._owners.setdefault(after["metadata"]["uid"], {})[manager, subresource] = fields
-            return after
+            return _answered(after, answer)
         owners = self._owners.setdefault(before["metadata"]["uid"], {})
         others = set[Path]().union(*(owned for who, owned in owners.items() if who != (manager, subresource)))
         after = applied(before, wanted, owners.get((manager, subresource), set()) - fields - others)
         after["metadata"]["resourceVersion"] = version
         result = self._update(resource, before, after, subresource)
         owners[manager, subresource] = fields
-        return result
+        return _answered(result, answer)
 
     async def delete(self, resource: Resource, name: str, *, namespace: str = "", uid: str = "") -> None:
         await self._asked("delete", resource)
@@ -448,6 +450,12 @@ def _bookmark_of(resource: Resource, event: WatchEvent) -> Object | None:
     if event.type != "BOOKMARK":
         return None
     return {"apiVersion": resource.api_version, "kind": resource.kind, **copied(event.object)}
+
+
+def _answered(item: Object, answer: Answer) -> Object:
+    if answer == "object":
+        return item
+    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": item["metadata"]}
 
 
 def _event(change: Change, resource: Resource, namespace: str, fields: str, labels: str) -> WatchEvent | None:
