@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,16 +16,17 @@ from tests.e2e.cluster.models import (
     READ_AND_STAY,
     START_AND_STAY,
     Weights,
+    allow_volumes,
     deployment,
     events_of,
     job,
     model_status,
+    our_volumes,
     printed,
     read_report,
     reading_pod,
     wait_until_running,
 )
-from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import python_pod
 from tests.e2e.figures import median, report
 
@@ -152,45 +153,23 @@ def test_a_volume_written_by_hand(product: Cluster, namespace: str, llama: Weigh
     check_hashes(product, namespace, "by-hand", llama)
 
 
-@pytest.fixture(scope="module")
-def pv_namespace(product: Cluster) -> Iterator[str]:
-    """One for local PersistentVolumes, which outlive a test."""
-    with product.namespace("volumes") as name:
-        yield name
-
-
-def allow_volumes(product: Cluster, model: str, *namespaces: str) -> None:
-    """Namespaces that get a local PersistentVolume of the model."""
-    body = {"spec": {"localPersistentVolumes": {"namespaces": namespaces}}}
-    product.kubectl("patch", "modelcache", model, "--type=merge", "-p", json.dumps(body))
-
-
-def our_volumes(product: Cluster, namespace: str) -> list[str]:
-    """Names of the PersistentVolumes whose claims are in a namespace."""
-    found = product.get("persistentvolumes")["items"]
-    return [
-        each["metadata"]["name"] for each in found if each["spec"].get("claimRef", {}).get("namespace") == namespace
-    ]
-
-
-def test_the_same_by_a_local_persistent_volume(product: Cluster, pv_namespace: str, llama: Weights) -> None:
+def test_the_same_by_a_local_persistent_volume(product: Cluster, namespace: str, llama: Weights) -> None:
     """`mode: pv`, and a claim that people name themselves: a warm node is picked, and the mount is as safe."""
-    allow_volumes(product, "llama", pv_namespace)
+    allow_volumes(product, "llama", namespace)
     claim = names.claim_name("llama", model_status(product, "llama")["digest"])
-    pod = reading_pod("server", pv_namespace, "llama", options={"mode": "pv"})
+    pod = reading_pod("server", namespace, "llama", options={"mode": "pv"})
     volume = {"name": "weights", "persistentVolumeClaim": {"claimName": claim}}
     mounts = [{"name": "weights", "mountPath": "/mnt/models"}]
-    own = python_pod("own-claim", READ_AND_STAY, namespace=pv_namespace, volumes=[volume], mounts=mounts)
-    product.apply(deployment("server", pv_namespace, pod, replicas=2), own)
-    pods = wait_until_running(product, pv_namespace, "server", pods=2)
-    pods += wait_until_running(product, pv_namespace, "own-claim")
+    own = python_pod("own-claim", READ_AND_STAY, namespace=namespace, volumes=[volume], mounts=mounts)
+    product.apply(deployment("server", namespace, pod, replicas=2), own)
+    pods = wait_until_running(product, namespace, "server", pods=2)
+    pods += wait_until_running(product, namespace, "own-claim")
     for each in pods:
         assert each["spec"]["nodeName"] in WARM
-        check_hashes(product, pv_namespace, each["metadata"]["name"], llama)
+        check_hashes(product, namespace, each["metadata"]["name"], llama)
         assert [options for _, options in mounts_of(product, each)] == [SAFE]
-    assert len(our_volumes(product, pv_namespace)) == 1
+    assert len(our_volumes(product, namespace)) == 1
     allow_volumes(product, "llama")
-    product.kubectl("delete", "deployment/server", "pod/own-claim", "-n", pv_namespace)
 
 
 def test_a_pod_starts_as_fast_as_one_without_weights(product: Cluster, namespace: str, llama: Weights) -> None:
@@ -221,11 +200,3 @@ def test_a_pod_starts_as_fast_as_one_without_weights(product: Cluster, namespace
         bar_s=1.0,
     )
     assert median(differences) < 1.0
-
-
-def test_local_volumes_that_nobody_may_use_any_more_go(product: Cluster, pv_namespace: str) -> None:
-    """The permission was withdrawn and the pods are gone: two minutes later so are volume and claim, nothing else."""
-    assert model_status(product, "llama")["nodes"]["ready"] == 2
-    wait_until(lambda: not product.get("pvc", "-n", pv_namespace)["items"], "the claim is gone", 180)
-    wait_until(lambda: not our_volumes(product, pv_namespace), "the volume is gone", 30)
-    assert model_status(product, "llama")["nodes"]["ready"] == 2

@@ -19,12 +19,16 @@ import pytest
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.models import (
     START_AND_STAY,
+    Weights,
+    allow_volumes,
     delete_models,
     events_of,
     model_cache,
+    our_volumes,
     printed,
     reading_pod,
     upload_checkpoint,
+    wait_until_running,
 )
 from tests.e2e.cluster.paced import PacedOrigin, paced_origin
 from tests.e2e.cluster.product import NAMESPACE, agent_pod
@@ -116,6 +120,18 @@ def long_ones(slow: Slow) -> dict[str, PacedOrigin]:
     return origins
 
 
+@pytest.fixture(scope="module")
+def withdrawn(product: Cluster, llama: Weights) -> Iterator[tuple[str, str]]:
+    """Two namespaces that had a local PersistentVolume of llama and may have none now; a pod of the first uses it."""
+    with product.namespace("uses-it") as used, product.namespace("leaves-it") as unused:
+        allow_volumes(product, "llama", used, unused)
+        wait_until(lambda: our_volumes(product, used) and our_volumes(product, unused), "both have a volume", 30)
+        product.apply(reading_pod("reader", used, "llama", options={"mode": "pv"}))
+        wait_until_running(product, used, "reader")
+        allow_volumes(product, "llama")
+        yield used, unused
+
+
 def published_at(product: Cluster, node: str, model: str) -> float:
     """When the agent made it visible there."""
     asked = ("cacheagent", "ls", "-o", "json")
@@ -140,7 +156,7 @@ def check_progress(slow: Slow, pod: str) -> list[str]:
 
 
 def test_a_pod_waits_with_progress_and_starts_when_its_weights_are_there(
-    slow: Slow, long_ones: Mapping[str, PacedOrigin]
+    slow: Slow, long_ones: Mapping[str, PacedOrigin], withdrawn: tuple[str, str]
 ) -> None:
     """A download of 20 s. From its first second the pod's events say what it waits for."""
     origin = slow.begin("short", "n1", seconds=20)
@@ -241,3 +257,17 @@ def test_start_after_a_download_of_260_s(slow: Slow, long_ones: Mapping[str, Pac
     assert late["ages-gate"] < 2 * LIMIT_S  # it is scheduled, and its images and volumes are set up, only then
     assert any(re.search(r"\d+ %", line) for line in progress)
     assert [each.partition(":")[0] for each in gate][-1] == "WeightsReady"
+
+
+def test_a_local_volume_goes_when_nobody_may_use_it_and_nobody_does(
+    product: Cluster, withdrawn: tuple[str, str]
+) -> None:
+    """Two minutes after the permission was withdrawn; the one that a pod has mounted stays, and so do its files."""
+    used, unused = withdrawn
+    wait_until(lambda: not product.get("pvc", "-n", unused)["items"], "the claim is gone", 180)
+    wait_until(lambda: not our_volumes(product, unused), "the volume is gone", 30)
+    assert len(our_volumes(product, used)) == 1
+    assert [each["status"]["phase"] for each in product.get("pvc", "-n", used)["items"]] == ["Bound"]
+    code = "import os; print(len(os.listdir('/mnt/models')))"
+    read = product.kubectl("exec", "-n", used, "reader", "--", "/usr/bin/python3", "-c", code)
+    assert int(read) > 0

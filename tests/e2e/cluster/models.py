@@ -149,6 +149,20 @@ def delete_models(cluster: Cluster, *model_names: str) -> None:
     cluster.kubectl("delete", "modelcache", *model_names, "--ignore-not-found", "--timeout=60s")
 
 
+def allow_volumes(cluster: Cluster, model: str, *namespaces: str) -> None:
+    """Namespaces that get a local PersistentVolume of the model."""
+    body = {"spec": {"localPersistentVolumes": {"namespaces": namespaces}}}
+    cluster.kubectl("patch", "modelcache", model, "--type=merge", "-p", json.dumps(body))
+
+
+def our_volumes(cluster: Cluster, namespace: str) -> list[str]:
+    """Names of the PersistentVolumes whose claims are in a namespace."""
+    found = cluster.get("persistentvolumes")["items"]
+    return [
+        each["metadata"]["name"] for each in found if each["spec"].get("claimRef", {}).get("namespace") == namespace
+    ]
+
+
 # --- pods that use them
 
 
