@@ -59,6 +59,8 @@ class Leader:
         self._seen_at = 0.0
         """When its content was first seen."""
         self._told = False
+        self._failing: type[Exception] | None = None
+        """What kind of failure was logged last: an API server that is away is worth one line, not one a try."""
 
     def is_leader(self) -> bool:
         """Whether this replica leads at this moment."""
@@ -91,12 +93,13 @@ class Leader:
                 done = await self._renew_or_acquire(begin)
         except KubeConflict:
             done, self._seen = False, None  # somebody was faster: look before the next try
-        except TimeoutError:
-            LOG.warning("the lease was not answered for in time", extra={"lease": self._name})
+        except (KubeError, TimeoutError) as error:
+            if type(error) is not self._failing:
+                self._failing = type(error)
+                why = "no answer in time" if isinstance(error, TimeoutError) else error
+                LOG.warning("the lease could not be looked at or renewed: %s", why, extra={"lease": self._name})
             return
-        except KubeError as error:
-            LOG.warning("the lease could not be renewed: %s", error, extra={"lease": self._name})
-            return
+        self._failing = None
         # Counted from before the question: the lease is at least as young as that.
         self._until = begin + self._times.renew_s if done else min(self._until, begin)
 
