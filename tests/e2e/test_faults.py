@@ -15,12 +15,13 @@ import pytest
 
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.faults import (
-    agent_metrics,
+    agent_metrics_url,
     apply_at_last,
     container_status,
     kill_container,
     kill_container_id,
     leader,
+    metrics_at,
     slow_link,
     total,
     wait_until_started_again,
@@ -55,6 +56,7 @@ BUSY = ("n1", "n2")
 """Nodes with readers."""
 PIECE = 16 * 1024 * 1024
 MODEL = "steady"
+TRAVELLED = "cacheagent_transfer_bytes_total"
 
 
 TURN_A_BYTE = """
@@ -111,9 +113,11 @@ def test_an_agent_that_is_killed_goes_on_with_its_download(product: Cluster, rea
     In mode `csi` one waits for its mount, in mode `pv` one for a node that has the version.
     """
     began = time.time()
-    big = upload_checkpoint(product.object_store, "big", size_bytes=400_000_000, shards=4, seed=32)
+    url = agent_metrics_url(product, "n1")
+    travelled_before = total(metrics_at(url), TRAVELLED)
+    big = upload_checkpoint(product.object_store, "big", size_bytes=300_000_000, shards=4, seed=32)
     try:
-        with slow_link(product, "n1", 320):
+        with slow_link(product, "n1", 120):
             volumes = {"namespaces": [readers.namespace]}
             product.apply(model_cache("big", big, prefetch=False, localPersistentVolumes=volumes))
             waits = {
@@ -123,19 +127,21 @@ def test_an_agent_that_is_killed_goes_on_with_its_download(product: Cluster, rea
             product.apply(waits["csi"])
             apply_at_last(product, waits["pv"])  # it is refused before the model is resolved
 
-            def half() -> dict[str, float]:
-                metrics = agent_metrics(product, "n1")
-                return metrics if total(metrics, "cacheagent_transfer_bytes_total") > big.size_bytes * 0.4 else {}
-
-            before = wait_until(half, "the download is half done", 60, pause=0.05)
             pod = agent_pod(product, "n1")
-            killed = kill_container(product, NAMESPACE, pod, "agent")
-            wait_until_started_again(product, NAMESPACE, pod, "agent", killed)
+            killed = str(container_status(product, NAMESPACE, pod, "agent")["containerID"])
+
+            def well_under_way() -> dict[str, float]:
+                metrics = metrics_at(url)
+                return metrics if total(metrics, TRAVELLED) - travelled_before > big.size_bytes * 0.3 else {}
+
+            before = wait_until(well_under_way, "a third is here", 90, pause=0.05)
+            kill_container_id(product.node("n1"), killed)
+        wait_until_started_again(product, NAMESPACE, pod, "agent", killed)
         for mode in MODES:
             assert read_report(product, readers.namespace, f"waits-{mode}", limit=90).files == big.files
-        after = agent_metrics(product, "n1")
-        travelled = total(before, "cacheagent_transfer_bytes_total")
-        again = total(after, "cacheagent_transfer_bytes_total") + travelled - big.size_bytes
+        after = metrics_at(url)
+        again = total(before, TRAVELLED) - travelled_before + total(after, TRAVELLED) - big.size_bytes
+        assert total(after, TRAVELLED) > 0, "it was killed too late"
         connections = total(before, "cacheagent_transfer_connections")
         assert again <= connections * PIECE, f"{again / PIECE:.1f} pieces with {connections:.0f} connections"
         assert total(after, "cacheagent_model_bytes_total", result="kept") > 0

@@ -64,10 +64,14 @@ def apply_at_last(cluster: Cluster, *objects: Mapping[str, Any], limit: float = 
     wait_until(applied, "the objects are taken", limit)
 
 
-def agent_metrics(cluster: Cluster, node: str) -> dict[str, float]:
-    """What the agent of a node counts, by `name{label="value"}`."""
+def agent_metrics_url(cluster: Cluster, node: str) -> str:
+    """Where the agent of a node tells what it counts; the same after its container was restarted."""
     pod = cluster.get("pod", agent_pod(cluster, node), "-n", NAMESPACE)
-    url = f"http://{pod['status']['podIP']}:{AGENT_PORT}/metrics"
+    return f"http://{pod['status']['podIP']}:{AGENT_PORT}/metrics"
+
+
+def metrics_at(url: str) -> dict[str, float]:
+    """What an agent counts since it started, by `name{label="value"}`."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
     found = {}
