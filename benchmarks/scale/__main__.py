@@ -8,7 +8,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from benchmarks.report import keep, write_report
 from benchmarks.scale.fleet import Size
-from benchmarks.scale.scenario import MODELS, keep_scale, measured
+from benchmarks.scale.scenario import MODELS, POOLS, keep_scale, measured
 
 
 def main() -> None:
@@ -16,10 +16,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--nodes", type=int, default=200, help="[%(default)s]")
     parser.add_argument("--models", type=int, default=MODELS, help="one of them is only warmed [%(default)s]")
+    parser.add_argument("--pools", type=int, default=POOLS, help="a model is on the nodes of one [%(default)s]")
     parser.add_argument("--rest-s", type=float, default=60.0, help="how long to measure at rest [%(default)s]")
     parser.add_argument("--results", type=Path, default=Path("reports/benchmarks/scale"), help="[%(default)s]")
     wanted = parser.parse_args()
-    scale = measured(Size(nodes=wanted.nodes, models=wanted.models, rest_s=wanted.rest_s))
+    size = Size(nodes=wanted.nodes, models=wanted.models, pools=wanted.pools, rest_s=wanted.rest_s)
+    scale = measured(size)
     title = f"{wanted.nodes:,} nodes and {wanted.models} models on a real API server"
     outcome = keep_scale(scale, wanted.results, "scale", title, describe_machine(Path.cwd()))
     keep(outcome, wanted.results)

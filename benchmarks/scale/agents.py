@@ -21,8 +21,9 @@ from cacheagent.kube.access import find_access
 from cacheagent.kube.api import NODES, KubeError
 from cacheagent.kube.client import KubeClient
 
-STARTED_PER_S: Final = 25.0
-"""Agents come with a rollout; all at once they would measure this one process."""
+STARTING: Final = 16
+"""Agents that have not reported yet. They come with a rollout; all at once they would only measure how this one process
+and an API server on the same CPUs give up on each other."""
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,7 +68,8 @@ async def run(order: Order) -> None:
         )
         share = Share()
         stubs = [Stub(api, name, order.pretence, share) for name in order.nodes]
-        tasks = [group.create_task(_start(stub, number / STARTED_PER_S)) for number, stub in enumerate(stubs)]
+        tasks: list[asyncio.Task[None]] = []
+        tasks.append(group.create_task(_start(stubs, group, tasks)))
         tasks.append(group.create_task(_beat(KubeClient(other, kubelets_session), order, kubelets)))
         while await asyncio.to_thread(sys.stdin.readline):
             slow = order.pretence.fetch_s
@@ -85,9 +87,16 @@ async def run(order: Order) -> None:
             task.cancel()
 
 
-async def _start(stub: Stub, after_s: float) -> None:
-    await asyncio.sleep(after_s)
-    await stub.run()
+async def _start(stubs: list[Stub], group: asyncio.TaskGroup, tasks: list[asyncio.Task[None]]) -> None:
+    turns = asyncio.Semaphore(STARTING)
+
+    async def first_report(stub: Stub) -> None:
+        await stub.reported()
+        turns.release()
+
+    for stub in stubs:
+        await turns.acquire()
+        tasks += (group.create_task(stub.run()), group.create_task(first_report(stub)))
 
 
 async def _beat(kubelets: KubeClient, order: Order, count: list[int]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -86,33 +86,31 @@ async def install(api: KubeClient) -> None:
 async def populate(api: KubeApi, size: Size) -> None:
     """A fleet that is in order, but for what its agents report: models, nodes with agents' pods, and orders."""
     models: list[Object] = []
-    for name in size.model_names:
-        made = await api.create(MODEL_CACHES, model(name))
+    for number, name in enumerate(size.model_names):
+        made = await api.create(MODEL_CACHES, model(name, size.pool_of(number)))
         await api.patch(MODEL_CACHES, name, {"status": resolved(made)}, subresource="status")
         models.append(made)
     await api.create(MODEL_CACHES, model(WARMED, prefetch=False))
+    names = size.node_names
 
-    async def one(name: str) -> None:
-        pod = agent_pod(name)
-        made = await api.create(NODES, node(name, size.model_names))
-        await api.create(MODEL_CACHE_NODES, cache_node(made, models))
+    async def one(number: int) -> None:
+        here = [each for index, each in enumerate(models) if size.is_on(index, number)]
+        labelled = node(names[number], size.pool_of(number), [each["metadata"]["name"] for each in here])
+        made, pod = await api.create(NODES, labelled), agent_pod(names[number])
+        await api.create(MODEL_CACHE_NODES, cache_node(made, here))
         await api.create(PODS, pod)
         ready = {"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}}
         await api.patch(PODS, pod["metadata"]["name"], ready, namespace=NAMESPACE, subresource="status")
 
-    await _all(one, size.node_names)
-
-
-async def _all(do: Callable[[str], Awaitable[None]], names: Sequence[str]) -> None:
     turns = asyncio.Semaphore(AT_ONCE)
 
-    async def one(name: str) -> None:
+    async def in_turn(number: int) -> None:
         async with turns:
-            await do(name)
+            await one(number)
 
     async with asyncio.TaskGroup() as group:
-        for name in names:
-            group.create_task(one(name))
+        for number in range(size.nodes):
+            group.create_task(in_turn(number))
 
 
 async def until(true: Callable[[], Awaitable[object]], what: str, at_most_s: float, every_s: float = 0.25) -> None:

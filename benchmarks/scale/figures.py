@@ -62,14 +62,15 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything.
 
-    `object_bytes`: of one object as JSON, by what it is. `empty_pss_bytes`, `empty_server_pss_bytes`: of a controller of
-    an empty cluster, and of its API server. `assigned_s`, `ready_s`: from the creation of the warm-up until each node
+    `object_bytes`: of one object as JSON, by what it is. `empty_pss_bytes`, `empty_server_pss_bytes`: of a controller
+    of an empty cluster, and of its API server. `assigned_s`, `ready_s`: from the creation of the warm-up until each node
     had its order, and until the API server had its report that it has the model, sorted. `known_ready_s`: until the
     ModelWarmup said so of all. `fetch_s`: how long the stubs pretended to fetch, between.
     """
 
     nodes: int
     models: int
+    pools: int = 1
     fetch_s: tuple[float, float]
     object_bytes: dict[str, int]
     empty_pss_bytes: int

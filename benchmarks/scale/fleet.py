@@ -39,11 +39,12 @@ GPU_LABELS: Final = {
 
 
 class Size(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`models` in all; one of them is on no node until it is warmed, each other one is on every node. `rest_s`: how
-    long is measured at rest."""
+    """`models` in all; one of them is on no node until it is warmed, each other one is on all nodes of one of `pools`.
+    `rest_s`: how long is measured at rest."""
 
     nodes: int
     models: int
+    pools: int
     rest_s: float
 
     @property
@@ -53,8 +54,20 @@ class Size(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def model_names(self) -> list[str]:
-        """Those that every node has."""
+        """Those that some nodes have."""
         return [f"model-{number:03}-70b-instruct" for number in range(self.models - 1)]
+
+    def is_on(self, model: int, node: int) -> bool:
+        """Whether the model of this number belongs on the node of this number before the warm-up."""
+        return model % self.pools == node % self.pools
+
+    def pool_of(self, number: int) -> str:
+        """Of a model or a node."""
+        return f"pool-{number % self.pools}"
+
+    def nodes_with(self, model: int) -> int:
+        """How many."""
+        return sum(self.is_on(model, node) for node in range(self.nodes))
 
 
 def conditions() -> list[Object]:
@@ -72,9 +85,9 @@ def conditions() -> list[Object]:
     ]
 
 
-def node(name: str, models: Iterable[str]) -> Object:
+def node(name: str, pool: str, models: Iterable[str]) -> Object:
     """A Node of about 10 KB, with the labels of the models that are there."""
-    labels = {**GPU_LABELS, "kubernetes.io/hostname": name, "pool": "h100"}
+    labels = {**GPU_LABELS, "kubernetes.io/hostname": name, "pool": pool}
     for each in models:
         digest = digest_of(each)
         labels |= {version_label(digest): "ready", model_label(each): short_digest(digest)}
@@ -110,8 +123,8 @@ def agent_pod(node_name: str) -> Object:
     }
 
 
-def model(name: str, *, prefetch: bool = True) -> Object:
-    """A ModelCache for all nodes."""
+def model(name: str, pool: str = "", *, prefetch: bool = True) -> Object:
+    """A ModelCache for the nodes of a pool."""
     return {
         "apiVersion": MODEL_CACHES.api_version,
         "kind": MODEL_CACHES.kind,
@@ -124,6 +137,7 @@ def model(name: str, *, prefetch: bool = True) -> Object:
                 "credentials": "models",
             },
             "prefetch": prefetch,
+            **({"nodeSelector": {"pool": pool}} if pool else {}),
             "allowedNamespaces": {"names": ["inference", "research"]},
         },
     }

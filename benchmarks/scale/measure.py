@@ -94,6 +94,7 @@ class Run:
         self._size = size
         self._folder = folder
         self._users = Users(server)
+        self._expected = {name: size.nodes_with(number) for number, name in enumerate(size.model_names)}
 
     async def measure(self) -> Scale:
         """Everything, in order."""
@@ -111,7 +112,7 @@ class Run:
 
     async def _reported(self, agents: Agents) -> bool:
         ready = (await agents.done()).ready
-        return all(ready.get(name) == self._size.nodes for name in self._size.model_names)
+        return all(ready.get(name) == count for name, count in self._expected.items())
 
     async def _measured(self, controller: Controller, agents: Agents, empty: tuple[int, int]) -> Scale:
         began = time.monotonic()
@@ -134,6 +135,7 @@ class Run:
             return Scale(
                 nodes=self._size.nodes,
                 models=self._size.models,
+                pools=self._size.pools,
                 fetch_s=FETCH_S,
                 object_bytes=await self._object_bytes(),
                 empty_pss_bytes=empty[0],

@@ -23,6 +23,7 @@ from tests.fakes.kube_server import running_api_server
 
 SCRIPT: Final = REPOSITORY / "scripts/kube_binaries.py"
 MODELS: Final = 50
+POOLS: Final = 5
 MEMORY_MB: Final = 300.0
 ROUND_S: Final = 1.0
 WRITES_PER_S: Final = 50.0
@@ -31,7 +32,7 @@ WRITES_PER_S: Final = 50.0
 
 def measure_scale(bench: Bench, name: str, title: str) -> Outcome:
     """A fleet at rest and while it is warmed. Everything that was counted is kept beside the outcome."""
-    size = Size(nodes=bench.sizes.fleet_nodes, models=MODELS, rest_s=bench.sizes.fleet_rest_s)
+    size = Size(nodes=bench.sizes.fleet_nodes, models=MODELS, pools=POOLS, rest_s=bench.sizes.fleet_rest_s)
     with bench.arena.turn():
         scale = measured(size)
     return keep_scale(scale, bench.results, name, title, describe_machine(bench.arena.workdir))
@@ -53,7 +54,7 @@ def keep_scale(scale: Scale, results: Path, name: str, title: str, machine: Mach
         title=title,
         machine=machine,
         workload=(
-            f"{scale.nodes} nodes, {scale.models} models on each ({scale.models - 1} before the warm-up), "
+            f"{scale.nodes} nodes in {scale.pools} pools, {scale.models - 1} models for one pool each, one for all, "
             f"one stub agent a node, kubelets that write their Nodes every 300 s"
         ),
         figures=tuple(_figures(scale)),

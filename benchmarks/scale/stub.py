@@ -86,12 +86,17 @@ class Stub:
         self._began: dict[str, float] = {}
         self._takes: dict[str, float] = {}
         self._ready: dict[NodeModel, NodeModelStatus] = {}
+        self._first = asyncio.Event()
         self._assigned: set[str] = set()
         self._reported: set[str] = set()
         self._mirror = Mirror(
             api, MODEL_CACHE_NODES, fields=f"metadata.name={name}", keep=share.essence, on_change=self._changed
         )
         self._reporter = ConfirmedReporter(api, name, self._look, self._taken)
+
+    async def reported(self) -> None:
+        """Return when the API server has its first report."""
+        await self._first.wait()
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -171,6 +176,7 @@ class Stub:
         )
 
     def _taken(self, status: ModelCacheNodeStatus) -> None:
+        self._first.set()
         for entry in status.models:
             if entry.phase == "ready" and entry.name not in self._reported:
                 self._reported.add(entry.name)
