@@ -63,9 +63,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Everything.
 
     `object_bytes`: of one object as JSON, by what it is. `empty_pss_bytes`, `empty_server_pss_bytes`: of a controller
-    of an empty cluster, and of its API server. `assigned_s`, `ready_s`: from the creation of the warm-up until each node
-    had its order, and until the API server had its report that it has the model, sorted. `known_ready_s`: until the
-    ModelWarmup said so of all. `fetch_s`: how long the stubs pretended to fetch, between.
+    of an empty cluster, and of its API server. `assigned_s`, `ready_s`: from the creation of the warm-up until each
+    node had its order, and until the API server had its report that it has the model, sorted. `known_ready_s`: until
+    the ModelWarmup said so of all. `fetch_s`: how long the stubs pretended to fetch, between.
     """
 
     nodes: int
