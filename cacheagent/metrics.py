@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -22,6 +22,7 @@ from cacheagent import __version__
 from cacheagent.errors import CacheAgentError, CorruptModel, DiskFault, NoRoom, OriginWrong, TransferFailed
 from cacheagent.progress import JobStatus
 from cacheagent.transfer.observer import TransferObserver
+from cacheagent.transfer.retry import Reason
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _JOB_SECONDS: Final = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200)
@@ -209,6 +210,8 @@ class Metrics(TransferObserver):
                 self.job_seconds.labels(source, result)
             for result in ("won", "lost"):
                 self.hedges.labels(source, result)
+            for result in get_args(Reason):
+                self.retries.labels(source, result)
             for result in ("ready", NoRoom.code, DiskFault.code, CorruptModel.code, *ORIGIN_ERRORS):
                 self.jobs.labels(source, result)
         for result in ("hit", "miss"):
@@ -277,6 +280,9 @@ class Metrics(TransferObserver):
 
     def render(self, now: Reading) -> bytes:
         """The text that Prometheus scrapes."""
+        for name in now.models_ready:  # at zero before its first mount
+            for result in ("hit", "miss"):
+                self.mounts.labels(self._names.label(name), result)
         self._readings.now = now
         return generate_latest(self.registry)
 

@@ -60,6 +60,7 @@ HIT: Final = 'result="hit"'
 FETCHED: Final = 'result="fetched"'
 READY: Final = 'result="ready"'
 CHOSEN: Final = 'model=~"$model"'
+WAITS: Final = "cacheagent_volume_wait_seconds_count"
 JOB_SECONDS: Final = "cacheagent_job_duration_seconds"
 FAILED: Final = of('result!="ready"')
 AGENTS: Final = of('job="cacheagent"', 'component="agent"')
@@ -109,7 +110,7 @@ FLEET: Final = (
             ),
             stat(
                 "Warm starts",
-                f"{_summed('cacheagent_volume_mounts_total', HIT)} / {_summed('cacheagent_volume_mounts_total')}",
+                f"{_summed(WAITS, HIT)} / {_summed(WAITS)}",
                 "Volumes whose model was on the node when they first asked.",
                 "percentunit",
             ),
@@ -322,8 +323,7 @@ NODE: Final = (
             stat("Downloads", f"sum(cacheagent_jobs_running{HERE})", "In flight."),
             stat(
                 "Warm starts",
-                f"{_summed('cacheagent_volume_mounts_total', HIT, node=True)}"
-                f" / {_summed('cacheagent_volume_mounts_total', node=True)}",
+                f"{_summed(WAITS, HIT, node=True)} / {_summed(WAITS, node=True)}",
                 "Volumes whose model was here when they first asked.",
                 "percentunit",
             ),

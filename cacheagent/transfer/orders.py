@@ -170,11 +170,13 @@ class StreamPiece(Value, tag="stream-piece"):
 
 
 class StreamDone(Value, tag="stream"):
-    """The whole file is on disk; `whole`: algorithm -> hex of what was computed, composites under the same name."""
+    """The whole file is on disk; `whole`: algorithm -> hex of what was computed, composites under the same name.
+    `resumed`: for each connection that broke and was replaced, how it broke."""
 
     id: int
     whole: dict[str, str]
     verified_by: tuple[str, ...]
+    resumed: tuple[FailureKind, ...] = ()
 
 
 class RehashDone(Value, tag="rehash"):

@@ -242,6 +242,8 @@ class StreamJob(FileJob):
             return
         assert isinstance(report, StreamDone), report
         self.got_something(flight.origin, flight.unit)
+        for reason in report.resumed:
+            self._setting.observer.retry(self.source_kind, reason)
         self.whole = dict(report.whole)
         self.finish_if_complete()
         self.fail(TransferFailed(f"{self.name(flight.unit)}: the worker says it is done, and pieces are missing"))

@@ -23,7 +23,7 @@ from cacheagent.model import MIB, PIECE_SIZE_BYTES, piece_range
 from cacheagent.transfer.disk import Buffer, DirectFile
 from cacheagent.transfer.failure import OrderFailed, as_failure, cancelled
 from cacheagent.transfer.hashing import PieceSums, SegmentSums
-from cacheagent.transfer.orders import Failed, FetchStream, PieceHash, Segment, StreamDone, StreamPiece
+from cacheagent.transfer.orders import Failed, FailureKind, FetchStream, PieceHash, Segment, StreamDone, StreamPiece
 from cacheagent.transfer.piece import steps
 from cacheagent.transfer.request import describe
 from cacheagent.transfer.running import Running
@@ -80,6 +80,7 @@ class Stream:
         self._piece_turn = Turnstile(running)
         self._blake3 = blake3()
         self._segments: list[Segment] = []
+        self._resumed: list[FailureKind] = []
 
     def work(self, buffer: Buffer) -> StreamDone | Failed | None:
         """One lane's life. The last lane out returns the order's report; the others return None."""
@@ -138,6 +139,8 @@ class Stream:
                 if failure.kind not in {"reset", "timeout"} or reached == broken_at or self._running.stopped:
                     raise
                 broken_at = reached
+                with self._lock:
+                    self._resumed.append(failure.kind)
 
     def _receive(self, span: Span, target: DirectFile, memory: memoryview) -> Iterator[int]:
         """One request; yields how far the file is received, written and hashed."""
@@ -209,4 +212,5 @@ class Stream:
             agreed = self._serial.check(describe(self._order.location))
         except ChecksumMismatch as error:
             return OrderFailed("mismatch", error.message).report(self._order.id)
-        return StreamDone(id=self._order.id, whole=self._serial.digests(), verified_by=agreed)
+        whole, resumed = self._serial.digests(), tuple(self._resumed)
+        return StreamDone(id=self._order.id, whole=whole, verified_by=agreed, resumed=resumed)

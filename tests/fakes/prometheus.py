@@ -61,9 +61,9 @@ class Prometheus:
         found = self.ask("query_range", query=expression, start=str(now - seconds), end=str(now), step=str(step_s))
         return [(each["metric"], each["values"]) for each in found["result"]]
 
-    def alerts(self) -> dict[str, dict[str, Any]]:
-        """What fires, or is about to, by name."""
-        return {alert["labels"]["alertname"]: alert for alert in self.ask("alerts")["alerts"]}
+    def alerts(self, name: str = "") -> list[dict[str, Any]]:
+        """What fires, or is about to: all, or those of a name."""
+        return [alert for alert in self.ask("alerts")["alerts"] if name in {"", alert["labels"]["alertname"]}]
 
     def ask(self, what: str, **parameters: str) -> Any:
         """One question to its API. Raises PrometheusRefused."""
@@ -115,7 +115,7 @@ def _started(program: Path, folder: Path, config: Path, ports: list[int]) -> Abs
 
 @contextmanager
 def _running(program: Path, folder: Path, config: Path, port: int) -> Iterator[Prometheus]:
-    command = [
+    command: list[str | Path] = [
         program,
         f"--config.file={config}",
         f"--storage.tsdb.path={folder}/data",

@@ -110,6 +110,13 @@ def test_failures_are_seen_as_an_increase_from_the_first_on() -> None:
         assert f'cacheagent_webhook_reviews_total{{result="{result}"}} 0.0' in text
 
 
+def test_a_configured_model_s_first_mount_is_an_increase() -> None:
+    """Its counters stand at zero from the first scrape on."""
+    found = samples(Metrics(), Reading(models_ready={"llama": False}))
+    assert found["cacheagent_volume_mounts_total", "llama", "hit"] == 0
+    assert found["cacheagent_volume_mounts_total", "llama", "miss"] == 0
+
+
 def test_mounts_are_counted_with_their_bytes_and_waits() -> None:
     """What a hit saved is what would have been fetched."""
     metrics = Metrics()

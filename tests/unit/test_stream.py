@@ -15,7 +15,7 @@ from cacheagent.checksum import check_file
 from cacheagent.location import HttpLocation, Location, PathLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum
 from cacheagent.transfer.disk import Buffer
-from cacheagent.transfer.orders import Failed, FetchStream, StreamDone, StreamPiece
+from cacheagent.transfer.orders import Failed, FailureKind, FetchStream, StreamDone, StreamPiece
 from cacheagent.transfer.running import Running
 from cacheagent.transfer.stream import Stream
 from tests.fakes import faults
@@ -95,12 +95,13 @@ def pieces_reported(bench: Bench) -> list[StreamPiece]:
     return found
 
 
-def expect_done(bench: Bench, answer: Answer, *, kept: set[int]) -> None:
+def expect_done(bench: Bench, answer: Answer, *, kept: set[int], resumed: tuple[FailureKind, ...] = ()) -> None:
     reported = pieces_reported(bench)
     assert answer == StreamDone(
         id=5,
         whole={"sha256": SHA256.value, "sha1": SHA1_OF_PARTS.value},
         verified_by=("sha256", "sha1"),
+        resumed=resumed,
     )
     assert [each.piece.index for each in reported] == [0, 1, 2, 3]
     assert [each.piece.blake3 for each in reported] == BLAKE3
@@ -217,7 +218,7 @@ def test_a_connection_that_breaks_once_is_replaced_inside_the_stream(
     """What was hashed stays hashed: one more request goes on where the last whole buffer ended."""
     origin.inject(fault, nth=1 if lanes == 1 else 7)
     preallocated(tmp_path / "target", SIZE)
-    expect_done(bench, run(bench, order(location, tmp_path / "target", lanes)), kept=set())
+    expect_done(bench, run(bench, order(location, tmp_path / "target", lanes)), kept=set(), resumed=("reset",))
     assert (tmp_path / "target").read_bytes() == DATA
     assert len(origin.requests) == (2 if lanes == 1 else -(-SIZE // (4 * MIB)) + 1)
 
