@@ -23,6 +23,7 @@ from tests.e2e.cluster.slot import Slot, take_slot
 from tests.e2e.cluster.waiting import say, wait_until
 from tests.privileges import as_root, keep_a_root_thread
 
+INOTIFY_INSTANCES = 1024
 THREE_NODES = tuple(NodeOptions(name=f"n{number}") for number in (1, 2, 3))
 
 
@@ -160,6 +161,7 @@ class Cluster:
 
     def start(self, nodes: Sequence[NodeOptions]) -> None:
         """Returns when all nodes are ready."""
+        _allow_watches()
         network.make_bridge(self._slot)
         with ThreadPoolExecutor() as pool:
             plane = pool.submit(self._control_plane.start)
@@ -225,6 +227,14 @@ class Cluster:
             if any(each["type"] == "Ready" and each["status"] == "True" for each in node["status"]["conditions"])
             and not any(taint["key"].startswith("node.kubernetes.io/") for taint in node["spec"].get("taints", []))
         }
+
+
+def _allow_watches() -> None:
+    """A node's programs take ten of the 128 inotify instances that root may have by default, and with several clusters
+    kubelets end with "too many open files". The limit stays raised."""
+    limit = Path("/proc/sys/fs/inotify/max_user_instances")
+    if int(limit.read_text()) < INOTIFY_INSTANCES:
+        run("sysctl", "-qw", f"fs.inotify.max_user_instances={INOTIFY_INSTANCES}", check=False)
 
 
 def clean_up(slot: Slot) -> None:
