@@ -216,6 +216,19 @@ def test_a_uri_gets_a_model_that_pods_will_find(scene: LivingScene) -> None:
     assert scene.run("warm", "hf://org/name@v2", "--nodes", "pool=other").code == 0
 
 
+def test_a_uri_that_is_kept_warm_is_in_use(scene: LivingScene) -> None:
+    """Its ModelCache is not tidied away for want of pods before the warm-up's time is over."""
+    scene.origins.digests["hf://org/name"] = A2
+    assert scene.run("warm", "hf://org/name", "--ttl", "48h").code == 0
+    name = model_name_of_uri("hf://org/name")
+    scene.later(scene.settings.uri_idle_s + 3600)
+    scene.settle()
+    assert name in scene.names(MODEL_CACHES)
+    scene.later(2 * scene.settings.uri_idle_s)
+    scene.settle()
+    assert name not in scene.names(MODEL_CACHES)
+
+
 def test_refresh_warms_what_the_origin_holds_now(scene: LivingScene) -> None:
     """And says that it has moved."""
     scene.model("llama", digest=A1)

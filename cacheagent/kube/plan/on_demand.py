@@ -110,6 +110,7 @@ def plan_uris(world: World, facts: Mapping[str, Facts], demand: Demand, now: flo
     used = {model for _, model in demand.asked} | {
         model for node in world.cache_nodes.values() for model in node.mounted
     }
+    used |= {warmup.spec.model for warmup in world.warmups.values() if now < warmup.expires_at}
     for name, each in facts.items():
         meta = each.model.meta
         if meta.labels.get(MANAGED_BY) != MANAGED_BY_US or LAST_USED not in meta.annotations:
