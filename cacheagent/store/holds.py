@@ -10,6 +10,9 @@ from typing import Final
 ANNOUNCED_S: Final = 900.0
 """How long a version stays announced for eviction after it was last needed. Chosen: longer than the longest pause
 between two tries of a model that does not fit."""
+LET_GO_S: Final = 120.0
+"""How long it stays announced after the controller has let go: whoever needs the room lists its source anew before it
+takes it, and a controller that hears no more of it would hold it again at once. Chosen."""
 NOBODYS: Final = -(2**31)
 """Priority of a version that the controller wants here no more: below whatever a ModelCache may have."""
 
@@ -36,8 +39,9 @@ class Holds:
         """From now on these are held; returns whether some were let go."""
         let_go = (self.volumes - frozenset(volumes)) | (self.pinned - frozenset(pinned))
         self.volumes, self.pinned = frozenset(volumes), frozenset(pinned)
-        for digest in self._announced.keys() - self.volumes:
-            del self._announced[digest]
+        until_then = time.monotonic() - (ANNOUNCED_S - LET_GO_S)
+        for digest in self._announced.keys() & let_go:
+            self._announced[digest] = min(self._announced[digest], until_then)
         return bool(let_go)
 
     def rank(self, priorities: Mapping[str, int]) -> bool:
@@ -53,6 +57,10 @@ class Holds:
         """Their room is needed."""
         now = time.monotonic()
         self._announced.update((digest, now) for digest in digests if digest in self.volumes)
+
+    def forget(self, digest: str) -> None:
+        """It is gone."""
+        self._announced.pop(digest, None)
 
     def announced(self) -> tuple[str, ...]:
         """Those whose room was needed a while ago at most."""

@@ -115,6 +115,7 @@ class Room:
             for blob in unnamed:
                 bin_.take(state.layout.blob(blob))
         state.resolutions.drop(digest)
+        state.holds.forget(digest)
         freed = sum(known.size_bytes for known in unnamed.values())
         state.evictions[why] += 1
         state.evicted_bytes[why] += freed

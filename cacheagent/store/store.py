@@ -335,7 +335,7 @@ class Store:
             self._state.holds.promised = frozenset(digests)
 
     def evicting(self) -> tuple[str, ...]:
-        """Held versions whose room is needed."""
+        """Versions that are or were held for PersistentVolumes, and whose room is needed."""
         with self._state.lock:
             return self._state.holds.announced()
 

@@ -91,6 +91,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.published: dict[str, Published] = {}
         self.leases: dict[str, str] = {}
         self.held: set[str] = set()
+        self.ever_held: set[str] = set()
         self.promised: set[str] = set()
         self.open()
 
@@ -176,10 +177,11 @@ class StoreMachine(RuleBasedStateMachine):
     def hold(self, held: set[str], promised: set[str]) -> None:
         """PersistentVolumes point at some, pods wait for others."""
         self.held = {MANIFESTS[name].digest for name in held}
+        self.ever_held |= self.held
         self.promised = {MANIFESTS[name].digest for name in promised}
         self.store.hold(self.held)
         self.store.hold_promised(self.promised)
-        assert set(self.store.evicting()) <= self.held
+        assert set(self.store.evicting()) <= self.ever_held
 
     @rule(mounted=st.dictionaries(volumes, names))
     def report_mounts(self, mounted: dict[str, str]) -> None:

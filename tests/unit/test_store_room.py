@@ -210,6 +210,21 @@ def test_what_the_controller_says_today_goes_before_what_it_said_at_the_fetch(wo
         reserve(world.store, model("big", 14), priority=6)
 
 
+def test_what_the_controller_let_go_of_stays_announced_until_it_is_gone(world: World) -> None:
+    """Else it would be held again while whoever needs the room is about to come back."""
+    bring(world.store, model("pv", 10), name="pv")
+    digest = manifest_of(model("pv", 10)).digest
+    world.store.hold({digest})
+    with pytest.raises(NoRoom, match="PersistentVolumes point at"):
+        reserve(world.store, model("new", 10), priority=0)
+    assert world.store.evicting() == (digest,)
+    assert world.store.hold(set())
+    assert world.store.evicting() == (digest,)
+    bring(world.store, model("new", 10), name="new")
+    assert world.names() == {"new"}
+    assert world.store.evicting() == ()
+
+
 def test_after_a_boot_nothing_is_evicted_for_ten_minutes(world: World) -> None:
     """Counted from the first start after it, over restarts of the agent; an order of a person is obeyed at once."""
     bring(world.store, model("a", 10), name="a")
