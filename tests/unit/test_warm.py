@@ -376,10 +376,11 @@ def test_the_share_is_rounded_up() -> None:
 
 def test_time_left_is_that_of_the_last_node_that_is_needed() -> None:
     """A slow node does not count where it is not wanted."""
-    nodes = [node("a", "ready"), node("b", done=500, rate=100), node("c", done=0, rate=10)]
+    nodes = [node("a", "ready"), node("b", done=500, rate=100), node("c", done=100, rate=9)]
     assert progress(*nodes).left_s == 100
     assert progress(*nodes, share=0.5).left_s == 5
     assert progress(*nodes, node("d", "failed")).left_s == -1
+    assert node("e", done=10, rate=1).left_s == -1  # too early to tell
 
 
 def test_a_line_and_a_table_say_the_same() -> None:

@@ -13,6 +13,8 @@ from cacheagent.kube.plan.world import World
 
 State = Literal["ready", "fetching", "resolving", "pending", "failed", "no agent"]
 
+TELLING: Final = 0.05
+"""The part of a model after which its rate is believed. Chosen."""
 _ORDER: Final[tuple[State, ...]] = ("failed", "no agent", "pending", "resolving", "fetching", "ready")
 """The ones that somebody should look at first."""
 
@@ -33,8 +35,8 @@ class NodeState:
 
     @property
     def left_s(self) -> float:
-        """Seconds at this rate; negative when nobody can tell."""
-        if self.state != "fetching" or self.rate_bytes_per_s <= 0:
+        """Seconds at this rate; negative when nobody can tell: the first pieces say little about a rate."""
+        if self.state != "fetching" or self.rate_bytes_per_s <= 0 or self.bytes_done < self.size_bytes * TELLING:
             return -1.0
         return max(0, self.size_bytes - self.bytes_done) / self.rate_bytes_per_s
 
