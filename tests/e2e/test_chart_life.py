@@ -48,12 +48,14 @@ AGE = timedelta(seconds=0.7 * RULES.ca_life_s)
 
 
 class Story(NamedTuple):
-    """A cluster with the chart, two pods (`csi`, `pv`) that read a model all the while, and its origin."""
+    """A cluster with the chart, two pods (`csi`, `pv`) that read a model all the while, its origin, and pods that are
+    asked for from the beginning."""
 
     cluster: Cluster
     readers: Readers
     origin: Origin
     weights: Weights
+    admissions: Admissions
     began: float
 
 
@@ -75,6 +77,7 @@ def story(lonely: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with (
         Origin({path.name: path for path in directory.iterdir()}, host=cluster.address) as origin,
         cluster.namespace("readers") as namespace,
+        contextlib.ExitStack() as stack,
     ):
         files = {path: content.sha256() for path, content in origin.files.items()}
         size_bytes = sum(path.stat().st_size for path in directory.iterdir())
@@ -84,12 +87,16 @@ def story(lonely: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         cluster.apply(aged_certificates())
         install(cluster)
         cluster.apply(model_cache(weights, namespace))
+        admissions = Admissions(cluster, namespace)
+        wait_until(admissions.try_one, "pods are admitted", 30)
+        admissions.start()
+        stack.callback(admissions.end)
         wait_until_cached(cluster, "stays", nodes=1)
         readers = Readers(cluster, namespace)
         for mode in MODES:
             readers.start(mode, "stays", weights, mode=mode)
         readers.wait_until_reading()
-        yield Story(cluster, readers, origin, weights, time.time())
+        yield Story(cluster, readers, origin, weights, admissions, time.time())
 
 
 def model_cache(weights: Weights, namespace: str) -> dict[str, Any]:
@@ -126,6 +133,7 @@ class Admissions:
         self._cluster = cluster
         self._pod = json.dumps(reading_pod("tried", namespace, "stays"))
         self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
         self.admitted = 0
         self.refused: list[str] = []
 
@@ -135,26 +143,27 @@ class Admissions:
         assert made["spec"]["volumes"], "the webhook wasn't asked"
         return True
 
+    def start(self) -> None:
+        """Until `end`; `must_all_be_admitted` tells of those up to then."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """May be called twice."""
+        self._over.set()
+        self._thread.join(60)
+
+    def must_all_be_admitted(self) -> None:
+        """Of those that were asked for so far, and there were some."""
+        assert not self.refused, self.refused
+        assert self.admitted > 3
+
     def _run(self) -> None:
-        while not self._over.wait(0.3):
+        while not self._over.wait(0.5):
             try:
                 self.try_one()
                 self.admitted += 1
             except (CommandFailed, AssertionError) as error:
                 self.refused.append(str(error))
-
-    @contextlib.contextmanager
-    def going_on(self) -> Iterator[None]:
-        """All that were asked for in the block were admitted."""
-        thread = threading.Thread(target=self._run)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join(60)
-        assert not self.refused, self.refused
-        assert self.admitted > 3
 
 
 CHANGED: Mapping[str, Any] = {
@@ -172,8 +181,8 @@ def test_an_upgrade_disturbs_nobody(story: Story) -> None:
     before, bundle = our_pods(cluster), trusted(cluster)
     assert bundle
     begin = time.time()
-    with Admissions(cluster, readers.namespace).going_on():
-        install(cluster, CHANGED)
+    install(cluster, CHANGED)
+    story.admissions.must_all_be_admitted()
     wait_until(lambda: not before & our_pods(cluster), "our pods are others", 60)
     readers.must_go_on(begin)
     assert trusted(cluster).startswith(bundle.split(b"-----END")[0]), "the authority of before is still trusted"
@@ -186,6 +195,25 @@ def our_pods(cluster: Cluster) -> set[str]:
     return {pod["metadata"]["uid"] for pod in cluster.get("pods", "-n", NAMESPACE)["items"]}
 
 
+def test_an_old_authority_is_replaced_without_a_lost_pod(story: Story) -> None:
+    """It was due when the story began: the next one is trusted for a minute first, and only then shown. Pods were
+    admitted all the time."""
+    cluster = story.cluster
+    young = utc_now() - AGE / 2
+    wait_until(lambda: not_before(stored(cluster)) > young.timestamp(), "a new authority serves", 150, pause=1.0)
+    wait_until(lambda: trusted(cluster) == stored(cluster).bundle_pem, "both are trusted", 15)
+    admitted = story.admissions.admitted
+    wait_until(lambda: story.admissions.admitted > admitted + 5, "pods are admitted after it as well", 60)
+    story.admissions.end()
+    story.admissions.must_all_be_admitted()
+    assert len(stored(cluster).bundle) == 2, "the old one is trusted while a replica may still show it"
+
+
+def not_before(found: Stored) -> float:
+    """When the serving authority was made, in seconds since the epoch."""
+    return x509.load_pem_x509_certificate(found.ca.certificate).not_valid_before_utc.timestamp()
+
+
 def test_an_emptied_authority_is_put_back(story: Story) -> None:
     """Tools that apply the configuration as they rendered it leave `caBundle` empty, and pods can't be made."""
     cluster = story.cluster
@@ -196,22 +224,6 @@ def test_an_emptied_authority_is_put_back(story: Story) -> None:
     wait_until(lambda: trusted(cluster) == bundle, "the controller puts it back", 15, pause=0.05)
     wait_until(Admissions(cluster, story.readers.namespace).try_one, "pods are admitted", 15)
     assert time.monotonic() - begin < 15
-
-
-def test_an_old_authority_is_replaced_without_a_lost_pod(story: Story) -> None:
-    """It was due when the story began: the next one is trusted for a minute first, and only then shown."""
-    cluster = story.cluster
-    with Admissions(cluster, story.readers.namespace).going_on():
-        young = utc_now() - AGE / 2
-        wait_until(lambda: not_before(stored(cluster)) > young.timestamp(), "a new authority serves", 150, pause=1.0)
-        wait_until(lambda: trusted(cluster) == stored(cluster).bundle_pem, "both are trusted", 15)
-        time.sleep(3)  # the controllers load it, and admissions of after that count as well
-    assert len(stored(cluster).bundle) == 2, "the old one is trusted while a replica may still show it"
-
-
-def not_before(found: Stored) -> float:
-    """When the serving authority was made, in seconds since the epoch."""
-    return x509.load_pem_x509_certificate(found.ca.certificate).not_valid_before_utc.timestamp()
 
 
 def test_uninstalling_leaves_pods_and_data(story: Story) -> None:
