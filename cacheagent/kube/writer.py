@@ -33,7 +33,7 @@ LONGEST_RETRY_S: Final = 60.0
 REFUSED_RETRY_S: Final = 2.0
 """What was refused once is asked for again after this, then after twice that: somebody may have mended a right."""
 NEWS_IN: Final = 5
-"""One write in so many is news for people, if such wait: progress must not stand still while thousands of nodes are
+"""One write in so many is a status, if such wait: what people see must not stand still while thousands of nodes are
 written. Chosen."""
 OVER: Final = frozenset({"Succeeded", "Failed"})
 
@@ -124,7 +124,7 @@ class Writer:
                 return change
 
     def _pick(self, now: float) -> tuple[Change | None, float]:
-        """The most urgent one that is due, now and then the most urgent of news; else when the next one will be."""
+        """The most urgent one that is due, now and then the most urgent of statuses; else when the next one will be."""
         soonest, first = float("inf"), None
         is_for_news = self._begun % NEWS_IN == 0
         for key, change in self._waiting.items():
@@ -133,7 +133,7 @@ class Writer:
             due = self._due(key, change)
             if due > now:
                 soonest = min(soonest, due)
-            elif change.lazy_s or not is_for_news:
+            elif change.subresource or not is_for_news:
                 return change, now
             else:
                 first = first or change

@@ -80,9 +80,7 @@ async def test_news_for_people_come_through_while_thousands_of_nodes_are_written
     kube, heard = FakeKube(), Heard()
     kube.put(MODEL_CACHES, {"metadata": {"name": "told"}, "spec": {}})
     body = {"status": {"progress": "37 %"}}
-    news = Change(
-        verb="patch", resource=MODEL_CACHES, name="told", subresource="status", body=body, urgency=TELLS, lazy_s=5.0
-    )
+    news = Change(verb="patch", resource=MODEL_CACHES, name="told", subresource="status", body=body, urgency=TELLS)
     async with running(kube, heard) as writer:
         writer.want([*(made(f"c{number:02}") for number in range(30)), news])
         await until(lambda: len(heard.done) == 31)
