@@ -120,7 +120,9 @@ async def serve(
     webhook = Webhook(config, place, copies, keeper, serving, metrics)
 
     def not_ready() -> str:
-        return "stopping" if stop.is_set() else webhook.missing()
+        if stop.is_set():
+            return "stopping"
+        return webhook.missing() or (keeper.untrusted() if config.webhook.listen else "")
 
     async def scrape() -> bytes:
         return metrics.render(

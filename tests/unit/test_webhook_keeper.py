@@ -156,8 +156,14 @@ async def test_an_installation_that_finds_its_secret_is_trusted_soon(monkeypatch
     async with running(again):
         await until(lambda: again.serving.loaded, "the certificate of before is served")
         assert published(kube) == {b""}
+        assert "does not trust" in again.keeper.untrusted(), "it can't be ready yet"
         again.leads = True
         await until(in_order(kube, again), "it is trusted")
+        await until(lambda: not again.keeper.untrusted(), "it is ready")
+        again.leads = False
+        kube.put(WEBHOOKS, configuration())
+        await asyncio.sleep(0.2)
+        assert not again.keeper.untrusted(), "that is the leader's to mend"
 
 
 @pytest.mark.asyncio

@@ -93,6 +93,7 @@ class CertificateKeeper:
         self._stored: Stored | None = None
         self._published: bytes = b""
         self._published_at: float | None = None
+        self._was_trusted = False
 
     @property
     def expires_at(self) -> float:
@@ -105,6 +106,11 @@ class CertificateKeeper:
         """Why this replica can't serve yet; empty when it can."""
         return "" if self._serving.loaded is not None else "no serving certificate yet"
 
+    def untrusted(self) -> str:
+        """Why the API server would not believe this replica yet; empty for good once it would. What happens later the
+        leader mends in a moment, and a service without endpoints would mend nothing."""
+        return "" if self._was_trusted else "the webhook configuration does not trust its certificate yet"
+
     async def run(self) -> None:
         """Until cancelled. Nothing that the API server does ends it."""
         async with asyncio.TaskGroup() as group:
@@ -116,6 +122,7 @@ class CertificateKeeper:
                 seen = self._secret.version, self._webhooks.version
                 try:
                     await self.look()
+                    self._was_trusted |= self._stored is not None and not self._is_unpublished()
                     pause_s = FIRST_LOOKS_S if self.missing() or self._is_unpublished() else LOOK_AGAIN_S
                 except KubeConflict:
                     pause_s = RETRY_S  # another replica was first, or our copy is behind: look again
