@@ -422,6 +422,10 @@ def test_refresh_pin_and_evict(product: Cluster, operator: Person, weights: Weig
     assert (same.code, same.out) == (0, f"{model}: the origin holds {old}, as before\n")
     prefix = weights.uri.rpartition("/")[2]
     upload_checkpoint(product.object_store, prefix, size_bytes=60_000_000, shards=3, seed=next(_seeds))
+    elsewhere = operator.run("warm", model, "--nodes", "kubernetes.io/hostname=n3", "--timeout", "90s")
+    assert elsewhere.code == 1, elsewhere  # n3 lists the source and finds another version than it is to fetch
+    assert f"the origin has moved since {old[7:19]} was pinned" in elsewhere.err
+    assert "--refresh warms what the origin holds now" in elsewhere.err
     moved = operator.run("warm", model, "--nodes", "pool=warm", "--refresh", "--timeout", "2m")
     assert moved.code == 0, moved
     new = product.get("modelcache", model)["status"]["digest"]
