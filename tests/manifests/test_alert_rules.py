@@ -245,9 +245,9 @@ def test_gpus_are_known_by_node(tmp_path: Path) -> None:
                 [(f'cacheagent:{what}:count{{node="{node}"}}', count) for node, count in counts],
             )
             for what, counts in (
-                ("gpus", [("n1", 2), ("n2", 1)]),
-                ("gpus_idle", [("n1", 1), ("n2", 1)]),
-                ("gpus_idle_while_pods_wait", [("n1", 1), ("n2", 0)]),
+                ("gpus", [("n1", 2.0), ("n2", 1.0)]),
+                ("gpus_idle", [("n1", 1.0), ("n2", 1.0)]),
+                ("gpus_idle_while_pods_wait", [("n1", 1.0), ("n2", 0.0)]),
             )
         ]
         + [("sum(cacheagent:gpu_utilisation:ratio)", "5m", [("{}", 0.9)])],
