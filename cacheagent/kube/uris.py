@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
+from cacheagent.addresses import LOCAL_NETWORKS, is_refused
 from cacheagent.errors import PolicyRefused, UsageError
 from cacheagent.kube.names import model_name_of_uri
 from cacheagent.kube.objects import Source
@@ -30,21 +31,6 @@ _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _NUMERIC_HOST: Final = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*")
 _PORTS: Final = {"https": "443", "http": "80"}
-_NEVER: Final = tuple(
-    ipaddress.ip_network(network)
-    for network in (
-        "0.0.0.0/8",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "224.0.0.0/4",
-        "::/127",
-        "fe80::/10",
-        "ff00::/8",
-        "fd00:ec2::254/128",
-        "100.100.100.200/32",
-    )
-)
-"""Loopback, link-local and multicast; the clouds' metadata services are at link-local addresses and at the last two."""
 
 
 class UriRule(Value):
@@ -184,16 +170,14 @@ def get_rule(uri: str, namespace: str, allow_list: AllowList) -> PermittedUri:
 def refused_address(address: str, cluster_networks: Iterable[str] = ()) -> str:
     """Why nothing on demand is fetched from this IP address (after name resolution, after each redirect); empty if it
     may be. `cluster_networks`: as in an AllowList, which checks them."""
+    plain = address.strip("[]").partition("%")[0]
     try:
-        parsed = ipaddress.ip_address(address.strip("[]").partition("%")[0])
+        ipaddress.ip_address(plain)
     except ValueError:
         return f"{address[:100]!r} is no IP address"
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    if any(parsed in network for network in _NEVER):
-        return f"{parsed} is a loopback, link-local, multicast or metadata address"
-    inside = any(parsed in ipaddress.ip_network(network) for network in cluster_networks)
-    return f"{parsed} is an address of the cluster" if inside else ""
+    if is_refused(plain, LOCAL_NETWORKS):
+        return f"{plain} is a loopback, link-local, multicast or metadata address"
+    return f"{plain} is an address of the cluster" if is_refused(plain, cluster_networks) else ""
 
 
 def _parse_hf(written: str, rest: str) -> ParsedUri:
