@@ -60,6 +60,7 @@ HIT: Final = 'result="hit"'
 FETCHED: Final = 'result="fetched"'
 READY: Final = 'result="ready"'
 CHOSEN: Final = 'model=~"$model"'
+THROTTLED: Final = "cacheagent_transfer_throttled_seconds_total"
 WAITS: Final = "cacheagent_volume_wait_seconds_count"
 JOB_SECONDS: Final = "cacheagent_job_duration_seconds"
 FAILED: Final = of('result!="ready"')
@@ -71,6 +72,11 @@ MODEL: Final = of(CHOSEN, node=True)
 
 def _summed(metric: str, *conditions: str, node: bool = False, over: str = "$__range") -> str:
     return f"sum(increase({metric}{of(*conditions, node=node)}[{over}]))"
+
+
+def _what_there_was(query: str) -> str:
+    """Most of what is counted by source and cause stays at zero, and would fill the legend."""
+    return f"{query} > 0 or vector(0)"
 
 
 def _quantile(share: float, metric: str, by: str = "le", *, node: bool = False) -> str:
@@ -212,7 +218,14 @@ FLEET: Final = (
             ),
             Panel(
                 "Bytes from origins",
-                [(f"sum by (source) (rate(cacheagent_transfer_bytes_total{ALL}[$__rate_interval]))", "{{source}}")],
+                [
+                    (
+                        _what_there_was(
+                            f"sum by (source) (rate(cacheagent_transfer_bytes_total{ALL}[$__rate_interval]))"
+                        ),
+                        "{{source}}",
+                    )
+                ],
                 "What arrived and is on disk.",
                 "Bps",
                 stacked=True,
@@ -221,7 +234,7 @@ FLEET: Final = (
                 "Downloads that failed",
                 [
                     (
-                        f"sum by (source, result) (increase(cacheagent_jobs_total{FAILED}[$__range])) > 0 or vector(0)",
+                        _what_there_was(f"sum by (source, result) (increase(cacheagent_jobs_total{FAILED}[$__range]))"),
                         "{{source}} {{result}}",
                     )
                 ],
@@ -238,7 +251,9 @@ FLEET: Final = (
                 "Wrong bytes",
                 [
                     (
-                        f"sum by (source, result) (increase(cacheagent_verification_failures_total{ALL}[$__range]))",
+                        _what_there_was(
+                            f"sum by (source, result) (increase(cacheagent_verification_failures_total{ALL}[$__range]))"
+                        ),
                         "{{source}} {{result}}",
                     )
                 ],
@@ -356,8 +371,14 @@ NODE: Final = (
             Panel(
                 "Wait of volumes",
                 [
-                    (_quantile(0.5, "cacheagent_volume_wait_seconds", "le, result", node=True), "{{result}} median"),
-                    (_quantile(0.95, "cacheagent_volume_wait_seconds", "le, result", node=True), "{{result}} 95 %"),
+                    (
+                        _quantile(0.5, "cacheagent_volume_wait_seconds", "le, result", node=True) + " >= 0",
+                        "{{result}} median",
+                    ),
+                    (
+                        _quantile(0.95, "cacheagent_volume_wait_seconds", "le, result", node=True) + " >= 0",
+                        "{{result}} 95 %",
+                    ),
                 ],
                 "From a volume's first request until its lease, over the whole range.",
                 "s",
@@ -429,11 +450,12 @@ NODE: Final = (
                 "Pieces of 16 MiB",
                 [
                     (
-                        _quantile(0.5, "cacheagent_transfer_piece_duration_seconds", "le, source", node=True),
+                        _quantile(0.5, "cacheagent_transfer_piece_duration_seconds", "le, source", node=True) + " >= 0",
                         "{{source}} median",
                     ),
                     (
-                        _quantile(0.95, "cacheagent_transfer_piece_duration_seconds", "le, source", node=True),
+                        _quantile(0.95, "cacheagent_transfer_piece_duration_seconds", "le, source", node=True)
+                        + " >= 0",
                         "{{source}} 95 %",
                     ),
                 ],
@@ -444,7 +466,9 @@ NODE: Final = (
                 "Asked again",
                 [
                     (
-                        f"sum by (source, result) (increase(cacheagent_transfer_retries_total{HERE}[$__range]))",
+                        _what_there_was(
+                            f"sum by (source, result) (increase(cacheagent_transfer_retries_total{HERE}[$__range]))"
+                        ),
                         "{{source}} {{result}}",
                     ),
                     (
@@ -458,7 +482,7 @@ NODE: Final = (
                 "Slowed down",
                 [
                     (
-                        f"sum by (source) (rate(cacheagent_transfer_throttled_seconds_total{HERE}[$__rate_interval]))",
+                        _what_there_was(f"sum by (source) (rate({THROTTLED}{HERE}[$__rate_interval]))"),
                         "{{source}}",
                     ),
                 ],
@@ -492,7 +516,9 @@ NODE: Final = (
                 "Bytes by how they came",
                 [
                     (
-                        f"sum by (source, result) (increase(cacheagent_model_bytes_total{HERE}[$__range]))",
+                        _what_there_was(
+                            f"sum by (source, result) (increase(cacheagent_model_bytes_total{HERE}[$__range]))"
+                        ),
                         "{{source}} {{result}}",
                     )
                 ],

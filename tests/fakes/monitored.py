@@ -98,9 +98,9 @@ class Scene:
         """Everything that is counted happens once at least; returns when it has."""
         for node, agent in self.agents.items():
             self._download(agent)
-            self._mount(node, agent)
+            self._mount(node)
         self.controller.review("this is no review")
-        asyncio.run(self._start_pods())
+        self._start_pods()
 
     def _download(self, agent: RunningAgent) -> None:
         """Two that come whole, one that comes slowly, one whose bytes are wrong, three that are not there."""
@@ -119,30 +119,49 @@ class Scene:
         agent.ask(lambda client: client.ensure("spare", wait_s=PATIENCE_S))
         agent.ask(lambda client: client.evict("spare"))
 
-    def _mount(self, node: str, agent: RunningAgent) -> None:
+    def _mount(self, node: str) -> None:
         """A volume that finds its model, one that waits for it and gets it, one that waits on."""
+        assert self.mount(node, "hit", "llama") == "ready"
+        assert self.mount(node, "miss", "late") == "waiting"
+        assert self.mount(node, "miss", "late", wait_s=PATIENCE_S) == "ready"
+        assert self.mount(node, "waits", "slow") == "waiting"
 
-        def mount(volume: str, model: str, wait_s: float = 0) -> str:
-            request = VolumeRequest(namespace="shop", pod=volume, model=model, wait_s=wait_s, page_cache=True)
-            return agent.ask(lambda client: client.volume(f"{volume}-{node}", request)).state
+    def mount(self, node: str, volume: str, model: str, *, wait_s: float = 0) -> str:
+        """Ask for a volume as the CSI driver does; its state."""
+        request = VolumeRequest(namespace="shop", pod=volume, model=model, wait_s=wait_s, page_cache=True)
+        return self.agents[node].ask(lambda client: client.volume(f"{volume}-{node}", request)).state
 
-        assert mount("hit", "llama") == "ready"
-        assert mount("miss", "late") == "waiting"
-        assert mount("miss", "late", PATIENCE_S) == "ready"
-        assert mount("waits", "slow") == "waiting"
+    def bind(self, name: str, node: str, at: float) -> None:
+        """A pod with eight GPUs that wants `llama` gets its node."""
 
-    async def _start_pods(self) -> None:
-        """One gets its weights, one goes on waiting with its GPUs."""
-        async with open_client(self.server.kubeconfig) as api:
-            node = next(iter(self.agents))
-            for name in ("starts", "waits"):
+        async def work() -> None:
+            async with open_client(self.server.kubeconfig) as api:
                 await _make_pod(api, name, node)
-            now = time.time()
-            for name, reached in (("starts", ("PodScheduled",)), ("waits", ("PodScheduled",))):
-                await _reach(api, name, now, *reached)
-            await asyncio.to_thread(self._wait_for_controller, 'cacheagent_controller_waiting_pods{stage="node"} 2.0')
-            await _reach(api, "starts", now + 42, "PodScheduled", "PodReadyToStartContainers", since=now)
-            await asyncio.to_thread(self._wait_for_controller, "cacheagent_pod_weights_ready_seconds_count 1.0")
+                await _reach(api, name, {"PodScheduled": at})
+
+        asyncio.run(work())
+
+    def start(self, name: str, bound_at: float, at: float) -> None:
+        """It gets its weights."""
+
+        async def work() -> None:
+            async with open_client(self.server.kubeconfig) as api:
+                await _reach(api, name, {"PodScheduled": bound_at, "PodReadyToStartContainers": at})
+
+        asyncio.run(work())
+
+    def load(self, node: str, busy: Sequence[int]) -> None:
+        """So many percent of each GPU are used from now on."""
+        self.exporter.put(f"{node}/metrics", dcgm_text(node, busy).encode())
+
+    def _start_pods(self) -> None:
+        """One gets its weights, one goes on waiting with its GPUs."""
+        now = time.time()
+        for name in ("starts", "waits"):
+            self.bind(name, next(iter(self.agents)), now)
+        self._wait_for_controller('cacheagent_controller_waiting_pods{stage="node"} 2.0')
+        self.start("starts", now, now + 42)
+        self._wait_for_controller("cacheagent_pod_weights_ready_seconds_count 1.0")
 
     def _wait_for_controller(self, line: str) -> None:
         wait_for(lambda: line in self.controller.metrics(), self.controller.metrics)
@@ -212,7 +231,11 @@ def _targets(agents: dict[str, RunningAgent], controller: RunningController) -> 
 def _exporter_of(node: str, exporter: Origin) -> Target:
     """Found by a job of somebody else's, which knows nothing of nodes."""
     address = exporter.url.removeprefix("http://")
-    return Target(job="dcgm-exporter", address=address, labels={"__metrics_path__": f"/{node}/metrics"})
+    return Target(
+        job="dcgm-exporter",
+        address=address,
+        labels={"__metrics_path__": f"/{node}/metrics", "instance": f"dcgm-{node}"},
+    )
 
 
 async def _prepare(server: ApiServer, nodes: Sequence[str]) -> None:
@@ -294,10 +317,10 @@ async def _make_pod(api: KubeClient, name: str, node: str) -> None:
     await api.create(PODS, {"metadata": metadata, "spec": spec}, namespace="shop")
 
 
-async def _reach(api: KubeClient, name: str, at: float, *milestones: str, since: float = 0) -> None:
-    """As kubelet and scheduler say it: the first of them was reached `since`, if that is given."""
-    times = dict.fromkeys(milestones, at) | ({milestones[0]: since} if since else {})
+async def _reach(api: KubeClient, name: str, milestones: dict[str, float]) -> None:
+    """As kubelet and scheduler say it: when which condition became true."""
     conditions = [
-        {"type": kind, "status": "True", "lastTransitionTime": written_time(moment)} for kind, moment in times.items()
+        {"type": kind, "status": "True", "lastTransitionTime": written_time(moment)}
+        for kind, moment in milestones.items()
     ]
     await api.patch(PODS, name, {"status": {"conditions": conditions}}, namespace="shop", subresource="status")
