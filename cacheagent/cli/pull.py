@@ -89,7 +89,8 @@ def name_of(uri: str) -> str:
 
 
 def _spec(uri: str, given: dict[str, Any]) -> ModelSpec:
-    source = SourceSpec(uri=uri, **{field: given[field] for field in SourceSpec.__struct_fields__ if field != "uri"})
+    # What the administrator alone decides (roots, refused networks) is no option of this command.
+    source = SourceSpec(uri=uri, **{field: given[field] for field in SourceSpec.__struct_fields__ if field in given})
     return ModelSpec(
         name=given["name"] or name_of(uri),
         source=source,
