@@ -53,7 +53,10 @@ class FakeAgent:
         app.router.add_put(f"{PREFIX}/mounts", self._mounts)
         app.router.add_get(f"{PREFIX}/models/{{ref}}", self._model)
         self.socket.unlink(missing_ok=True)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+        # A call that is given up ends here too: `held_s` tells it.
+        self._runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await self._runner.setup()
         await web.UnixSite(self._runner, str(self.socket)).start()
 
@@ -94,6 +97,7 @@ class FakeAgent:
                 return _json(Volume(volume_id=volume_id, state="waiting", message=WAITING))
             finally:
                 self.held_s.append(time.monotonic() - began)
+                self._changed.notify_all()
             path = self.paths[key].replace("{id}", volume_id)
         return _json(Volume(volume_id=volume_id, state="ready", digest=DIGEST, path=path))
 

@@ -158,6 +158,7 @@ async def test_a_cancelled_call_changes_nothing(node: CsiNode, agent: FakeAgent,
     held.cancel()
     with pytest.raises(asyncio.CancelledError):
         await held
+    await agent.wait_until(lambda: len(agent.held_s) == 2)  # the driver has heard of it
     await agent.publish("tiny")
     other = node.target("other")
     await kubelet.publish(other, model="tiny")
