@@ -11,7 +11,8 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
@@ -217,8 +218,10 @@ class Volumes:
             ticket = self.news.ticket
             for promise in list(self._promises.values()):
                 if promise.later and self._store.has_volume(promise.volume_id):
-                    await self._fill_or_tell(promise)
-            await self._sweep()
+                    with _not_fatal("a volume that is filled later can't be written to"):
+                        await self._fill_or_tell(promise)
+            with _not_fatal("a volume that nobody asks for can't be forgotten"):
+                await self._sweep()
             await self.news.wait(ticket, TELL_EVERY_S if self._lines else SWEEP_EVERY_S)
 
     async def _fill_or_tell(self, promise: Promise) -> None:
@@ -236,8 +239,12 @@ class Volumes:
     async def _fill(self, promise: Promise) -> str:
         """Fill it if its version is here; else why not, a sentence. Raises what `Store.fill_volume` raises."""
         assigned = self._assignment.find(promise.model)
+        if (lease := self._store.find_lease(promise.volume_id)) is not None:  # an earlier try began with this version
+            promise = replace(promise, digest=lease.digest)
         record = self._store.record(promise.digest) if promise.digest else None
         if record is None and assigned is not None and not promise.exactly:
+            if not assigned.permits(promise.namespace):  # of that name, but maybe another model than it was then
+                return f"namespace {promise.namespace!r} may not mount model {promise.model!r} any more"
             digest = self._current(assigned, "")
             record = self._store.record(digest) if digest else None
             promise = replace(promise, digest=digest)
@@ -265,6 +272,8 @@ class Volumes:
         """Forget volumes that nobody asks for any more: their pods are gone, and the kubelet says nothing of volumes
         that were never mounted."""
         now = time.monotonic()
+        for volume_id in self._heard_of.keys() - self._promises.keys():
+            del self._heard_of[volume_id]
         for promise in list(self._promises.values()):
             volume_id = promise.volume_id
             if promise.later and (self._mounted is None or volume_id in self._mounted):
@@ -299,9 +308,11 @@ class Volumes:
         if promise is not None and promise.later and self._store.has_volume(volume_id):
             self._heard_of[volume_id] = time.monotonic()
             return self._later(promise)
-        if lease is not None:
+        if lease is not None and await self._renew(volume_id, removed):
             self._promises.pop(volume_id, None)
             return self._ready(lease, request)
+        if removed.is_set():
+            return _Wait(REMOVED)
         asking = Asking(namespace=request.namespace, model=request.model, uri=request.uri, digest=request.digest)
         permitted = permit(self._assignment, asking)
         if isinstance(permitted, Reason):
@@ -325,6 +336,14 @@ class Volumes:
             await in_thread(partial(self._store.make_volume, volume_id))
         self.news.tell()  # it may be filled at once
         return self._later(promise)
+
+    async def _renew(self, volume_id: str, removed: asyncio.Event) -> bool:
+        """Not mounted yet though it was granted: a report of what is mounted must not end the grant on its way. False
+        when one just did."""
+        async with self._turn:
+            if removed.is_set():
+                return False
+            return await in_thread(partial(self._store.renew_lease, volume_id, older_than_s=GRANT_S / 2))
 
     def _ready(self, lease: Lease, request: VolumeRequest) -> Volume:
         own = self._store.has_volume(lease.volume_id)
@@ -385,7 +404,8 @@ class Volumes:
         if spec.digest:
             return spec.digest
         record = self._store.record(asked) if asked else None
-        if record is not None and assigned.namespaces is None and record.name == spec.name:
+        is_ours = assigned.namespaces is None and not assigned.pending  # the controller's have a digest or wait for one
+        if record is not None and is_ours and record.name == spec.name:
             return asked
         found = self._flights.find(spec)
         return found.digest if found is not None else ""
@@ -462,6 +482,15 @@ class Volumes:
 
     def _hold(self) -> None:
         self._store.hold_promised({promise.digest for promise in self._promises.values() if promise.digest})
+
+
+@contextmanager
+def _not_fatal(what: str) -> Iterator[None]:
+    """A full or faulty disk must not end the agent: others can be mounted. It is tried again with the next news."""
+    try:
+        yield
+    except CacheAgentError as error:
+        LOG.warning("%s: %s", what, error)
 
 
 def _require_view(record: Record, view: str) -> None:

@@ -22,7 +22,7 @@ def write_whole(path: str, content: bytes, *, mtime: float | None = None, mode: 
     directory. The temporary has a leading dot; `open` removes what a crash left of it."""
     directory, name = os.path.split(path)
     temporary = f"{directory}/.{name}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = open_temporary(temporary)
     try:
         try:
             write_all(fd, content)
@@ -39,6 +39,13 @@ def write_whole(path: str, content: bytes, *, mtime: float | None = None, mode: 
             os.unlink(temporary)
         raise
     sync_directory(directory)
+
+
+def open_temporary(path: str) -> int:
+    """A new file to write to. One that a crash left may be read-only already, and then only root could open it."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
 
 
 def write_all(fd: int, content: bytes | memoryview) -> None:

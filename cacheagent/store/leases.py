@@ -75,6 +75,15 @@ class Leases:
         write_whole(self._layout.lease(lease.volume_id), canonical_json(msgspec.to_builtins(lease)) + b"\n")
         self._leases[lease.volume_id] = lease
 
+    def renew(self, volume_id: str, now: float, older_than_s: float) -> bool:
+        """It is about to be mounted again, so its time begins anew if it is older than that; false without a lease."""
+        known = self._leases.get(volume_id)
+        if known is not None and abs(now - known.since) > older_than_s:
+            renewed = msgspec.structs.replace(known, since=now)
+            write_whole(self._layout.lease(volume_id), canonical_json(msgspec.to_builtins(renewed)) + b"\n")
+            self._leases[volume_id] = renewed
+        return known is not None
+
     def release(self, volume_id: str) -> None:
         """Absent is fine, and so is a file that was no lease."""
         path = self._layout.lease(volume_id)

@@ -243,6 +243,11 @@ class Store:
             self.touch(digest)
         return self.path(digest)
 
+    def renew_lease(self, volume_id: str, *, older_than_s: float) -> bool:
+        """A volume that was granted that long ago is asked for again: its grant begins anew. False without a lease."""
+        with disk_faults("a lease can't be renewed"), self._state.lock:
+            return self._state.leases.renew(volume_id, self._state.now(), older_than_s)
+
     def release(self, volume_id: str) -> None:
         """The volume is unmounted. One that has no lease is fine."""
         with disk_faults("a lease can't be removed"), self._state.lock:

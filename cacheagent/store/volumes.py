@@ -12,7 +12,7 @@ import msgspec
 
 from cacheagent.errors import UnsafeContent
 from cacheagent.model import Value, canonical_json
-from cacheagent.store.durable import sync_all, sync_directory, write_all, write_whole
+from cacheagent.store.durable import open_temporary, sync_all, sync_directory, write_all, write_whole
 from cacheagent.store.layout import Layout, digest_of, entries, is_volume_id
 from cacheagent.store.tree import READ_ONLY, link_file
 
@@ -106,13 +106,24 @@ class Promises:
 
 
 def write_progress(layout: Layout, volume_id: str, line: str) -> None:
-    """Replace the line that says how far a volume is. Not durable: the next one comes."""
+    """Replace the line that says how far a volume is. Not durable: the next one comes. One that is whole keeps its last
+    line: it is read-only."""
+    if filled_with(layout, volume_id):
+        return
     _replace(f"{layout.volume(volume_id)}/{MARKS}/{PROGRESS}", line.encode() + b"\n")
 
 
 def fill(layout: Layout, volume_id: str, digest: str, view: str) -> None:
     """Link every file of the view into the volume's directory, durably, then set the mark. May be done again after a
     crash at any point. Raises UnsafeContent, OSError."""
+    if filled_with(layout, volume_id) != digest:
+        _fill(layout, volume_id, digest, view)
+    top = layout.volume(volume_id)
+    os.chmod(f"{top}/{MARKS}", READ_ONLY)
+    os.chmod(top, READ_ONLY)
+
+
+def _fill(layout: Layout, volume_id: str, digest: str, view: str) -> None:
     source, top = f"{layout.model(digest)}/{view}", layout.volume(volume_id)
     if os.path.lexists(f"{source}/{MARKS}"):
         raise UnsafeContent(
@@ -135,8 +146,6 @@ def fill(layout: Layout, volume_id: str, digest: str, view: str) -> None:
         os.chmod(directory, READ_ONLY)
     mark = f"{top}/{MARKS}/{READY}"
     write_whole(mark, msgspec.json.encode({"digest": digest}) + b"\n", mode=_PUBLIC_FILE)
-    os.chmod(f"{top}/{MARKS}", READ_ONLY)
-    os.chmod(top, READ_ONLY)
 
 
 def filled_with(layout: Layout, volume_id: str) -> str:
@@ -182,7 +191,7 @@ def _make(directory: str) -> None:
 def _replace(path: str, content: bytes) -> None:
     directory, name = os.path.split(path)
     temporary = f"{directory}/.{name}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    fd = open_temporary(temporary)
     try:
         write_all(fd, content)
         os.fchmod(fd, _PUBLIC_FILE)

@@ -430,3 +430,119 @@ async def test_a_suspect_version_that_is_mounted_is_leased(node: Node) -> None:
         )
     )
     assert node.leased() == {"v1", "pv-1-w"}
+
+
+async def test_a_whole_volume_is_not_written_to_again(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash after the mark and before the promise is forgotten: its directories are read-only by then, and the agent
+    is not root, so the next process only forgets the promise."""
+
+    def die(self: Store, volume_id: str) -> None:
+        raise RuntimeError("the process is gone")
+
+    with monkeypatch.context() as dying:
+        dying.setattr(Store, "forget_promise", die)
+        await node.ask(wait="init")
+        await until(node.tasks[1].done)
+    node.tasks[1].exception()
+    await node.stop()
+    marks = node.root / "volumes/v1/.cacheagent"
+    before = [path.stat().st_mtime_ns for path in (marks, marks.parent)]
+    assert (marks / "ready").exists()
+    assert (node.root / "promises/v1").exists()
+    node.start()
+    await until(lambda: node.promised() == set())
+    assert [path.stat().st_mtime_ns for path in (marks, marks.parent)] == before
+    assert node.leased() == {"v1"}
+
+
+@pytest.mark.parametrize("name", ["ready", "progress"])
+async def test_what_a_crash_left_of_a_mark_is_replaced(node: Node, name: str) -> None:
+    """A temporary may be read-only already, which only root could open: it is never written into."""
+    node.transport.hold("weights.bin")
+    await node.ask(wait="init")
+    await until(lambda: node.progress() != "")
+    bystander = node.root.parent / "bystander"
+    bystander.write_bytes(b"as it was")
+    (node.root / f"volumes/v1/.cacheagent/.{name}.tmp").hardlink_to(bystander)
+    node.transport.release("weights.bin")
+    await until(lambda: node.promised() == set())
+    assert (node.root / "volumes/v1/.cacheagent/ready").exists()
+    assert bystander.read_bytes() == b"as it was"
+
+
+async def test_a_volume_that_can_not_be_written_to_ends_nothing(node: Node) -> None:
+    """Its directory is broken; others are filled all the same, by a task that goes on."""
+    node.transport.hold("weights.bin")
+    await node.ask(wait="init")
+    await until(lambda: node.progress() != "")
+    marks = node.root / "volumes/v1/.cacheagent"
+    marks.rename(node.root / "elsewhere")
+    await node.ask("v2", wait="init")
+    node.transport.release("weights.bin")
+    await until((node.root / "volumes/v2/.cacheagent/ready").exists)
+    (node.root / "elsewhere").rename(marks)
+    node.volumes.news.tell()
+    await until((marks / "ready").exists)
+    assert not node.tasks[1].done()
+
+
+async def test_a_fill_that_began_ends_with_its_version(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The volume has its lease and some files when the disk fails, and the model moves on: it is not mixed and does not
+    wait for ever."""
+    with monkeypatch.context() as failing:
+        failing.setattr("cacheagent.store.store.fill", _full_disk)
+        await node.ask(wait="init")
+        await until(lambda: node.leased() == {"v1"})
+        first = node.store.find_lease("v1")
+    assert first is not None
+    node.origins["memory://llama"].objects["config.json"] = b"{ }"
+    second = await node.flights.ensure(spec(), refresh=True)
+    assert second.digest != first.digest
+    node.volumes.news.tell()
+    await until(lambda: node.promised() == set())
+    assert (node.root / "volumes/v1/config.json").read_bytes() == b"{}"
+    assert node.store.find_lease("v1") == first
+
+
+def _full_disk(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+async def test_a_volume_that_waits_is_not_filled_with_what_its_namespace_may_not_read(node: Node) -> None:
+    """A model of the same name with other rights came in its place before the first one was here."""
+    node.volumes.assign(Assignment(models=(Assigned(spec=spec(), namespaces=("team-a",), pending="undecided"),)))
+    await node.ask(wait="init")
+    closed = Assigned(spec=spec(), namespaces=("team-b",))
+    node.volumes.assign(Assignment(models=(closed,)))
+    assert (await node.ask("theirs", namespace="team-b", wait_s=PATIENCE_S)).state == "ready"
+    await until(lambda: "may not mount" in node.progress())
+    assert "v1" not in node.leased()
+    node.volumes.assign(Assignment(models=(replace(closed, namespaces=("team-a", "team-b")),)))
+    await until(lambda: "v1" in node.leased())
+
+
+async def test_a_grant_that_is_used_late_is_not_ended_on_its_way(node: Node) -> None:
+    """The mount failed for long and is tried again: a report that is older than the mount does not take the lease."""
+    await node.ask(wait_s=PATIENCE_S)
+    await node.ask("v2")
+    long_ago = node.store._state.now() - GRANT_S - 1
+    for volume_id in ("v1", "v2"):
+        node.store._state.leases._leases[volume_id] = replace(
+            node.store._state.leases._leases[volume_id], since=long_ago
+        )
+    assert (await node.ask()).state == "ready"
+    await node.volumes.mounted(MountsReport(mounts=()))
+    assert node.leased() == {"v1"}
+    await node.stop()
+    node.start()
+    await node.volumes.mounted(MountsReport(mounts=()))
+    assert node.leased() == {"v1"}
+
+
+async def test_what_was_heard_of_in_vain_is_forgotten(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version that never was, asked for by a pod that is gone, leaves nothing behind."""
+    monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.05)
+    with pytest.raises(NotCached):
+        await node.ask(digest="sha256:" + "0" * 64)
+    node.volumes.news.tell()
+    await until(lambda: not node.volumes._heard_of)
