@@ -190,7 +190,13 @@ class Flights:
             self._ended.pop(next(iter(self._ended)))
 
 
-_LATER: Final = (("", "digest"), ("", "content_digest"), ("source", "roots"), ("source", "refused_networks"))
+_LATER: Final = (
+    ("", "digest"),
+    ("", "content_digest"),
+    ("source", "roots"),
+    ("source", "refused_networks"),
+    ("source", "plain_path"),
+)
 """Fields that came later: where they say nothing, the key is that of before them, which disks remember."""
 
 

@@ -26,6 +26,8 @@ class SourceSpec(Value):
     `include`/`exclude`: patterns on paths (see `cacheagent.select`). `roots`: directories of which one must hold the
     tree of a `file://` source, links resolved; empty for anywhere. `refused_networks`: CIDRs
     of addresses that an `https://` source is not read from, after name resolution, also where it redirects to.
+    `plain_path`: no symbolic link may lead to the tree of a `file://` or `nfs://` source from its root or mount:
+    whoever may write there could point one at what a prefix of the URI does not permit.
 
     Both URLs are shown in states, logs and records, so one that holds a secret is refused: UsageError.
     """
@@ -41,6 +43,7 @@ class SourceSpec(Value):
     exclude: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
     refused_networks: tuple[str, ...] = ()
+    plain_path: bool = False
 
     def __post_init__(self) -> None:
         for field, url in (("uri", self.uri), ("endpoint", self.endpoint)):

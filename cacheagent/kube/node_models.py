@@ -173,4 +173,8 @@ def _restrictions(model: NodeModel, policy: NodePolicy) -> dict[str, object]:
             hint="the administrator lists directories in the agent's file_roots, or uses nfs:// with a mount",
         )
     refused = (*LOCAL_NETWORKS, *policy.refused_networks) if on_demand and scheme in {"http", "https"} else ()
-    return {"roots": roots if scheme == "file" else (), "refused_networks": refused}
+    return {
+        "roots": roots if scheme == "file" else (),
+        "refused_networks": refused,
+        "plain_path": on_demand and scheme in {"file", "nfs"},
+    }

@@ -53,8 +53,9 @@ class PosixSource:
     kind = "posix"
 
     def __init__(self, spec: SourceSpec, *, mounts: Mapping[str, str], stall_limit_s: float = STALL_LIMIT_S) -> None:
-        self._root, self._name, endpoint = _place(spec.uri, mounts)
-        self._roots = spec.roots if self._name.startswith("file:") else ()
+        self._root, self._name, endpoint, mount = _place(spec.uri, mounts)
+        self._roots = (mount,) if mount else spec.roots
+        self._plain_path = spec.plain_path
         self._stall_limit_s = stall_limit_s
         self._blocking = BlockingCalls("cacheagent-posix", _THREADS)
         self.trust_domain = TrustDomain(endpoint=endpoint, credential=spec.credential)
@@ -86,7 +87,7 @@ class PosixSource:
 
     @property
     def _tree(self) -> _Tree:
-        return _Tree(self._root, self._name, self._roots)
+        return _Tree(self._root, self._name, self._roots, plain_path=self._plain_path)
 
     async def _watched(self, call: Callable[[_Steps], T]) -> T:
         steps = _Steps()
@@ -103,12 +104,14 @@ class _Steps:
 
 
 class _Tree:
-    """The blocking side. `name` stands for `root` in identities and messages. `roots`: see `SourceSpec`."""
+    """The blocking side. `name` stands for `root` in identities and messages. `roots`: of which one must hold it, none
+    for anywhere; `plain_path`: see `SourceSpec`."""
 
-    def __init__(self, root: str, name: str, roots: Sequence[str] = ()) -> None:
+    def __init__(self, root: str, name: str, roots: Sequence[str] = (), *, plain_path: bool = False) -> None:
         self._root = root
         self._name = name
         self._roots = roots
+        self._plain_path = plain_path
 
     def list(self, steps: _Steps) -> Listing:
         with _translated(self._name):
@@ -141,12 +144,17 @@ class _Tree:
         return locations
 
     def _real_root(self) -> str:
-        """Without links. Raises PolicyRefused for a tree below none of the roots."""
+        """Without links. Raises PolicyRefused for a tree below none of the roots, or behind a link that may not be."""
         real = os.path.realpath(self._root, strict=True)
         if self._roots and not any(_is_beneath(real, os.path.realpath(root)) for root in self._roots):
             raise PolicyRefused(
                 f"{self._name} lies below none of the directories that are permitted on this node",
-                hint=f"the agent's file_roots are {', '.join(self._roots)}",
+                hint=f"they are {', '.join(self._roots)}, with links resolved",
+            )
+        if self._plain_path and real not in {_joined(root, self._root) for root in self._roots or ("/",)}:
+            raise PolicyRefused(
+                f"{self._name} lies behind a symbolic link, which nobody has permitted",
+                hint="name the directory that the link points to, or ask for a ModelCache",
             )
         return real
 
@@ -261,8 +269,9 @@ def parse_mounts(text: str) -> dict[str, str]:
     return mounts
 
 
-def _place(uri: str, mounts: Mapping[str, str]) -> tuple[str, str, str]:
-    """(root directory, name for identities and messages, trust domain's endpoint) of a URI."""
+def _place(uri: str, mounts: Mapping[str, str]) -> tuple[str, str, str, str]:
+    """(root directory, name for identities and messages, trust domain's endpoint, the export's mount or nothing) of a
+    URI."""
     parts = urlsplit(uri)
     path = unquote(parts.path).rstrip("/")
     if parts.query or parts.fragment:
@@ -272,13 +281,13 @@ def _place(uri: str, mounts: Mapping[str, str]) -> tuple[str, str, str]:
     if parts.scheme == "file":
         if parts.netloc not in ("", "localhost"):
             raise UsageError(f"{uri!r} names the host {parts.netloc!r}", hint="file:///path (three slashes), or nfs://")
-        return path, f"file://{path}", "file://"
+        return path, f"file://{path}", "file://", ""
     server = parts.netloc
     for depth in range(path.count("/"), 0, -1):
         export = "/".join(path.split("/")[: depth + 1])
         directory = mounts.get(f"{server}:{export}")
         if directory is not None:
-            return directory + path[len(export) :], f"nfs://{server}{path}", f"nfs://{server}{export}"
+            return directory + path[len(export) :], f"nfs://{server}{path}", f"nfs://{server}{export}", directory
     known = ", ".join(sorted(mounts)) or "none"
     raise ConfigError(
         f"{uri!r} is on no known mount (known: {known})", hint=f"set {NFS_MOUNTS}=server:/export=/directory"
@@ -287,6 +296,14 @@ def _place(uri: str, mounts: Mapping[str, str]) -> tuple[str, str, str]:
 
 def _is_beneath(path: str, root: str) -> bool:
     return os.path.commonpath([root, path]) == root
+
+
+def _joined(root: str, path: str) -> str:
+    """`path` as it is when nothing below `root` is a link; empty for one that is not written below it."""
+    root, path = os.path.normpath(root), os.path.normpath(path)
+    if not _is_beneath(path, root):
+        return ""
+    return os.path.normpath(os.path.join(os.path.realpath(root), os.path.relpath(path, root)))
 
 
 def _pinning(status: os.stat_result) -> tuple[str, str]:

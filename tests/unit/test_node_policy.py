@@ -36,6 +36,13 @@ def test_without_any_directory_nothing_is_read(policy: NodePolicy) -> None:
         source_spec(model("file:///etc/llama", on_demand=True), policy)
 
 
+@pytest.mark.parametrize("uri", ["nfs://filer/export/team-a/llama", "file:///gpfs/public/llama"])
+def test_on_demand_trees_lie_behind_no_link(uri: str) -> None:
+    """Their rule permits a prefix, below which its tenants may write."""
+    assert source_spec(model(uri, on_demand=True), POLICY).source.plain_path
+    assert not source_spec(model(uri, on_demand=False), POLICY).source.plain_path
+
+
 def test_only_on_demand_uris_are_kept_from_addresses() -> None:
     """A ModelCache is an administrator's own, and may name a server of the cluster."""
     asked = source_spec(model("http://models.example/llama", on_demand=True), POLICY)

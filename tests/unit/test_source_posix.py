@@ -16,6 +16,7 @@ from cacheagent.errors import (
     OriginNotFound,
     OriginUnavailable,
     OriginWrong,
+    PolicyRefused,
     SourceChanged,
     UnsafeContent,
     UsageError,
@@ -214,6 +215,52 @@ async def test_nfs_names_are_the_same_on_every_node(tree: Path, tmp_path: Path) 
         PosixSource(spec, mounts={"filer:/export/other": "/x"})
     with pytest.raises(ConfigError, match="is on no known mount"):
         PosixSource(SourceSpec(uri="nfs://filer/export2/x"), mounts={"filer:/export": "/x"})
+
+
+@pytest.mark.asyncio
+async def test_a_link_in_an_export_leads_out_of_nothing(tree: Path, tmp_path: Path) -> None:
+    """Tenants write there: a link of theirs leads to no other place on the node, and, where only a prefix is permitted
+    to them, to no other directory of the export either."""
+    export = tmp_path / "export"
+    (export / "team-a/model").mkdir(parents=True)
+    (export / "team-a/model/a.bin").write_bytes(b"aaaa")
+    (export / "team-b").mkdir()
+    (export / "team-b/b.bin").write_bytes(b"bb")
+    (export / "team-a/outside").symlink_to(tree)
+    (export / "team-a/theirs").symlink_to("../team-b")
+    mount = tmp_path / "mount"
+    mount.symlink_to(export)
+
+    def source(path: str, *, plain: bool) -> PosixSource:
+        spec = SourceSpec(uri=f"nfs://filer/x/team-a/{path}", plain_path=plain)
+        return PosixSource(spec, mounts={"filer:/x": str(mount)})
+
+    for plain in (False, True):
+        assert (await source("model", plain=plain).list()).files[0].path == "a.bin"
+        with pytest.raises(PolicyRefused, match="below none of the directories"):
+            await source("outside", plain=plain).list()
+    assert (await source("theirs", plain=False).list()).files[0].path == "b.bin"
+    with pytest.raises(PolicyRefused, match="behind a symbolic link"):
+        await source("theirs", plain=True).list()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("roots", [(), ("root",), ("elsewhere", "root")])
+async def test_a_plain_path_has_no_link_below_its_root(tree: Path, tmp_path: Path, roots: tuple[str, ...]) -> None:
+    """The root itself may be one: an administrator named it."""
+    (tmp_path / "root").symlink_to(tree.parent) if roots else (tmp_path / "root").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    named = tuple(str(tmp_path / root) for root in roots)
+    top = named[-1] if named else str(tree.parent)
+    (tree.parent / "link").symlink_to("model")
+    for name, is_plain in (("model", True), ("link", False)):
+        spec = SourceSpec(uri=f"file://{top}/{name}", roots=named, plain_path=True)
+        listing = PosixSource(spec, mounts={}).list()
+        if is_plain:
+            assert len((await listing).files) == 2
+        else:
+            with pytest.raises(PolicyRefused, match="behind a symbolic link"):
+                await listing
 
 
 def test_the_table_of_mounts() -> None:
