@@ -427,6 +427,20 @@ def test_a_gate_may_ask_for_several_nodes() -> None:
     assert not scene.gates("web")
 
 
+@pytest.mark.parametrize("nodes", ["²", "9" * 5000, "-1", "many", "0"])
+@pytest.mark.parametrize("deadline", ["9" * 12 + "d", "9" * 400 + "s", "soon"])
+def test_annotations_edited_behind_the_webhook_stop_nobody(nodes: str, deadline: str) -> None:
+    """What it would have refused counts as little as possible, and other pods are seen to."""
+    scene = gated(annotations={GATE_NODES: nodes, GATE_DEADLINE: deadline})
+    scene.pod("other", "llama", gated=True)
+    scene.round()
+    assert scene.gates("web")
+    scene.later(8 * 86400.0)
+    scene.round()
+    assert not scene.gates("web")
+    assert not scene.gates("other")
+
+
 def test_a_gate_has_a_deadline() -> None:
     """The pod's own, with a warning."""
     scene = gated(annotations={GATE_DEADLINE: "10m"})

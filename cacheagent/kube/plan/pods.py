@@ -21,6 +21,10 @@ from cacheagent.quantity import Duration
 
 GATE_DEADLINE_S: Final = 1800.0
 """Where the pod names none. The same as in the webhook's documentation."""
+MOST_GATE_NODES: Final = 10000
+LONGEST_GATE_S: Final = 7 * 86400.0
+"""The webhook's own limits. Annotations can be edited after it has judged them, and one pod's must not end the plan of
+all: a time beyond the calendar, or digits that are no number, would."""
 
 
 @dataclass(slots=True)
@@ -148,13 +152,15 @@ def _plan_gate(found: PodPlan, prospect: Prospect, nodes: Mapping[str, CacheNode
 
 
 def _nodes_wanted(pod: Pod) -> int:
-    written = pod.meta.annotations.get(GATE_NODES, "1")
-    return max(1, int(written)) if written.isdigit() else 1
+    try:
+        return min(max(1, int(pod.meta.annotations.get(GATE_NODES, "1"))), MOST_GATE_NODES)
+    except ValueError:
+        return 1
 
 
 def _deadline_s(pod: Pod) -> float:
     try:
-        return float(Duration.parse(pod.meta.annotations[GATE_DEADLINE]))
+        return min(float(Duration.parse(pod.meta.annotations[GATE_DEADLINE])), LONGEST_GATE_S)
     except (KeyError, ValueError):
         return GATE_DEADLINE_S
 

@@ -343,7 +343,7 @@ def parse_pod(body: Object) -> Pod:
 def _gpus(spec: Mapping[str, Any]) -> int:
     limits = [(each.get("resources") or _NOTHING).get("limits") or _NOTHING for each in spec.get("containers") or ()]
     counts = [str(count) for each in limits for resource, count in each.items() if is_gpu(resource)]
-    return sum(int(count) for count in counts if count.isdigit())
+    return sum(int(count) for count in counts if count.isdecimal())
 
 
 def _reached(body: Object, milestone: str) -> float:
