@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 from urllib.parse import quote
 
 import aiohttp
@@ -143,10 +143,10 @@ class KubeClient:
         limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_LIMIT_S, sock_read=IDLE_LIMIT_S)
         async with self._answer(call, limit) as response:
             async for line in _lines(response, partial(self._on_received, call.verb, resource.plural)):
-                event = msgspec.json.decode(line)
-                if event["type"] == "ERROR":
-                    raise error_of_status(event["object"], call.text)
-                yield WatchEvent(event["type"], event["object"])
+                event = _decoded(line, _Event, call)
+                if event.type == "ERROR":
+                    raise error_of_status(event.object, call.text)
+                yield WatchEvent(event.type, event.object)
 
     async def create(self, resource: Resource, body: Object, *, namespace: str = "", dry_run: bool = False) -> Object:
         query = {"dryRun": "All"} if dry_run else {}
@@ -305,6 +305,13 @@ class _Page(msgspec.Struct):
 
     metadata: dict[str, Any]
     items: list[msgspec.Raw] | None = None
+
+
+class _Event(msgspec.Struct):
+    """A line of a watch."""
+
+    type: Literal["ADDED", "MODIFIED", "DELETED", "BOOKMARK", "ERROR"]
+    object: Object
 
 
 def _decoded(content: bytes | msgspec.Raw, kind: type[T], call: Call) -> T:

@@ -282,6 +282,17 @@ async def test_an_error_within_a_watch(code: int, kind: type[KubeError]) -> None
     assert seen == ["ADDED"]
 
 
+@pytest.mark.parametrize("junk", [b"<html>\n", b"{}\n", b"[]\n", b"\xff\n"])
+@pytest.mark.asyncio
+async def test_a_line_of_a_watch_that_is_no_event(junk: bytes) -> None:
+    """Whatever stands between us and the API server: it is as good as away, and nothing ends by it."""
+    seen: list[str] = []
+    async with served(streaming(line("ADDED", 1), junk)) as client:
+        with pytest.raises(KubeUnavailable, match="watch pods: the answer is no JSON"):
+            await listen(client, seen)
+    assert seen == ["ADDED"]
+
+
 @pytest.mark.asyncio
 async def test_a_watch_that_falls_silent_or_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is an end in order."""
