@@ -70,6 +70,7 @@ class NodeAgent:
         self._errors: dict[str, CacheAgentError] = {}
         self._phases: dict[tuple[str, str], str] = {}
         self._uid = ""
+        self._incarnation = ""
         self._news = News()
         self._mirror = Mirror(
             api, MODEL_CACHE_NODES, fields=f"metadata.name={name}", on_change=self._changed, keep=_essence
@@ -84,6 +85,7 @@ class NodeAgent:
         except msgspec.MsgspecError as error:
             LOG.warning("the last assignment can't be read, and is asked for again: %s", error)
         self._lookups.found = dict(self._kept.found)
+        self._incarnation = self._store.incarnation()
         self._store.expect_mounts()
         self._put_into_force()
 
@@ -211,7 +213,7 @@ class NodeAgent:
                 wanted=self._volumes.asked(),
                 evicting=self._store.evicting(),
                 usage=usage,
-                incarnation=self._store.incarnation(),
+                incarnation=self._incarnation,
                 reported_at=now_text(),
             )
         )

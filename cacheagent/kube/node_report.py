@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from cacheagent.errors import CacheAgentError, StoreError
 from cacheagent.kube.api import MODEL_CACHE_NODES, KubeApi, KubeError, KubeNotFound, KubeRefused
 from cacheagent.kube.convert import to_json
 from cacheagent.kube.names import FIELD_MANAGER_AGENT
@@ -28,7 +29,8 @@ LONGEST_RETRY_S: Final = 60.0
 
 
 class Reporter:
-    """One event loop. `look` makes the whole status; it is asked for at every `tell`, and every `PROGRESS_EVERY_S`."""
+    """One event loop. `look` makes the whole status; it is asked for at every `tell`, and every `PROGRESS_EVERY_S`. It
+    may raise StoreError, and is tried again then."""
 
     def __init__(self, api: KubeApi, name: str, look: Callable[[], Awaitable[ModelCacheNodeStatus]]) -> None:
         self._api = api
@@ -61,7 +63,7 @@ class Reporter:
                 try:
                     await self._report()
                     failures = 0
-                except KubeError as error:
+                except (KubeError, StoreError) as error:
                     self._failed(error)
                     due_s = _pause_s(failures, error)
                     failures += 1
@@ -86,7 +88,10 @@ class Reporter:
             LOG.info("the API server takes reports again")
         self._sent, self.error = status, None
 
-    def _failed(self, error: KubeError) -> None:
+    def _failed(self, error: KubeError | StoreError) -> None:
+        if isinstance(error, StoreError):  # it may come back, and who has a volume needs no report
+            LOG.warning("this node's report can't be made: %s", error)
+            return
         if isinstance(error, KubeNotFound):
             self._there = False  # it is told of when it comes back
         if self.error is None or type(self.error) is not type(error):
@@ -95,7 +100,7 @@ class Reporter:
         self.error = error
 
 
-def _pause_s(failures: int, error: KubeError) -> float:
+def _pause_s(failures: int, error: CacheAgentError) -> float:
     if isinstance(error, KubeRefused):  # somebody must change a rule
         return LONGEST_RETRY_S
     return min(FIRST_RETRY_S * 2.0 ** min(failures, 10), LONGEST_RETRY_S) * random.uniform(0.5, 1)

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec.structs import replace
 
-from cacheagent.errors import CacheAgentError, OriginUnavailable
+from cacheagent.errors import CacheAgentError, DiskFault, OriginUnavailable
 from cacheagent.kube import node_report
 from cacheagent.kube.api import MODEL_CACHE_NODES, KubeRefused, KubeUnavailable
 from cacheagent.kube.convert import status_of
@@ -36,10 +36,13 @@ class World:
         )
         self.now = ModelCacheNodeStatus(models=(NodeModelStatus(name="m", phase="fetching", bytes_done=1),))
         self.looks = 0
+        self.wrong: DiskFault | None = None
         self.reporter = Reporter(self.kube, NODE, self.look)
 
     async def look(self) -> ModelCacheNodeStatus:
         self.looks += 1
+        if self.wrong is not None:
+            raise self.wrong
         return self.now
 
     def say(self, **changes: object) -> None:
@@ -98,6 +101,18 @@ async def test_states_are_written_and_progress_is_not_yet(world: World, monkeypa
     async with world.running():
         world.say(bytes_done=9)
         await until(lambda: world.written.models[0].bytes_done == 9)
+
+
+async def test_a_disk_that_can_not_be_looked_at_ends_nothing(world: World) -> None:
+    """It is looked at again, and reported on when it answers."""
+    world.wrong = DiskFault("the disk can't be looked at")
+    async with world.running():
+        world.reporter.forget(there=True)
+        await until(lambda: world.looks > 2)
+        assert world.kube.calls["apply"] == 0
+        assert world.reporter.error is None
+        world.wrong = None
+        await until(lambda: world.kube.calls["apply"] == 1)
 
 
 async def test_changes_in_a_row_are_one_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
