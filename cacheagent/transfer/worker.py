@@ -149,8 +149,11 @@ def main() -> None:
 
     def report(message: Report) -> None:
         data = frame(message)
-        with sending:
-            channel.sendall(data)
+        try:
+            with sending:
+                channel.sendall(data)
+        except OSError:
+            os._exit(0)  # the parent is gone, and with it whoever could want to hear this
 
     connections = Connections(options.idle_timeout_s)
     tools = Tools(connections=connections, meter=SharedRate(options.shared_fd).meter(options.slot), report=report)
