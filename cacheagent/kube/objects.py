@@ -269,7 +269,6 @@ class ModelWarmupSpec(KubeValue):
     node_selector: dict[str, str] | None = None
     nodes: tuple[str, ...] = ()
     ttl_seconds: int = 86400
-    max_origin_rate_bytes_per_s: int = 0
 
 
 class ModelWarmupStatus(KubeValue):

@@ -140,7 +140,6 @@ WARMUP: Final = ModelWarmupSpec(
     node_selector={},
     nodes=("node-1",),
     ttl_seconds=3600,
-    max_origin_rate_bytes_per_s=5_000_000_000,
 )
 WARMUP_STATUS: Final = ModelWarmupStatus(
     observed_generation=1, conditions=(CONDITION,), digest=DIGEST, nodes=COUNTS, expires_at=WHEN
