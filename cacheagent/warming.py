@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from cacheagent.api.schema import Wanted, WarmState
 from cacheagent.errors import NoRoom
-from cacheagent.flights import INTEREST_S, Flights
+from cacheagent.flights import INTEREST_S, Flights, source_key
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec
 
@@ -80,8 +80,11 @@ class Warming:
         """From now on these. `afresh`: whatever failed is tried again at once; else only what is new or changed."""
         self._specs = tuple(sorted(specs, key=lambda spec: -spec.priority))
         past = self._attempts
-        for spec in past.keys() - set(self._specs):
-            self._flights.let_go(spec, KEEPER)
+        if gone := past.keys() - set(self._specs):
+            still = {source_key(spec) for spec in self._specs}
+            for spec in gone:
+                if source_key(spec) not in still:  # else it is the same download for other reasons
+                    self._flights.let_go(spec, KEEPER)
         self._attempts = {spec: past.get(spec, _Attempts()) for spec in self._specs}
         if afresh:
             for attempts in self._attempts.values():

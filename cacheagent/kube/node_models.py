@@ -133,6 +133,8 @@ def _spec(model: NodeModel, digest: str, revision: str, policy: NodePolicy) -> M
         "kind": model.kind,
         "policy": {"allow_pickle": model.policy.allow_pickle},
         "priority": model.priority,
+        # What only demand keeps here makes room for what a pod waits for, once nobody uses it.
+        "keep_warm": not model.on_demand,
         "repo_id": model.source.repo_id,
         "digest": digest,
         "content_digest": model.content_digest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from cacheagent.addresses import LOCAL_NETWORKS
 from cacheagent.assignment import Asking, Reason, permit
@@ -41,6 +42,13 @@ def test_on_demand_trees_lie_behind_no_link(uri: str) -> None:
     """Their rule permits a prefix, below which its tenants may write."""
     assert source_spec(model(uri, on_demand=True), POLICY).source.plain_path
     assert not source_spec(model(uri, on_demand=False), POLICY).source.plain_path
+
+
+def test_what_only_demand_keeps_here_makes_room() -> None:
+    """For an hour nobody may use it any more, and a pod that waits for another model must not wait for that."""
+    planned = NodeModel(name="llama", source=Source(uri="s3://b/llama"))
+    assert source_spec(planned, POLICY).keep_warm
+    assert not source_spec(replace(planned, on_demand=True), POLICY).keep_warm
 
 
 def test_only_on_demand_uris_are_kept_from_addresses() -> None:

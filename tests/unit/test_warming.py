@@ -272,3 +272,15 @@ def test_another_assignment_changes_nothing_for_what_stays() -> None:
     under_test.want([broken])
     under_test.step()
     assert flights.started[-1] == "broken"
+
+
+def test_the_same_download_for_other_reasons_goes_on() -> None:
+    """A model that only a pod wanted is planned here now: what runs is not ended and begun anew."""
+    flights = FakeFlights()
+    under_test = warming(flights, spec("llama", keep_warm=False), spec("gone"))
+    under_test.demand(spec("llama", keep_warm=False))
+    under_test.step()
+    under_test.want([spec("llama", priority=3)], afresh=False)
+    under_test.step()
+    assert flights.let_gone == {"gone"}
+    assert sorted(flights.started) == ["gone", "llama"]
