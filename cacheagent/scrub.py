@@ -83,9 +83,10 @@ class Scrub:
     async def run(self) -> Never:
         """Look again and again what is due. Cancelling it loses nothing but the place in one blob."""
         while True:
-            if self._policy.period_s > 0:
+            period_s = self._policy.period_s
+            if period_s > 0:
                 await self.scrub_due()
-            await self._sleep(LOOK_EVERY_S)
+            await self._sleep(min(LOOK_EVERY_S, period_s) if period_s > 0 else LOOK_EVERY_S)
 
     def progress(self) -> float:
         """The part of what is published that was read within the last period, by number of blobs; 1 for an empty
