@@ -71,7 +71,7 @@ class NodeAgent:
         self._phases: dict[tuple[str, str], str] = {}
         self._uid = ""
         self._incarnation = ""
-        self._demanded: set[str] = set()
+        self._demanded: set[tuple[str, str]] = set()
         self._news = News()
         self._mirror = Mirror(
             api, MODEL_CACHE_NODES, fields=f"metadata.name={name}", on_change=self._changed, keep=_essence
@@ -87,7 +87,7 @@ class NodeAgent:
             LOG.warning("the last assignment can't be read, and is asked for again: %s", error)
         self._lookups.found = dict(self._kept.found)
         self._incarnation = self._store.incarnation()
-        self._demanded = {model.name for model in self._kept.spec.models if model.on_demand}
+        self._demanded = {(model.name, model.digest) for model in self._kept.spec.models if model.on_demand}
         self._store.expect_mounts()
         self._put_into_force()
 
@@ -176,11 +176,12 @@ class NodeAgent:
         let_go = self._store.hold(spec.held, pinned)
         has_sunk = self._store.rank(priorities_of(spec, found))
         self._desired.assign(self._assignment)
-        on_demand = {model.name for model in spec.models if model.on_demand}
+        on_demand = {(model.name, model.digest) for model in spec.models if model.on_demand}
         self._demanded &= on_demand
-        for assigned in self._assignment.models:  # once: whoever goes on waiting for it asks again and again
-            if assigned.spec.name in on_demand - self._demanded and not assigned.pending:
-                self._demanded.add(assigned.spec.name)
+        for assigned in self._assignment.models:  # a version once: whoever goes on waiting for it asks again and again
+            asked = (assigned.spec.name, assigned.spec.digest)
+            if asked in on_demand - self._demanded and not assigned.pending:
+                self._demanded.add(asked)
                 self._warming.demand(assigned.spec)
         if let_go or has_sunk:
             self._warming.room_was_made()
