@@ -11,7 +11,6 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 
-from cacheagent import volumes as module
 from cacheagent.api.schema import GRANT_S, MountedPath, MountsReport, Volume, VolumeRequest
 from cacheagent.assignment import Assigned, Assignment, Reason, Refused
 from cacheagent.errors import (
@@ -28,7 +27,7 @@ from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Promise, Record, Store, StorePolicy
-from cacheagent.volumes import Volumes
+from cacheagent.volumes import ASKED, Asked, Volumes
 from cacheagent.warming import Warming
 from tests.fakes.memory import MemoryOrigin, MemoryTransport
 
@@ -160,7 +159,7 @@ async def test_a_removed_volume_gets_no_lease_from_an_answer_that_is_still_held(
 async def test_a_hold_ends_with_how_far_it_is_then(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with how far it was when the kubelet asked, two minutes ago."""
     sentences = iter(["at the beginning", "at the end"])
-    monkeypatch.setattr(module, "describe_wait", lambda *_: next(sentences))
+    monkeypatch.setattr("cacheagent.volumes.versions.describe_wait", lambda *_: next(sentences))
     node.transport.hold("weights.bin")
     assert (await node.ask(wait_s=0.2)).message == "at the end"
 
@@ -298,14 +297,14 @@ async def test_a_wrong_request_is_refused(node: Node, volume_id: str, more: dict
 async def test_what_nobody_asks_for_any_more_is_forgotten(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that was deleted before its volume was ever mounted: the kubelet says nothing of it. One that is mounted
     stays, whatever is remembered."""
-    monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.05)
+    monkeypatch.setattr("cacheagent.volumes.volumes.SWEEP_EVERY_S", 0.05)
     node.transport.hold("weights.bin")
     await node.ask()
     await node.ask("later", wait="init")
     await node.ask("mounted", wait="init")
     await node.volumes.mounted(MountsReport(mounts=(MountedPath(volume_id="mounted", path="volumes/mounted"),)))
     for volume_id in ("v1", "later", "mounted"):
-        node.volumes._heard_of[volume_id] -= GRANT_S + 1
+        node.volumes._waitlist.heard_of[volume_id] -= GRANT_S + 1
     await until(lambda: node.promised() == {"mounted"})
     assert [path.name for path in (node.root / "volumes").iterdir()] == ["mounted"]
     node.transport.release("weights.bin")
@@ -381,10 +380,10 @@ async def test_a_fill_is_done_again_after_a_crash(node: Node, monkeypatch: pytes
 async def test_what_is_asked_of_the_controller(node: Node) -> None:
     """As long as somebody asks; a refusal is raised with its own class, and asked about all the same."""
     node.volumes.assign(Assignment(open_ended=True))
-    assert (await node.ask()).message == module.ASKED
-    assert node.volumes.asked() == [module.Asked("llama", "team-a", "")]
+    assert (await node.ask()).message == ASKED
+    assert node.volumes.asked() == [Asked("llama", "team-a", "")]
     await node.ask("v2", model="", uri="https://host/m")
-    assert node.volumes.asked()[0] == module.Asked("", "team-a", "https://host/m")
+    assert node.volumes.asked()[0] == Asked("", "team-a", "https://host/m")
     refused = Refused(model="llama", namespace="team-a", error=Reason(code="refused", message="not for you"))
     node.volumes.assign(Assignment(open_ended=True, refusals=(refused,)))
     with pytest.raises(PolicyRefused, match="not for you"):
@@ -541,8 +540,8 @@ async def test_a_grant_that_is_used_late_is_not_ended_on_its_way(node: Node) -> 
 
 async def test_what_was_heard_of_in_vain_is_forgotten(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """A version that never was, asked for by a pod that is gone, leaves nothing behind."""
-    monkeypatch.setattr(module, "SWEEP_EVERY_S", 0.05)
+    monkeypatch.setattr("cacheagent.volumes.volumes.SWEEP_EVERY_S", 0.05)
     with pytest.raises(NotCached):
         await node.ask(digest="sha256:" + "0" * 64)
     node.volumes.news.tell()
-    await until(lambda: not node.volumes._heard_of)
+    await until(lambda: not node.volumes._waitlist.heard_of)
