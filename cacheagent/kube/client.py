@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import aiohttp
 import msgspec
+from aiohttp.connector import NEEDS_CLEANUP_CLOSED
 
 import cacheagent
 from cacheagent.kube.access import Access, find_access
@@ -228,9 +229,12 @@ class KubeClient:
                 await self._access.renew()
                 response = await self._sent(call, limit)
             async with response:
-                if response.status >= 400:
-                    raise error_of_answer(response.status, await response.read(), call.text)
-                yield response
+                try:
+                    if response.status >= 400:
+                        raise error_of_answer(response.status, await response.read(), call.text)
+                    yield response
+                finally:
+                    _break_off(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unavailable(error, call) from error
 
@@ -283,8 +287,18 @@ async def open_client(
     access = await find_access(kubeconfig, context)
     tls: ssl.SSLContext | bool = access.tls if access.tls is not None else True
     headers = {"User-Agent": f"cacheagent/{cacheagent.__version__}"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls), headers=headers) as session:
+    # Requests that are cancelled before their answer begins are cut by aiohttp itself, where Python needs that.
+    connector = aiohttp.TCPConnector(ssl=tls, enable_cleanup_closed=NEEDS_CLEANUP_CLOSED)
+    async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
         yield KubeClient(access, session, on_request, on_received)
+
+
+def _break_off(response: aiohttp.ClientResponse) -> None:
+    """What was not read to its end (a watch that nobody wants any more) is cut at once. aiohttp would say farewell by
+    TLS instead and wait for the server's with nobody watching, so that a program that ends then leaves its sockets
+    open."""
+    if response.connection is not None and response.connection.transport is not None:
+        response.connection.transport.abort()
 
 
 async def _lines(response: aiohttp.ClientResponse, received: Callable[[int], None]) -> AsyncIterator[bytes]:

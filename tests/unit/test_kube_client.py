@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import socket
 import ssl
 import sys
+import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -480,3 +483,44 @@ def test_an_account_without_a_token(account: Path) -> None:
     (account / "ca.crt").unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         PodAccess("10.96.0.1", "443", account)
+
+
+def serve_one_watch(listener: socket.socket, tls: Tls, done: threading.Event) -> None:
+    """A server that sends one event and then neither ends the watch nor answers a farewell."""
+    accepted, _ = listener.accept()
+    with tls.server_context().wrap_socket(accepted, server_side=True) as connection:
+        while b"\r\n\r\n" not in connection.recv(65536):
+            pass
+        event = line("ADDED", 1)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(event), event))
+        done.wait()
+
+
+def open_sockets() -> int:
+    """Of this process."""
+    links = [os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).startswith("socket:") for link in links if os.path.lexists(link))
+
+
+def test_a_watch_that_is_left_leaves_no_socket(tmp_path: Path, tls: Tls) -> None:
+    """Also when the program ends at once, and the server is in no hurry to say farewell."""
+
+    async def look(server: str) -> None:
+        authority = base64.b64encode(tls.ca_bundle.read_bytes()).decode()
+        path = write_kubeconfig(tmp_path / "config", server, {}, **{"certificate-authority-data": authority})
+        async with open_client(path) as client:
+            events = client.watch(PODS, "0")
+            assert (await anext(events)).type == "ADDED"
+            await events.aclose()
+
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        before = open_sockets()
+        server = threading.Thread(target=serve_one_watch, args=(listener, tls, done))
+        server.start()
+        try:
+            asyncio.run(look(f"https://127.0.0.1:{listener.getsockname()[1]}"))
+            assert open_sockets() == before + 1  # the server's own
+        finally:
+            done.set()
+            server.join()
