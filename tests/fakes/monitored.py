@@ -98,6 +98,7 @@ class Scene:
         """Everything that is counted happens once at least; returns when it has."""
         for node, agent in self.agents.items():
             self._download(agent)
+            self._wait_until_scraped_at_zero(node, "llama", "late")
             self._mount(node)
         self.controller.review("this is no review")
         self._start_pods()
@@ -118,6 +119,15 @@ class Scene:
         agent.ask(lambda client: client.ensure("spare", wait_s=PATIENCE_S))
         agent.ask(lambda client: client.ensure("spare", wait_s=PATIENCE_S))
         agent.ask(lambda client: client.evict("spare"))
+
+    def _wait_until_scraped_at_zero(self, node: str, *models: str) -> None:
+        """Prometheus' `increase` does not see what was counted before it first saw the series."""
+        mounts = f'cacheagent_volume_mounts_total{{node="{node}", model=~"{"|".join(models)}"}} == 0'
+        results = 2
+        wait_for(
+            lambda: len(self.prometheus.query(mounts)) == results * len(models),
+            lambda: self.prometheus.query("cacheagent_volume_mounts_total"),
+        )
 
     def _mount(self, node: str) -> None:
         """A volume that finds its model, one that waits for it and gets it, one that waits on."""
