@@ -109,6 +109,7 @@ class BlobFlights:
             claimed=staged.claimed,
             checksums=file.checksums,
             priority=tracker.transfer_priority,
+            cap=tracker.cap,
         )
         try:
             hashes = await self._transport.fetch(order, locate, on_piece)
@@ -146,7 +147,9 @@ class BlobFlights:
                 for (blob, file), location in zip(left.items(), locations, strict=True)
             ]
             try:
-                await self._transport.fetch_small(orders, source.kind, on_done, priority=tracker.transfer_priority)
+                await self._transport.fetch_small(
+                    orders, source.kind, on_done, priority=tracker.transfer_priority, cap=tracker.cap
+                )
             except LocationExpired:
                 if len(left) == before:  # fresh locations brought nothing: more of them will not either
                     raise

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -88,6 +88,7 @@ class Flights:
     def start(
         self,
         spec: ModelSpec,
+        self._limits: dict[str, int] = {}
         *,
         priority: int | None = None,
         refresh: bool = False,
@@ -122,6 +123,15 @@ class Flights:
     def jobs(self) -> list[JobStatus]:
         """Running jobs first, then the last one that ended of each model."""
         running = [job.tracker.status() for job in self._running.values()]
+                self._limit(source_key(spec))
+
+    def limit(self, limits: Mapping[ModelSpec, int]) -> None:
+        """Fetch these no faster (bytes/s) from now on, and everything else without a limit. A job that a pod waits for
+        has none: nobody's start is slower than it would be if nobody had warmed anything."""
+        before, self._limits = self._limits, {source_key(spec): rate for spec, rate in limits.items() if rate}
+        for key in before.keys() | self._limits.keys():
+            if before.get(key) != self._limits.get(key):
+                self._limit(key)
         return running + [status for key, status in self._ended.items() if key not in self._running]
 
     def job(self, spec: ModelSpec) -> JobStatus | None:
@@ -154,7 +164,7 @@ class Flights:
         key = source_key(spec)
         job = self._running.get(key)
         if job is None:
-            tracker = Tracker(spec.name, spec.source.uri, spec.priority, self._on_event)
+            tracker = Tracker(spec.name, spec.source.uri, spec.priority, self._on_event, cap=key)
             job = _Job(asyncio.create_task(self._run(key, spec, tracker), name=f"model {spec.name}"), tracker)
             # An asker may have left: its failure is in `jobs`, and must not be reported as never retrieved.
             job.task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -179,6 +189,7 @@ class Flights:
             tracker.failed(CacheAgentError(f"{spec.name}: a defect: {error!r}"[:500], hint="report it with the log"))
             raise
         finally:
+            self._limit(key)
             del self._running[key]
             self._remember(key, tracker.status())
 
@@ -186,6 +197,14 @@ class Flights:
         self._ended.pop(key, None)
         if status.finished:  # a cancelled job leaves nothing to tell
             self._ended[key] = status
+    def _limit(self, key: str) -> None:
+        """Put the limit of one model into force, as it is now."""
+        rate, job = self._limits.get(key, 0), self._running.get(key)
+        if job is not None:
+            rate = 0 if job.tracker.urgent else rate
+            job.tracker.limit_bytes_per_s = rate
+        self._transport.set_cap(key, rate)
+
         while len(self._ended) > ENDED_JOBS_KEPT:
             self._ended.pop(next(iter(self._ended)))
 
@@ -201,6 +220,7 @@ _LATER: Final = (
 
 
 def source_key(spec: ModelSpec) -> str:
+            self._transport.set_cap(key, 0)
     """64 hex digits that name *what is asked for*: everything that changes which files arrive, nothing that does not
     (the name, the priority, the pin)."""
     asked = msgspec.to_builtins(spec)

@@ -27,6 +27,10 @@ def describe_wait(job: JobStatus | None, retry_in_s: float, running: Sequence[Jo
         return f"all {size_text(job.bytes_total)} are here and are being made visible"
     if job.phase == "ready":
         return "it was here and is gone again; it is about to be fetched"
+    return _fetching(job, running) + _limit(job)
+
+
+def _fetching(job: JobStatus, running: Sequence[JobStatus]) -> str:
     others = [other for other in running if other.name != job.name and other.phase == "fetching"]
     ahead = [other for other in others if other.rate_bytes_per_s > 0]
     if job.rate_bytes_per_s <= 0 and ahead:
@@ -37,6 +41,11 @@ def describe_wait(job: JobStatus | None, retry_in_s: float, running: Sequence[Jo
     if job.rate_bytes_per_s > 0:
         return f"{_share(job)}, too early to say how long it takes"
     return f"{_share(job)}, no piece complete in the last seconds"
+
+
+def _limit(job: JobStatus) -> str:
+    """Who asks why it is so slow."""
+    return f"; its warm-up lets this node take {size_text(job.limit_bytes_per_s)}/s" if job.limit_bytes_per_s else ""
 
 
 def duration_text(seconds: float) -> str:

@@ -12,7 +12,8 @@ Phase = Literal["queued", "resolving", "reserving", "fetching", "publishing", "r
 class JobStatus(Value, forbid_unknown_fields=False):
     """One model's state at one moment. Bytes are of the whole model; `bytes_linked` were already on this node,
     `bytes_fetched` travelled in this job, `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1
-    while unknown. An older client ignores fields that a newer agent adds.
+    while unknown. `limit_bytes_per_s`: what a warm-up lets it take from the origin; 0: no limit. An older client ignores
+    fields that a newer agent adds.
     """
 
     name: str
@@ -27,6 +28,7 @@ class JobStatus(Value, forbid_unknown_fields=False):
     bytes_fetched: int = 0
     rate_bytes_per_s: float = 0.0
     eta_s: float = -1.0
+    limit_bytes_per_s: int = 0
     elapsed_s: float = 0.0
     message: str = ""
     error: str = ""

@@ -32,10 +32,14 @@ class Tracker:
         priority: int,
         on_event: Callable[[JobStatus], None],
         *,
+        cap: str = "",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.priority = priority
         self.urgent = False
+        self.cap = cap
+        """The name under which all of it is ordered, so that it can be slowed down."""
+        self.limit_bytes_per_s = 0
         self._name, self._uri = name, uri
         self._on_event = on_event
         self._now = now
@@ -115,6 +119,7 @@ class Tracker:
             hint=self._error.hint if self._error else "",
             path=self._path,
         )
+            limit_bytes_per_s=self.limit_bytes_per_s,
 
     def _has_begun(self, total: int) -> bool:
         """The first files are small, and would make an estimate of days."""

@@ -23,7 +23,8 @@ class BlobOrder(Value):
     """One file to bring to `target`, which exists with its full size (preallocated) when `fetch` is called.
 
     `claimed`: piece index -> blake3, what the journal says is there already: re-hashed before it is believed.
-    `priority`: larger goes first; a waiting pod overtakes background work.
+    `priority`: larger goes first; a waiting pod overtakes background work. `cap`: the name of the cap that it has with
+    others of the same job (see `Transport.set_cap`); empty: none.
     """
 
     blob_id: str
@@ -33,6 +34,7 @@ class BlobOrder(Value):
     claimed: dict[int, str] = {}
     checksums: tuple[Checksum, ...] = ()
     priority: int = 0
+    cap: str = ""
 
 
 class SmallOrder(Value):
@@ -69,7 +71,7 @@ class Transport(Protocol):
         """Bring one blob to disk."""
 
     async def fetch_small(
-        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0
+        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""
     ) -> None:
         """Bring many small blobs to disk; `on_done` is called as batches finish. An expired location is reported as
         `LocationExpired`; what was done before an error has been handed to `on_done`."""
@@ -77,6 +79,10 @@ class Transport(Protocol):
     def raise_priority(self, blobs: Collection[str], priority: int) -> None:
         """Somebody waits for these blobs: what is under way or queued for them counts at least this much from now on.
         Blobs that nobody fetches are ignored."""
+
+    def set_cap(self, name: str, bytes_per_s: int) -> None:
+        """All that is ordered under this name comes no faster than this together, from now on, also what is under way;
+        0: no limit. To be set back when nobody orders under it any more."""
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         """BLAKE3 of pieces at rest: index -> hex. Raises DiskFault."""

@@ -18,7 +18,7 @@ from cacheagent.transfer.orders import FetchPiece, FetchSmall, Rehash
 from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.process import Work, Worker, WorkerLost, wait_out
 from cacheagent.transfer.race import Hedge
-from cacheagent.transfer.schedule import Queue, find_victims, is_overdue
+from cacheagent.transfer.schedule import SLOWEST_BYTES_PER_S, Queue, find_victims, is_overdue
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class WorkerGroup:
         now = self._loop.time()
         full: set[Origin] = set()
         for job in self._queue:
-            while job.origin not in full and job.waiting:
+            while job.origin not in full and job.waiting and job.room:
                 connections = job.origin.capacity(now)
                 if connections == 0:
                     full.add(job.origin)
@@ -97,7 +97,7 @@ class WorkerGroup:
                 worker = self._freest()
                 if worker is None:
                     return
-                self._launch(job, worker, now, min(connections, worker.free_threads))
+                self._launch(job, worker, now, min(connections, job.room, worker.free_threads))
 
     def forget_stuck(self) -> None:
         """At the very end: let go of workers that could not be ended."""
@@ -127,6 +127,7 @@ class WorkerGroup:
             work_id=self._setting.next_number(),
         )
         _occupy(flight.origin, worker, unit.slots)
+        _count(job, unit.slots)
         self._flights.add(flight)
         task = self._loop.create_task(self._fly(job, flight), name=f"transfer of {job.name(unit)}")
         job.tasks.add(task)
@@ -152,6 +153,7 @@ class WorkerGroup:
             return
         self._flights.discard(flight)
         _release(flight.origin, flight.worker, flight.unit.slots)
+        _count(flight.job, -flight.unit.slots)
         if flight.hedge is not None:
             _release(flight.origin, flight.hedge.worker, 1)
         self.pump()
@@ -217,9 +219,18 @@ class WorkerGroup:
             for asked in worker.asked:
                 if asked.cancelling is not None:
                     continue
-                if is_overdue(now, asked.asked_at, worker.alive_at, _length(asked.work), idle_timeout_s):
+                length = self._allowed(asked.work)
+                if is_overdue(now, asked.asked_at, worker.alive_at, length, idle_timeout_s):
                     log.warning("transfer worker %d shows no sign of life: its order is cancelled", worker.pid)
                     worker.cancel(asked.work.id)
+
+    def _allowed(self, work: Work) -> float:
+        """Bytes that would take as long as an order may: its own, and what its cap holds up."""
+        length = _length(work)
+        flight = next((flight for flight in self._flights if flight.work_id == work.id), None)
+        if flight is None or flight.job.cap is None:
+            return length
+        return length + flight.job.cap.delay_s(length) * SLOWEST_BYTES_PER_S
 
     def _make_way(self, now: float) -> None:
         """Something urgent does not wait for something that is not urgent and lasts: the first that waits at an origin
@@ -228,7 +239,7 @@ class WorkerGroup:
         seen: set[Origin] = set()
         for job in self._queue:
             origin = job.origin
-            if not job.waiting or origin in seen or origin.is_down or now < origin.paused_until:
+            if not (job.waiting and job.room) or origin in seen or origin.is_down or now < origin.paused_until:
                 continue
             seen.add(origin)
             full = origin.capacity(now) == 0
@@ -258,6 +269,11 @@ def _occupy(origin: Origin, worker: Worker, connections: int) -> None:
 def _release(origin: Origin, worker: Worker, connections: int) -> None:
     origin.in_flight -= connections
     worker.used_threads -= connections
+
+
+def _count(job: AnyJob, connections: int) -> None:
+    if job.cap is not None:
+        job.cap.in_flight += connections
 
 
 def _length(work: Work) -> int:

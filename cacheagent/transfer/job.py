@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from cacheagent.errors import TargetAbandoned
+from cacheagent.transfer.caps import NO_LIMIT, Cap
 from cacheagent.transfer.config import TransferConfig
 from cacheagent.transfer.observer import TransferObserver
 from cacheagent.transfer.orders import Failed, FetchPiece, Report
@@ -93,6 +94,8 @@ class Job(Generic[U]):
     """Whether a unit takes as long as a whole file, so that something urgent can't wait for its end."""
     blobs: frozenset[str] = frozenset()
     """What it brings."""
+    cap: Cap | None = None
+    """That of what it brings, if any; set before it is in a queue."""
 
     def __init__(self, setting: Setting, origin: Origin, priority: int, outcome: asyncio.Future[None]) -> None:
         self.origin = origin
@@ -111,6 +114,16 @@ class Job(Generic[U]):
     def waiting(self) -> int:
         """How many units could start now."""
         return 0 if self.outcome.done() else len(self._pending)
+
+    @property
+    def room(self) -> int:
+        """How many connections more its cap lets it use."""
+        return NO_LIMIT if self.cap is None else self.cap.room
+
+    @property
+    def cap_number(self) -> int:
+        """For orders."""
+        return 0 if self.cap is None else self.cap.number
 
     def take(self, connections: int) -> U:
         """The next unit, which uses at most so many connections (at least one)."""

@@ -41,8 +41,8 @@ class PieceHash(Value):
 class FetchPiece(Value, tag="piece"):
     """Receive one range and write it at the same offset of `target` (which exists with its full size). `cuts`: absolute
     offsets strictly inside the range at which CRC segments end (multipart boundaries). `write_at`: differs from
-    `offset` only
-    for a hedge, which writes into a scratch file from 0.
+    `offset` only for a hedge, which writes into a scratch file from 0. `cap`: the number of the cap that its bytes have
+    beside everybody's (see `rate`); 0: none.
     """
 
     id: int
@@ -55,6 +55,7 @@ class FetchPiece(Value, tag="piece"):
     file_size: int
     crcs: tuple[CrcAlgorithm, ...] = ()
     cuts: tuple[int, ...] = ()
+    cap: int = 0
 
 
 class SmallItem(Value):
@@ -71,17 +72,19 @@ class SmallItem(Value):
 
 class FetchSmall(Value, tag="small"):
     """A batch of small files. One report for all; the first failure ends the batch (files done before it are
-    reported).
+    reported). `cap`: as for a piece.
     """
 
     id: int
     items: tuple[SmallItem, ...]
+    cap: int = 0
 
 
 class FetchStream(Value, tag="stream"):
     """Fetch a file whose whole-file hash is serial (SHA-1, SHA-256, composites of them): ranges are received by `lanes`
     threads of one worker and hashed in offset order within a bounded window. Pieces in `claimed` (index -> blake3) are
     on disk already: they are read back, checked and hashed instead of fetched; one that does not match is fetched.
+    `cap`: as for a piece.
     """
 
     id: int
@@ -93,6 +96,7 @@ class FetchStream(Value, tag="stream"):
     claimed: dict[int, str] = {}
     crcs: tuple[CrcAlgorithm, ...] = ()
     cuts: tuple[int, ...] = ()
+    cap: int = 0
 
 
 class Rehash(Value, tag="rehash"):

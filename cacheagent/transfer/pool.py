@@ -20,6 +20,7 @@ from cacheagent.model import FileHashes
 from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, PieceOrigin, SmallOrder
 from cacheagent.transfer.blob import Pieces
+from cacheagent.transfer.caps import Cap, Caps
 from cacheagent.transfer.concurrency import FixedLimit
 from cacheagent.transfer.config import TransferConfig
 from cacheagent.transfer.group import WorkerGroup
@@ -73,9 +74,11 @@ class WorkerPool:
         self._outcomes: set[asyncio.Future[None]] = set()
         self._slots = count()
         self._shared: SharedRate | None = None
+        self._caps: Caps | None = None
 
     async def __aenter__(self) -> Self:
         self._shared = SharedRate.create(MOST_SLOTS, self.config.ingress_cap_bytes_per_s)
+        self._caps = Caps(self._shared)
         self._group(HTTP_GROUP).start_workers()
         return self
 
@@ -106,16 +109,17 @@ class WorkerPool:
         """
         if order.size_bytes == 0:
             return FileHashes(pieces=(), verified_by=check_bytes(order.target, order.checksums, b""))
-        self._require_open()
+        caps = self._require_open()
         asked_at = asyncio.get_running_loop().time()
         located = Located(location=await locate(), asked_at=asked_at)
         await in_thread(partial(remove_scratch_files, order.target))
         pieces = Pieces(order, on_piece)
         outcome = self._new_outcome()
-        if needs_serial(order.checksums):
-            whole = await self._stream(located, locate, pieces, outcome)
-        else:
-            whole = await self._piece_by_piece(located, locate, pieces, outcome)
+        with caps.use(order.cap) as cap:
+            if needs_serial(order.checksums):
+                whole = await self._stream(located, locate, pieces, outcome, cap)
+            else:
+                whole = await self._piece_by_piece(located, locate, pieces, outcome, cap)
         return await in_thread(partial(pieces.judge, display_name(located.location), whole))
 
     async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> None:
@@ -132,7 +136,7 @@ class WorkerPool:
         await self._carry_out(group, [job], outcome)
 
     async def fetch_small(
-        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0
+        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""
     ) -> None:
         """See Transport."""
         mountinfo = read_mountinfo() if any(isinstance(order.location, PathLocation) for order in orders) else ""
@@ -140,16 +144,25 @@ class WorkerPool:
         for order in orders:
             at_origin[origin_key(order.location, mountinfo)].append(order)
         for key, some in at_origin.items():
-            self._require_open()
+            caps = self._require_open()
             call = SmallCall(orders=some, source_kind=source_kind, priority=priority, on_done=on_done)
             outcome = self._new_outcome()
             job = SmallJob(self._setting, self._origin(key), call, outcome)
-            await self._carry_out(self._group(group_key(some[0].location, key)), [job], outcome)
+            with caps.use(cap) as job.cap:
+                await self._carry_out(self._group(group_key(some[0].location, key)), [job], outcome)
 
     def raise_priority(self, blobs: Collection[str], priority: int) -> None:
         """See Transport."""
         for group in self._groups.values():
             group.raise_priority(blobs, priority)
+
+    def set_cap(self, name: str, bytes_per_s: int) -> None:
+        """See Transport."""
+        if self._shared is None or self._caps is None:
+            return
+        self._caps.set(name, bytes_per_s)
+        for group in self._groups.values():
+            group.pump()
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         """See Transport."""
@@ -189,20 +202,22 @@ class WorkerPool:
         shared.close()
 
     async def _stream(
-        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None]
+        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None], cap: Cap | None
     ) -> dict[str, str]:
         group, origin, _ = self._place(located.location)
         job = StreamJob(self._setting, origin, located, pieces, outcome)
+        job.cap = cap
         job.relocate_with(locate)
         await self._carry_out(group, [job], outcome)
         return job.whole
 
     async def _piece_by_piece(
-        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None]
+        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None], cap: Cap | None
     ) -> dict[str, str]:
         """Claims are proved while the rest travels already; what turns out wrong travels too."""
         group, origin, disk = self._place(located.location)
         job = PieceJob(self._setting, origin, located, pieces, outcome)
+        job.cap = cap
         job.relocate_with(locate)
         job.want(pieces.unclaimed())
         jobs: list[AnyJob] = [job]
@@ -274,9 +289,10 @@ class WorkerPool:
         )
         return Worker(launch, on_end)
 
-    def _require_open(self) -> None:
-        if self._shared is None:
+    def _require_open(self) -> Caps:
+        if self._shared is None or self._caps is None:
             raise _closed()
+        return self._caps
 
     @staticmethod
     def _new_outcome() -> asyncio.Future[None]:

@@ -162,6 +162,7 @@ class PieceJob(FileJob):
             file_size=self.order.size_bytes,
             crcs=self.pieces.crcs,
             cuts=self.pieces.cuts(unit.index),
+            cap=self.cap_number,
         )
         first: Report | WorkerLost
         try:
@@ -225,6 +226,7 @@ class StreamJob(FileJob):
             claimed=self.pieces.claimed | self.pieces.proved(),
             crcs=self.pieces.crcs,
             cuts=self.pieces.all_cuts(),
+            cap=self.cap_number,
         )
 
         def on_part(part: StreamPiece) -> None:

@@ -93,7 +93,7 @@ def chunks(indexes: Sequence[int], size: int) -> list[tuple[int, ...]]:
     return [tuple(indexes[start : start + size]) for start in range(0, len(indexes), size)]
 
 
-def is_overdue(now: float, asked_at: float, worker_alive_at: float, length: int, idle_timeout_s: float) -> bool:
+def is_overdue(now: float, asked_at: float, worker_alive_at: float, length: float, idle_timeout_s: float) -> bool:
     """Whether an order has to be taken for hung: its worker has shown no sign of life (bytes, reports) for twice the
     time after which it should have given up by itself, or the order runs longer than its bytes could take.
     """

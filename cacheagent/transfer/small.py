@@ -128,7 +128,7 @@ class _Batch:
         return True
 
     def _ask_ahead(self, connection: Connection, asked: deque[Request], waiting: deque[SmallItem]) -> None:
-        """Keep a few requests on their way, in one call; each waits for its share of the ingress cap."""
+        """Keep a few requests on their way, in one call; each waits for its share of the caps."""
         if len(asked) > self._ahead // 2:
             return
         sent = []
@@ -138,8 +138,7 @@ class _Batch:
             request = make_request(item.location)
             if request.endpoint != connection.endpoint:
                 break
-            if wait_s := self._tools.meter.reserve(item.size_bytes):
-                self._running.sleep(wait_s)
+            self._tools.meter.wait_for(item.size_bytes, self._running.sleep)
             sent.append(request.whole())
             asked.append(request)
         if sent:

@@ -80,7 +80,7 @@ class SmallJob(RemoteJob[Batch]):
             for order in flight.unit.orders
         )
         try:
-            return await flight.worker.ask(FetchSmall(id=flight.work_id, items=items))
+            return await flight.worker.ask(FetchSmall(id=flight.work_id, items=items, cap=self.cap_number))
         except TargetAbandoned:
             for item in items:  # the next try makes new ones; who hangs writes into files that have no name any more
                 with contextlib.suppress(FileNotFoundError):

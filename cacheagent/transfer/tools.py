@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, Self
 
 from cacheagent.location import HttpLocation, PathLocation
@@ -27,6 +27,10 @@ class Tools:
     connections: Connections
     meter: Meter
     report: Callable[[Report], None]
+
+    def within(self, cap: int) -> Tools:
+        """For an order whose bytes have a cap of their own (0: they have none)."""
+        return replace(self, meter=self.meter.within(cap)) if cap else self
 
 
 class ByteRange(Protocol):

@@ -107,7 +107,7 @@ class Worker:
         with self._lock:
             self._running[order.id] = running
         if isinstance(order, FetchStream):
-            stream = Stream(order, running, self._tools)
+            stream = Stream(order, running, self._tools.within(order.cap))
             for _ in range(order.lanes):
                 self._threads.submit(partial(self._answer, running, stream.work))
         else:
@@ -127,11 +127,11 @@ class Worker:
             running.require_wanted()
             match order:
                 case FetchPiece():
-                    return fetch_piece(order, running, self._tools, buffer)
+                    return fetch_piece(order, running, self._tools.within(order.cap), buffer)
                 case Rehash():
                     return rehash(order, running, self._tools, buffer)
                 case FetchSmall():
-                    return fetch_small(order, running, self._tools, buffer)
+                    return fetch_small(order, running, self._tools.within(order.cap), buffer)
                 case _:
                     assert_never(order)
         except Exception as error:

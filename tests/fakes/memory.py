@@ -75,6 +75,7 @@ class MemoryTransport:
         self.pieces: Counter[str] = Counter()
         self.priorities: dict[str, int] = {}
         self.raised: list[tuple[int, int]] = []
+        self.caps: dict[str, int] = {}
         self.failures: dict[str, list[Exception]] = {}
         self._gates: dict[str, asyncio.Event] = {}
         self._started: dict[str, asyncio.Event] = {}
@@ -108,7 +109,7 @@ class MemoryTransport:
         return FileHashes(pieces=tuple(pieces))
 
     async def fetch_small(
-        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0
+        self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""
     ) -> None:
         for order in orders:
             content = await self._arrive(order.location)
@@ -118,6 +119,9 @@ class MemoryTransport:
 
     def raise_priority(self, blobs: Collection[str], priority: int) -> None:
         self.raised.append((len(blobs), priority))
+
+    def set_cap(self, name: str, bytes_per_s: int) -> None:
+        self.caps[name] = bytes_per_s
 
     async def rehash(self, target: str, size_bytes: int, indexes: Sequence[int]) -> dict[int, str]:
         content = Path(target).read_bytes()

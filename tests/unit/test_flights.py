@@ -395,3 +395,35 @@ async def test_fields_that_came_later_change_no_key() -> None:
     """Disks remember what requests were resolved to by these keys."""
     assert source_key(tree("m")) == "eca92d9103a95423cfe7ec0492af19fdc697c1a75347e46d83527e2ba2cc5daf"
     assert source_key(msgspec.structs.replace(tree("m"), digest="sha256:" + "0" * 64)) != source_key(tree("m"))
+
+
+async def test_a_limit_holds_for_what_runs_and_what_comes_and_for_nobody_who_waits(root: Path) -> None:
+    """It is the transport's under the job's own name; a pod that waits lifts it, and nothing of it stays behind."""
+    async with node(root, a=MemoryOrigin({"x": large(1)}), b=MemoryOrigin({"y": large(2)})) as here:
+        slow, other = tree("m", "memory://a"), tree("n", "memory://b")
+        here.transport.hold("x")
+        here.transport.hold("y")
+        here.flights.limit({slow: 500})
+        here.flights.start(slow)
+        here.flights.start(other)
+        await here.transport.wait_until_started("x")
+        await here.transport.wait_until_started("y")
+        assert (here.transport.caps[source_key(slow)], limit_of(here, slow), limit_of(here, other)) == (500, 500, 0)
+        here.flights.limit({slow: 200, other: 100})
+        assert (here.transport.caps[source_key(slow)], here.transport.caps[source_key(other)]) == (200, 100)
+        here.flights.start(slow, urgent=True)
+        assert (here.transport.caps[source_key(slow)], limit_of(here, slow)) == (0, 0)
+        here.flights.limit({slow: 300})
+        assert (here.transport.caps[source_key(slow)], here.transport.caps[source_key(other)]) == (0, 0)
+        assert (limit_of(here, slow), limit_of(here, other)) == (0, 0)
+        here.flights.limit({slow: 300, other: 100})
+        here.transport.release("x")
+        here.transport.release("y")
+        await asyncio.gather(here.flights.ensure(slow), here.flights.ensure(other))
+        assert set(here.transport.caps.values()) == {0}
+
+
+def limit_of(here: Node, spec: ModelSpec) -> int:
+    job = here.flights.job(spec)
+    assert job is not None
+    return job.limit_bytes_per_s

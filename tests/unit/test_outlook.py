@@ -17,6 +17,7 @@ def job(phase: str = "fetching", name: str = "llama", **more: Any) -> JobStatus:
 
 MOVING = job(bytes_total=141_000_000_000, bytes_fetched=52_170_000_000, rate_bytes_per_s=1.1e9, eta_s=80.2)
 BEGUN = job(bytes_total=141_000_000_000, bytes_fetched=6_000, rate_bytes_per_s=3_000.0)
+SLOWED = job(bytes_total=2_000_000, bytes_fetched=10**6, rate_bytes_per_s=5e4, eta_s=20, limit_bytes_per_s=50_000)
 STUCK = job(bytes_total=141_000_000_000)
 OTHER = job(name="qwen", bytes_total=5, rate_bytes_per_s=5.0)
 FAILED = job("failed", message="bucket/m: 403", error="forbidden", hint="name a credential that may read it")
@@ -30,6 +31,7 @@ FAILED = job("failed", message="bucket/m: 403", error="forbidden", hint="name a 
         (job("resolving"), 0.0, [], "its source is being listed"),
         (job("reserving", bytes_total=2_000_000), 0.0, [], "room is being made for 2 MB"),
         (MOVING, 0.0, [MOVING], "37 %, 52.2 of 141 GB, about 80 s left"),
+        (SLOWED, 0.0, [SLOWED], "50 %, 1 of 2 MB, about 20 s left; its warm-up lets this node take 50 KB/s"),
         (BEGUN, 0.0, [BEGUN], "0 %, 6 KB of 141 GB, too early to say how long it takes"),
         (STUCK, 0.0, [STUCK], "0 %, 0 B of 141 GB, no piece complete in the last seconds"),
         (STUCK, 0.0, [STUCK, OTHER], "0 %, 0 B of 141 GB, queued behind qwen (1 download runs)"),

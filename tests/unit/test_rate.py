@@ -33,9 +33,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_without_a_cap_nobody_waits_and_nothing_is_sliced() -> None:
     """The common case costs one look at the memory."""
     shared = SharedRate.create(1)
-    assert shared.cap_bytes_per_s == 0
-    assert shared.reserve(1 << 40) == 0.0
-    assert shared.reserve(1 << 40) == 0.0
+    assert shared.whole.bytes_per_s == 0
+    assert shared.whole.reserve(1 << 40) == 0.0
+    assert shared.whole.reserve(1 << 40) == 0.0
     meter = shared.meter(0)
     view = memoryview(bytearray(1 << 20))
     assert [len(part) for part in meter.pace(view, lambda _: pytest.fail("nobody waits"))] == [1 << 20]
@@ -44,14 +44,14 @@ def test_without_a_cap_nobody_waits_and_nothing_is_sliced() -> None:
 
 def test_reservations_follow_one_another(shared: SharedRate, clock: list[int]) -> None:
     """Each waits for the time that all before it need; what came late may be caught up for 10 ms only."""
-    assert shared.reserve(2_000_000) == 0.0  # 10 ms of the cap, out of the burst
-    assert shared.reserve(2_000_000) == 0.0
-    assert shared.reserve(20_000_000) == pytest.approx(0.01)
-    assert shared.reserve(1) == pytest.approx(0.11)
+    assert shared.whole.reserve(2_000_000) == 0.0  # 10 ms of the cap, out of the burst
+    assert shared.whole.reserve(2_000_000) == 0.0
+    assert shared.whole.reserve(20_000_000) == pytest.approx(0.01)
+    assert shared.whole.reserve(1) == pytest.approx(0.11)
     clock[0] += SECOND_NS
-    assert shared.reserve(1) == 0.0
-    assert shared.reserve(200_000_000) == 0.0
-    assert shared.reserve(1) == pytest.approx(1.0 - BURST_NS / SECOND_NS)
+    assert shared.whole.reserve(1) == 0.0
+    assert shared.whole.reserve(200_000_000) == 0.0
+    assert shared.whole.reserve(1) == pytest.approx(1.0 - BURST_NS / SECOND_NS)
 
 
 def test_over_any_second_the_cap_holds_within_three_percent(shared: SharedRate, clock: list[int]) -> None:
@@ -59,7 +59,7 @@ def test_over_any_second_the_cap_holds_within_three_percent(shared: SharedRate, 
     cap = 200_000_000
     taken: list[tuple[int, int]] = []
     for number in range(4000):
-        wait_s = shared.reserve(LARGEST_SLICE_BYTES)
+        wait_s = shared.whole.reserve(LARGEST_SLICE_BYTES)
         clock[0] += int(wait_s * 1e9) + number % 7 * 300_000
         taken.append((clock[0], LARGEST_SLICE_BYTES))
         if number % 500 == 499:
@@ -73,13 +73,13 @@ def test_over_any_second_the_cap_holds_within_three_percent(shared: SharedRate, 
 
 def test_slices_are_ten_milliseconds_of_the_cap(shared: SharedRate) -> None:
     """Within bounds: a slow cap isn't quantized by large slices, a fast one isn't all bookkeeping."""
-    assert shared.slice_bytes == LARGEST_SLICE_BYTES
-    shared.set_cap(10_000_000)
-    assert shared.slice_bytes == 100_000
-    shared.set_cap(1)
-    assert shared.slice_bytes == SMALLEST_SLICE_BYTES
-    shared.set_cap(0)
-    assert shared.slice_bytes == 0
+    assert shared.whole.slice_bytes == LARGEST_SLICE_BYTES
+    shared.whole.set(10_000_000)
+    assert shared.whole.slice_bytes == 100_000
+    shared.whole.set(1)
+    assert shared.whole.slice_bytes == SMALLEST_SLICE_BYTES
+    shared.whole.set(0)
+    assert shared.whole.slice_bytes == 0
 
 
 def test_a_meter_paces_and_counts_what_was_filled(shared: SharedRate) -> None:
@@ -105,14 +105,14 @@ def test_processes_share_the_schedule_and_one_that_dies_holds_nothing() -> None:
         "import fcntl, os, signal, sys\n"
         "from cacheagent.transfer.rate import SharedRate\n"
         "shared = SharedRate(int(sys.argv[1]))\n"
-        "shared.reserve(1_000_000)\n"
+        "shared.whole.reserve(1_000_000)\n"
         "shared.meter(0).count_received(42)\n"
         "fcntl.lockf(shared.fd, fcntl.LOCK_EX)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(shared.fd)], pass_fds=(shared.fd,), check=False, timeout=60)
     assert shared.received_bytes(0) == 42
-    assert shared.reserve(60_000_000) <= 1.0
-    assert shared.reserve(1) > 50.0  # the child's second, if it isn't over, and ours
+    assert shared.whole.reserve(60_000_000) <= 1.0
+    assert shared.whole.reserve(1) > 50.0  # the child's second, if it isn't over, and ours
     os.fstat(shared.fd)
     shared.close()
