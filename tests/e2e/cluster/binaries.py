@@ -45,6 +45,7 @@ class Binaries(msgspec.Struct, frozen=True, kw_only=True):
     kubelet: Path
     helm: Path
     csi_sanity: Path
+    prometheus: Path
     kubectl: Path
 
 
