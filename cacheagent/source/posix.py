@@ -2,7 +2,8 @@
 disk).
 
 `nfs://` names a tree the same way on every node; a table says where this node has the export mounted. Identity is
-path, size and mtime (ns): all nodes must see the same filesystem. Nothing outside the root is ever followed. A
+path, size and mtime (ns): all nodes must see the same filesystem. Nothing outside the root is ever followed: a path is
+resolved, judged, and then opened by a door that follows no link at all, whatever is put there meanwhile. A
 `SHA256SUMS` in the root gives checksums.
 
 Blocking calls run in daemon threads; a file server that hangs (calls in uninterruptible sleep) costs a left-behind
@@ -16,7 +17,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from cacheagent.errors import (
@@ -33,6 +34,7 @@ from cacheagent.errors import (
 )
 from cacheagent.location import Location, PathLocation
 from cacheagent.model import Checksum, RemoteFile, TrustDomain
+from cacheagent.nolinks import LinkInTheWay, look_at, open_plainly, opened_plainly
 from cacheagent.source.base import Listing
 from cacheagent.source.blocking import BlockingCalls
 from cacheagent.source.sums import SUMS_LIMIT_BYTES, SUMS_NAME, parse_sums
@@ -126,12 +128,12 @@ class _Tree:
         with _translated(self._name):
             real_root = self._real_root()
         location = self._locate_one(real_root, file)
-        with _translated(f"{self._name}/{file.path}"):
-            descriptor = os.open(location.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-            with open(descriptor, "rb") as stream:
-                body = stream.read(file.size_bytes + 1)
-                if _pinning(os.fstat(descriptor)) != _pinning_of(file) or len(body) != file.size_bytes:
-                    raise self._changed(file)
+        with _translated(f"{self._name}/{file.path}"), _opened(location.path) as stream:
+            self._require_listed(os.fstat(stream.fileno()), file)
+            body = stream.read(file.size_bytes + 1)
+            self._require_listed(os.fstat(stream.fileno()), file)
+        if len(body) != file.size_bytes:
+            raise self._changed(file)
         return body
 
     def locate(self, files: Sequence[RemoteFile], steps: _Steps) -> Sequence[Location]:
@@ -162,12 +164,15 @@ class _Tree:
         pending = [(real_root, "", frozenset((real_root,)))]
         while pending:
             directory, prefix, above = pending.pop()
-            with os.scandir(directory) as entries:
+            with opened_plainly(directory, os.O_RDONLY | os.O_DIRECTORY) as here, os.scandir(here) as entries:
                 for entry in entries:
                     steps.count += 1
-                    path = prefix + entry.name
-                    real = self._beneath(real_root, entry.path, path) if entry.is_symlink() else entry.path
-                    status = os.stat(real, follow_symlinks=False)
+                    path, real = prefix + entry.name, os.path.join(directory, entry.name)
+                    if entry.is_symlink():
+                        real = self._beneath(real_root, real, path)
+                        status = look_at(real)
+                    else:
+                        status = entry.stat(follow_symlinks=False)
                     if stat.S_ISDIR(status.st_mode):
                         if real in above:
                             raise UnsafeContent(f"{self._name}/{path} is a link to a directory that it is in")
@@ -190,10 +195,13 @@ class _Tree:
         place = os.path.join(real_root, file.path)
         with _translated(f"{self._name}/{file.path}"):
             real = self._beneath(real_root, place, file.path)
-            status = os.stat(real, follow_symlinks=False)
+            status = look_at(real)
+        self._require_listed(status, file)
+        return PathLocation(path=real, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+
+    def _require_listed(self, status: os.stat_result, file: RemoteFile) -> None:
         if not stat.S_ISREG(status.st_mode) or _pinning(status) != _pinning_of(file):
             raise self._changed(file)
-        return PathLocation(path=real, size_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
     def _file(self, path: str, status: os.stat_result, sums: Mapping[str, str]) -> RemoteFile:
         size, mtime_ns = _pinning(status)
@@ -203,7 +211,7 @@ class _Tree:
 
     def _sums(self, real_root: str) -> dict[str, str]:
         where = f"{self._name}/{SUMS_NAME}"
-        with open(self._beneath(real_root, os.path.join(real_root, SUMS_NAME), SUMS_NAME), "rb") as stream:
+        with _opened(self._beneath(real_root, os.path.join(real_root, SUMS_NAME), SUMS_NAME)) as stream:
             body = stream.read(SUMS_LIMIT_BYTES + 1)
         if len(body) > SUMS_LIMIT_BYTES:
             raise OriginWrong(f"{where} is longer than {SUMS_LIMIT_BYTES} bytes")
@@ -240,6 +248,8 @@ may pass."""
 
 
 def _translate(error: OSError, name: str) -> CacheAgentError:
+    if isinstance(error, LinkInTheWay):
+        return SourceChanged(f"{name}: {error.strerror} a moment ago", hint="resolve again")
     code = error.errno or 0
     if code in _ERRORS:
         kind, says, hint = _ERRORS[code]
@@ -292,6 +302,10 @@ def _place(uri: str, mounts: Mapping[str, str]) -> tuple[str, str, str, str]:
     raise ConfigError(
         f"{uri!r} is on no known mount (known: {known})", hint=f"set {NFS_MOUNTS}=server:/export=/directory"
     )
+
+
+def _opened(real: str) -> BinaryIO:
+    return open(real, "rb", opener=open_plainly)
 
 
 def _is_beneath(path: str, root: str) -> bool:

@@ -40,11 +40,20 @@ def aligned_up(length: int) -> int:
 
 class DirectFile:
     """One existing file, open for reading or for both. Not thread-safe: each thread opens its own. Methods raise
-    OSError as the kernel gave it; a file that ends early raises EOFError.
+    OSError as the kernel gave it; a file that ends early raises EOFError. `opener` is called for each descriptor, of
+    which there may be two.
     """
 
-    def __init__(self, path: str, *, writable: bool = False, on_buffered: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        writable: bool = False,
+        on_buffered: Callable[[int], None] | None = None,
+        opener: Callable[[str, int], int] | None = None,
+    ) -> None:
         self._path = path
+        self._opener = opener or os.open
         self._flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         self._on_buffered = on_buffered
         self._plain = -1
@@ -91,7 +100,7 @@ class DirectFile:
 
     def _open_direct(self) -> int:
         try:
-            return os.open(self._path, self._flags | os.O_DIRECT)
+            return self._opener(self._path, self._flags | os.O_DIRECT)
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -99,7 +108,7 @@ class DirectFile:
 
     def _open_plain(self) -> int:
         if self._plain < 0:
-            self._plain = os.open(self._path, self._flags)
+            self._plain = self._opener(self._path, self._flags)
         return self._plain
 
     def _refused(self, error: OSError) -> None:

@@ -3,13 +3,20 @@
 The same three calls as `HttpBody`: open, receive, finish. A file whose size or mtime is not the listed one, before or
 after its bytes were read, has changed: nothing that was read is then believed. A read can't be interrupted; a hung
 server leaves the thread in it, and the parent gives the whole worker up.
+
+The path was resolved when the file was located, and is opened as it was then: no link that took a place in it since is
+followed. Every descriptor is judged by itself, by size and mtime alone: some FUSE file systems make up inode numbers
+anew for each look.
 """
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Self
 
 from cacheagent.location import PathLocation
+from cacheagent.nolinks import LinkInTheWay, open_plainly
 from cacheagent.transfer.disk import DirectFile
 from cacheagent.transfer.failure import OrderFailed, source_failure
 from cacheagent.transfer.rate import Meter
@@ -52,9 +59,21 @@ class MountedRange:
 
     def _open(self) -> DirectFile:
         try:
-            return DirectFile(self._location.path)
+            return DirectFile(self._location.path, opener=self._open_listed)
         except OSError as error:
             raise source_failure(error, self._location.path) from error
+
+    def _open_listed(self, path: str, flags: int) -> int:
+        try:
+            fd = open_plainly(path, flags)
+        except LinkInTheWay as error:
+            raise OrderFailed("changed", f"{path}: {error.strerror}") from error
+        try:
+            self._require_listed(os.fstat(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
 
     def _read(self, part: memoryview) -> None:
         try:
@@ -70,6 +89,11 @@ class MountedRange:
             found = self._file.stat()
         except OSError as error:
             raise source_failure(error, self._location.path) from error
+        self._require_listed(found)
+
+    def _require_listed(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise OrderFailed("changed", f"{self._location.path}: is no longer a file")
         if (found.st_size, found.st_mtime_ns) != (self._location.size_bytes, self._location.mtime_ns):
             raise OrderFailed(
                 "changed",

@@ -215,7 +215,8 @@ class TestMountedSources:
 
     def test_a_listing_that_disagrees_with_the_location_is_a_change(self, bench: Bench, tmp_path: Path) -> None:
         """Located with another size than the order has."""
-        location = mounted(tmp_path / "a.bin")
-        other = PathLocation(path=location.path, size_bytes=SIZE + 1, mtime_ns=location.mtime_ns)
+        path = tmp_path / "a.bin"
+        path.write_bytes(DATA + b"x")
+        other = PathLocation(path=str(path), size_bytes=SIZE + 1, mtime_ns=path.stat().st_mtime_ns)
         kind, said = self.failure(bench, other, tmp_path)
-        assert (kind, said) == ("changed", f"{location.path}: has {SIZE + 1} bytes now, not {SIZE}")
+        assert (kind, said) == ("changed", f"{path}: has {SIZE + 1} bytes now, not {SIZE}")
