@@ -1,4 +1,5 @@
-"""Builds the programs of a real Kubernetes, and the Prometheus that looks at it, for the tests, once, into a cache folder outside the checkout.
+"""Builds the programs of a real Kubernetes, and a Prometheus, for the tests, once, into a cache folder outside the
+checkout.
 
 Usage: python3 scripts/kube_binaries.py            builds what is missing, one program after the other
        python3 scripts/kube_binaries.py --json     the same, and prints as JSON where each program is
