@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import socket as sockets
 from pathlib import Path
 from typing import Final, Literal, Self
 
 import msgspec
 
+from cacheagent.member import Member
 from cacheagent.model import Value
 from cacheagent.quantity import Duration, Fraction, Rate, Size
 from cacheagent.spec import ModelSpec
@@ -130,6 +132,38 @@ class PageCacheSettings(Value):
 
 
 class LogSettings(Value):
+class PeersSettings(Value):
+    """Nodes that bring a model from its origin once and give it to each other.
+
+    `listen` (default empty = no peers at all): TCP address of the peer port. Nothing of peers runs without it.
+
+    `name` (default: the host's name): this node among the members. Every member needs another one.
+
+    `zone` (default none): where this node is.
+
+    `egress_cap_bytes_per_s` (`egress_cap`, bytes a second, default 0 = none): the most that all peers together are sent.
+
+    `members` (default none): the nodes that exchange models, this one included, where no controller says who they are.
+    See Member.
+    """
+
+    listen: Address = Address("")
+    name: str = ""
+    zone: str = ""
+    egress_cap_bytes_per_s: Rate = msgspec.field(default=Rate(0), name="egress_cap")
+    members: tuple[Member, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [member.name for member in self.members]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"expected each member once, {min(repeated)} is there several times")
+
+    @property
+    def node_name(self) -> str:
+        """The configured name, or the host's."""
+        return self.name or sockets.gethostname()
+
+
     """What is written to standard error.
 
     `format` (default `auto`: `human` on a terminal, else `json`): one event a line in both.
@@ -182,6 +216,12 @@ class AgentConfig(Value):
     page_cache: PageCacheSettings = PageCacheSettings()
 
     def __post_init__(self) -> None:
+    `tracing`: see TracingSettings.
+
+    `peers`: see PeersSettings.
+
+    `tracing`: see TracingSettings.
+
         for network in self.refused_networks:
             try:
                 ipaddress.ip_network(network)
@@ -191,3 +231,6 @@ class AgentConfig(Value):
     def model(self, name: str) -> ModelSpec | None:
         """The configured model of that name."""
         return next((spec for spec in self.models if spec.name == name), None)
+    tracing: TracingSettings = TracingSettings()
+    peers: PeersSettings = PeersSettings()
+    tracing: TracingSettings = TracingSettings()

@@ -224,7 +224,7 @@ def source_key(spec: ModelSpec) -> str:
     """64 hex digits that name *what is asked for*: everything that changes which files arrive, nothing that does not
     (the name, the priority, the pin)."""
     asked = msgspec.to_builtins(spec)
-    for field in ("name", "priority", "pin", "keep_warm"):
+    for field in ("name", "priority", "pin", "keep_warm", "peers"):
         del asked[field]
     for place, field in _LATER:
         if not (part := asked[place] if place else asked)[field]:

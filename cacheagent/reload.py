@@ -32,6 +32,9 @@ _ONLY_AT_START: Final = (
     "on_demand_roots",
     "refused_networks",
     "page_cache",
+    "tracing",
+    "peers",
+    "tracing",
 )
 
 

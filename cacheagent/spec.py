@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -73,7 +73,8 @@ class ModelSpec(Value):
     first and evicted last. `pin`: never evicted. `repo_id`: `org/name` for the `hf` view of sources that are not the
     Hub. `keep_warm`: the agent fetches it by itself and fetches it again if it goes. `digest`: accept this version
     only (`sha256:` and 64 hex digits); empty for whatever the source holds. `content_digest`: what the hashes of all
-    files must come to (`cacheagent.store.record.content_digest`); empty for no such demand.
+    files must come to (`cacheagent.store.record.content_digest`); empty for no such demand. `peers`: `never` fetches
+    it from its source alone.
     """
 
     name: ModelName
@@ -86,3 +87,4 @@ class ModelSpec(Value):
     keep_warm: bool = True
     digest: Digest = ""
     content_digest: Digest = ""
+    peers: Literal["auto", "never"] = "auto"

@@ -14,6 +14,7 @@ from cacheagent.cli.cache import evict, ls, pin, status, unpin, verify
 from cacheagent.cli.cluster.group import ONLY_HERE, cluster
 from cacheagent.cli.controller import controller
 from cacheagent.cli.demo import demo
+from cacheagent.cli.peers import peers
 from cacheagent.cli.pull import pull
 from cacheagent.errors import CacheAgentError
 
@@ -41,7 +42,7 @@ def cli() -> None:
     """
 
 
-for command in (pull, ls, status, verify, pin, unpin, evict, *ONLY_HERE, cluster, agent, controller, demo):
+for command in (pull, ls, status, verify, pin, unpin, evict, *ONLY_HERE, cluster, agent, controller, peers, demo):
     cli.add_command(command)
 
 

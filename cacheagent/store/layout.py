@@ -36,6 +36,7 @@ class Layout:
         self.volumes = f"{self.root}/volumes"
         self.incarnation = f"{self.root}/incarnation"
         self.assignment = f"{self.root}/assignment.json"
+        self.node_key = f"{self.root}/node.key"
         self.staging = f"{self.root}/staging"
         self.small = f"{self.staging}/small"
         self.small_journal = f"{self.small}/journal"

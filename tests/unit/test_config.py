@@ -11,6 +11,7 @@ from cacheagent.config import (
     AgentConfig,
     LogSettings,
     PageCacheSettings,
+    PeersSettings,
     StoreSettings,
     TransferSettings,
 )
@@ -230,6 +231,7 @@ SECTIONS: dict[str, type[Value]] = {
     "`transfer`": TransferSettings,
     "`logs`": LogSettings,
     "`page_cache`": PageCacheSettings,
+    "`peers`": PeersSettings,
     "`models[]`": ModelSpec,
     "`models[].source`": SourceSpec,
 }

@@ -1,0 +1,28 @@
+"""`cacheagent peers`: what an operator does about peers by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.group()
+def peers() -> None:
+    """Nodes that give models to each other."""
+
+
+@peers.command()
+@click.option(
+    "--cache", type=click.Path(file_okay=False, path_type=Path), required=True, help="The node's cache directory."
+)
+def key(cache: Path) -> None:
+    """Print the public half of this node's key, which the other members must know. Made if there is none.
+
+    \b
+    Example:
+      cacheagent peers key --cache /var/lib/cacheagent
+    """
+    from cacheagent.peers.keys import load_or_make_key  # only this command needs cryptography
+
+    click.echo(load_or_make_key(cache).public_text)

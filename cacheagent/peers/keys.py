@@ -1,0 +1,86 @@
+"""A node's own key among its peers: Ed25519, made by its agent, on its disk and nowhere else."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from cacheagent.errors import DiskFault, StoreError
+from cacheagent.store.durable import disk_faults, write_whole
+from cacheagent.store.layout import Layout
+
+SEED_BYTES: Final = 32
+
+
+class NodeKey:
+    """Signs as this node. `seed`: the private half, 32 bytes; it never leaves the node."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.seed = seed
+        self._private = Ed25519PrivateKey.from_private_bytes(seed)
+
+    @property
+    def public(self) -> bytes:
+        """32 bytes."""
+        return self._private.public_key().public_bytes_raw()
+
+    @property
+    def public_text(self) -> str:
+        """In base64, as member lists have it."""
+        return base64.b64encode(self.public).decode()
+
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes."""
+        return self._private.sign(message)
+
+    def __repr__(self) -> str:
+        """Without the private half."""
+        return f"NodeKey({self.public_text})"
+
+
+def is_signed(message: bytes, signature: bytes, keys: tuple[bytes, ...]) -> bool:
+    """Whether one of these public keys signed it."""
+    return any(_agrees(message, signature, key) for key in keys)
+
+
+def load_or_make_key(root: Path) -> NodeKey:
+    """This node's key; made, durable and readable by its owner alone, if there is none. Blocks. Raises DiskFault, and
+    StoreError for a file that holds no key.
+    """
+    path = Layout(root).node_key
+    with disk_faults(f"this node's key {path} can't be read or made"):
+        try:
+            with open(path, "rb") as file:
+                written = file.read(1024)
+        except FileNotFoundError:
+            seed = os.urandom(SEED_BYTES)
+            os.makedirs(root, exist_ok=True)
+            write_whole(path, base64.b64encode(seed) + b"\n", mode=0o600)
+            return NodeKey(seed)
+    try:
+        seed = base64.b64decode(written, validate=False)
+    except binascii.Error as error:
+        raise _no_key(path) from error
+    if len(seed) != SEED_BYTES:
+        raise _no_key(path)
+    return NodeKey(seed)
+
+
+def _agrees(message: bytes, signature: bytes, key: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _no_key(path: str) -> StoreError:
+    return StoreError(
+        f"{path} holds no key", hint="remove it: a new one is made, and its public half must be handed out"
+    )
