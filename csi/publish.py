@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -13,8 +14,8 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
-from cacheagent.api.schema import Done, Model, MountsReport, Volume, VolumeRequest
-from cacheagent.errors import AgentUnavailable, NoRoom
+from cacheagent.api.schema import Done, Model, MountsReport, MountTimes, Volume, VolumeRequest
+from cacheagent.errors import AgentUnavailable, CacheAgentError, NoRoom
 from cacheagent.threads import in_thread
 from csi import mount
 from csi.errors import MountFailed, NotReady
@@ -34,12 +35,15 @@ AGENT_PATIENCE_S: Final = 15.0
 """How long an agent that doesn't answer is waited for inside a hold: it restarts in 1-2 s, and each refusal doubles the
 kubelet's pause. Chosen."""
 AGENT_PAUSE_S: Final = 0.5
+MOST_MOUNTS: Final = 100
+"""Taken away from one target at most. Chosen: this driver never mounts on what is mounted already."""
 
 
 class Agent(Protocol):
     """What is asked of the node's agent; `cacheagent.api.client.AgentClient` says what each raises."""
 
     async def volume(self, volume_id: str, request: VolumeRequest) -> Volume: ...
+    async def mount_took(self, volume_id: str, times: MountTimes) -> Done: ...
     async def remove_volume(self, volume_id: str) -> Done: ...
     async def mounted(self, report: MountsReport) -> Done: ...
     async def model(self, ref: str) -> Model: ...
@@ -63,6 +67,7 @@ class Publisher:
         self._holds = holds
         self._give_back = give_back
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def publish(self, order: Order, time_left_s: float | None) -> None:
         """Returns when the volume is mounted. `time_left_s`: until the caller gives up.
@@ -93,9 +98,34 @@ class Publisher:
         if volume.state != "ready":
             raise NotReady(volume.message or "the model is not on this node yet")
         parts = check_answer(volume, order)
+        began_at = time.time()
         async with self._lock(order.volume_id):
             await in_thread(partial(self._mount, order, parts))
+        if volume.traced:
+            self._tell_times(order, volume.digest, began_at)
         LOG.info("mounted", extra={"volume": order.volume_id, "path": volume.path, **_pod(order.request)})
+
+    def _tell_times(self, order: Order, digest: str, began_at: float) -> None:
+        """Beside the answer to the kubelet, which it must not hold up."""
+        request = order.request
+        times = MountTimes(
+            pod_uid=request.pod_uid,
+            began_at=began_at,
+            ended_at=max(began_at, time.time()),
+            namespace=request.namespace,
+            pod=request.pod,
+            digest=digest,
+        )
+
+        async def tell() -> None:
+            try:
+                await self._agent.mount_took(order.volume_id, times)
+            except CacheAgentError as error:
+                LOG.debug("the agent was not told when it was mounted", extra={"reason": str(error)})
+
+        telling = asyncio.create_task(tell(), name=f"times of {order.volume_id}")
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     async def _ask(self, order: Order, time_left_s: float | None) -> Volume:
         """The first question is answered at once, so that the pod's events tell the story from the first second; later
@@ -174,13 +204,28 @@ class Publisher:
             ) from error
 
     def _clear(self, target: Target, parent: int) -> None:
-        """Nothing is mounted there any more. What a running container has mounted is a mount of its own and stays."""
-        while find_top(read_mounts(), self._place(target)) is not None:
+        """Nothing is mounted there any more. What a running container has mounted is a mount of its own and stays.
+        Raises MountFailed, OSError."""
+        place, refused = self._place(target), -1
+        for _ in range(MOST_MOUNTS):
+            top = find_top(read_mounts(), place)
+            if top is None:
+                return
+            if top.id == refused:
+                raise MountFailed(
+                    f"{place}: mount {top.id} of {top.root} is listed there, but the kernel finds nothing to unmount",
+                    hint="something else covers it: see `findmnt` on the node for it and the directories above it",
+                )
             try:
                 mount.detach(parent, target.name)
             except OSError as error:
-                if error.errno != errno.EINVAL:  # somebody else was faster
+                if error.errno != errno.EINVAL:
                     raise
+                refused = top.id  # somebody else was faster, or it can't be reached
+        raise MountFailed(
+            f"{place}: something is still mounted there after {MOST_MOUNTS} were taken away",
+            hint="somebody mounts there again and again: see `findmnt` on the node",
+        )
 
     def _place(self, target: Target) -> str:
         return f"{self._places.kubelet}/{'/'.join(target.parts)}"

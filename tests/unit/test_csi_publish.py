@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
@@ -12,9 +13,9 @@ import pytest
 from cacheagent.api.schema import Volume, VolumeRequest
 from cacheagent.errors import AgentUnavailable
 from csi import publish
-from csi.errors import NotReady
+from csi.errors import MountFailed, NotReady
 from csi.holds import REMEMBERED, Holds
-from csi.mountinfo import CacheDirectory
+from csi.mountinfo import CacheDirectory, Mount
 from csi.publish import Agent, Places, Publisher
 from csi.target import read_target
 from csi.validate import Order
@@ -159,11 +160,8 @@ def _ask(agent: ScriptedAgent, time_left_s: float | None, *, first: bool = False
     if not first:
         holds.first(ORDER.volume_id)
 
-    async def give_back(volume_id: str) -> None:
-        raise AssertionError("nothing is unpublished here")
-
     places = Places(Path("/cache"), CacheDirectory("0:1", "/"), Path("/var/lib/kubelet"))
-    return Publisher(places, cast("Agent", agent), holds, give_back)._ask(ORDER, time_left_s)
+    return Publisher(places, cast("Agent", agent), holds, _no_give_back)._ask(ORDER, time_left_s)
 
 
 @pytest.mark.parametrize(
@@ -197,3 +195,64 @@ async def test_an_agent_that_stays_away_is_told_of(clock: Clock) -> None:
     with pytest.raises(AgentUnavailable):
         await _ask(again, 120.0, first=True)
     assert again.asked == [0.0]
+
+
+class Kernel:
+    """Mounts lie on the target; `stuck`: the kernel finds none of them by its path. `remounted`: whoever takes one away
+    finds another."""
+
+    def __init__(self, mounts: int, *, stuck: bool = False, remounted: bool = False) -> None:
+        self.ids = list(range(100, 100 + mounts))
+        self.stuck = stuck
+        self.remounted = remounted
+        self.asked = 0
+
+    def read_mounts(self) -> list[Mount]:
+        return [
+            Mount(each, each - 1, "0:9", "/elsewhere", f"/var/lib/kubelet/{'/'.join(ORDER.target.parts)}", frozenset())
+            for each in self.ids
+        ]
+
+    def detach(self, parent: int, name: str) -> None:
+        self.asked += 1
+        if self.stuck or not self.ids:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        last = self.ids.pop()
+        if self.remounted:
+            self.ids.append(last + 1)
+
+
+def _clear(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "read_mounts", kernel.read_mounts)
+    monkeypatch.setattr("csi.publish.mount.detach", kernel.detach)
+    places = Places(Path("/cache"), CacheDirectory("0:1", "/"), Path("/var/lib/kubelet"))
+    Publisher(places, cast("Agent", None), Holds(), _no_give_back)._clear(ORDER.target, 0)
+
+
+async def _no_give_back(volume_id: str) -> None:
+    raise AssertionError("nothing is unpublished here")
+
+
+@pytest.mark.parametrize("mounts", [0, 1, 3])
+def test_what_lies_on_the_target_is_taken_away(mounts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, one by one."""
+    kernel = Kernel(mounts)
+    _clear(kernel, monkeypatch)
+    assert (kernel.ids, kernel.asked) == ([], mounts)
+
+
+def test_a_mount_that_cannot_be_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel lists it and finds nothing by its path: that is said after one more look, and not tried for ever."""
+    kernel = Kernel(2, stuck=True)
+    with pytest.raises(MountFailed, match=r"/mount: mount 101 of /elsewhere is listed there") as caught:
+        _clear(kernel, monkeypatch)
+    assert "findmnt" in caught.value.hint
+    assert (kernel.ids, kernel.asked) == ([100, 101], 1)
+
+
+def test_a_place_that_somebody_mounts_on_again_and_again_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After more than this driver could ever have put there."""
+    kernel = Kernel(1, remounted=True)
+    with pytest.raises(MountFailed, match="still mounted there after 100 were taken away"):
+        _clear(kernel, monkeypatch)
+    assert kernel.asked == publish.MOST_MOUNTS
