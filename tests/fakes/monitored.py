@@ -40,6 +40,7 @@ from cacheagent.kube.convert import now_text
 from cacheagent.kube.names import AGENT_COMPONENT, COLD_TAINT, DRIVER, INJECTED_LABEL, MODEL
 from cacheagent.kube.plan.times import written_time
 from cacheagent.model import PIECE_SIZE_BYTES
+from tests.fakes.dashboards import RULES
 from tests.fakes.faults import Reset
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.node_agents import NodeAgent, Origins, digest_of
@@ -49,7 +50,6 @@ from tests.fakes.running_agent import PATIENCE_S, RunningAgent
 from tests.fakes.running_controller import RunningController
 
 REPOSITORY: Final = Path(__file__).parents[2]
-RULES: Final = REPOSITORY / "daemonset/chart/files/alerts.yaml"
 DEFINITIONS: Final = Resource(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False
 )

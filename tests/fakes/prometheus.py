@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -90,19 +90,34 @@ def running_prometheus(
 ) -> Iterator[Prometheus]:
     """Until the block ends; data and log go to `folder`. Skips the test where the program is missing."""
     program = require("prometheus", REASON)
+    jobs = {target.job: [each for each in targets if each.job == target.job] for target in targets}
+    scrape_configs = [
+        {
+            "job_name": job,
+            "static_configs": [{"targets": [each.address], "labels": each.labels} for each in members],
+        }
+        for job, members in jobs.items()
+    ]
+    with running_with(program, folder, scrape_configs, rules=rules, interval=interval) as prometheus:
+        yield prometheus
+
+
+@contextmanager
+def running_with(
+    program: Path,
+    folder: Path,
+    scrape_configs: Sequence[Mapping[str, Any]],
+    *,
+    rules: Sequence[Path] = (),
+    interval: str = "1s",
+) -> Iterator[Prometheus]:
+    """The same for any program, and for jobs as they are in its configuration file."""
     folder.mkdir(exist_ok=True)
     config = folder / "prometheus.yml"
-    jobs = {target.job: [each for each in targets if each.job == target.job] for target in targets}
     content = {
         "global": {"scrape_interval": interval, "evaluation_interval": interval, "scrape_timeout": interval},
         "rule_files": [str(path) for path in rules],
-        "scrape_configs": [
-            {
-                "job_name": job,
-                "static_configs": [{"targets": [each.address], "labels": each.labels} for each in members],
-            }
-            for job, members in jobs.items()
-        ],
+        "scrape_configs": list(scrape_configs),
     }
     config.write_text(yaml.safe_dump(content))
     with on_free_ports(1, partial(_started, program, folder, config)) as prometheus:

@@ -3,31 +3,20 @@ answer there, faults that are made show, and promtool finds nothing wrong with w
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from tests.fakes.monitored import GPUS, REPOSITORY, RULES, Scene, running_scene
-from tests.fakes.prometheus import Prometheus, promtool, wait_for
+from tests.fakes.dashboards import Target, has_data, rules, targets
+from tests.fakes.monitored import GPUS, Scene, running_scene
+from tests.fakes.prometheus import promtool, wait_for
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
-CHART = REPOSITORY / "daemonset/chart"
-VARIABLES = {
-    "$__rate_interval": "30s",
-    "$__range": "5m",
-    "$namespace": "cacheagent-system",
-    "$node": ".*",
-    "$model": "llama|slow|spare|late",
-}
-"""What Grafana puts in."""
+MODELS = "llama|slow|spare|late"
 
 
 @pytest.fixture(scope="module")
@@ -37,36 +26,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         yield running
 
 
-def targets() -> list[tuple[str, str, str]]:
-    """Dashboard, panel, expression with all variables set."""
-    found = []
-    for file in sorted((CHART / "dashboards").glob("*.json")):
-        for panel in json.loads(file.read_text())["panels"]:
-            for target in panel.get("targets", ()):
-                expression = target["expr"]
-                for name, value in VARIABLES.items():
-                    expression = expression.replace(name, value)
-                found.append((file.stem, panel["title"], expression))
-    return found
-
-
-def rules() -> list[dict[str, Any]]:
-    return [rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]]
-
-
-def has_data(prometheus: Prometheus, expression: str) -> bool:
-    """A number at least; what can't be computed (0 by 0) is none."""
-    return any(not math.isnan(value) for _, value in prometheus.query(expression))
-
-
 def test_every_panel_has_data(scene: Scene) -> None:
     """Of every dashboard. None holds a variable that Grafana would have to fill and we forgot."""
-    wanted = targets()
+    wanted = targets(MODELS)
     assert len(wanted) > 80
-    assert not [expression for *_, expression in wanted if "$" in expression]
+    assert not [each for each in wanted if "$" in each.expression]
 
-    def empty() -> list[tuple[str, str, str]]:
-        return [each for each in wanted if not has_data(scene.prometheus, each[2])]
+    def empty() -> list[Target]:
+        return [each for each in wanted if not has_data(scene.prometheus, each.expression)]
 
     wait_for(lambda: not empty(), empty)
 
@@ -119,7 +86,7 @@ def test_gpus_are_joined_with_pods_that_wait(scene: Scene) -> None:
     )
     assert prometheus.query("cacheagent:gpus:count")[0][0]["node"] == "n1"
     assert prometheus.query("cacheagent:gpus:count")[0][1] == GPUS
-    (saved,) = [query for _, panel, query in targets() if panel == "GPU time saved"]
+    (saved,) = [each.expression for each in targets(MODELS) if each.panel == "GPU time saved"]
     wait_for(lambda: has_data(prometheus, saved), lambda: prometheus.query(saved))
     assert prometheus.query(saved)[0][1] > 0
     held = prometheus.query("cacheagent_pod_gpu_wait_seconds_total")[0][1]
