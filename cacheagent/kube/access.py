@@ -1,7 +1,7 @@
 """Where the API server is and how to prove who we are: a pod's service account, or a person's kubeconfig.
 
-A pod needs a token file and a CA and nothing else, so it never loads the Kubernetes package (25 MB, half a second). A
-kubeconfig may ask for plug-ins, OIDC or token files, and is left to that package.
+A pod needs a token file and a CA and nothing else, so it never loads the Kubernetes package (25 MB, half a second), and
+the image has none. A kubeconfig may ask for plug-ins, OIDC or token files, and is left to that package, an extra.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ async def find_access(kubeconfig: Path | None = None, context: str = "") -> Acce
     if files := str(kubeconfig or "") or find_kubeconfig():
         return await KubeconfigAccess.load(files, context)
     if "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").is_file():
-        return PodAccess(os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443"))
+        host, port = os.environ["KUBERNETES_SERVICE_HOST"], os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        return PodAccess(host, port, SERVICE_ACCOUNT)
     raise ConfigError(
         "no cluster is configured: there is no kubeconfig, and this is no pod with a service account",
         hint="set KUBECONFIG, or name a file with --kubeconfig",
@@ -122,7 +123,13 @@ class KubeconfigAccess:
             raise ConfigError(
                 f"there is no kubeconfig {files}", hint="set KUBECONFIG, or name a file with --kubeconfig"
             )
-        config, settings = await asyncio.to_thread(_kubernetes)
+        try:
+            config, settings = await asyncio.to_thread(_kubernetes)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the kubeconfig {files} cannot be read: the Python package {error.name!r} is not installed",
+                hint="pip install 'cacheagent[kubeconfig]'; our image has none, since a pod uses its own account",
+            ) from error
         try:
             loader = await config.load_kube_config(
                 config_file=files, context=context or None, client_configuration=settings, persist_config=False
