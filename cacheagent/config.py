@@ -131,7 +131,6 @@ class PageCacheSettings(Value):
     keep_available: Fraction = Fraction(0.10)
 
 
-class LogSettings(Value):
 class PeersSettings(Value):
     """Nodes that bring a model from its origin once and give it to each other.
 
@@ -164,6 +163,7 @@ class PeersSettings(Value):
         return self.name or sockets.gethostname()
 
 
+class LogSettings(Value):
     """What is written to standard error.
 
     `format` (default `auto`: `human` on a terminal, else `json`): one event a line in both.
@@ -200,6 +200,8 @@ class AgentConfig(Value):
 
     `page_cache`: see PageCacheSettings.
 
+    `peers`: see PeersSettings.
+
     `models` (default none): what to keep warm, in any order; `priority` decides who goes first. See ModelSpec.
     """
 
@@ -214,14 +216,9 @@ class AgentConfig(Value):
     on_demand_roots: tuple[Path, ...] = ()
     refused_networks: tuple[str, ...] = ()
     page_cache: PageCacheSettings = PageCacheSettings()
+    peers: PeersSettings = PeersSettings()
 
     def __post_init__(self) -> None:
-    `tracing`: see TracingSettings.
-
-    `peers`: see PeersSettings.
-
-    `tracing`: see TracingSettings.
-
         for network in self.refused_networks:
             try:
                 ipaddress.ip_network(network)
@@ -231,6 +228,3 @@ class AgentConfig(Value):
     def model(self, name: str) -> ModelSpec | None:
         """The configured model of that name."""
         return next((spec for spec in self.models if spec.name == name), None)
-    tracing: TracingSettings = TracingSettings()
-    peers: PeersSettings = PeersSettings()
-    tracing: TracingSettings = TracingSettings()

@@ -12,7 +12,7 @@ import msgspec
 import yaml
 
 from cacheagent.kube import objects
-from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHES, MODEL_WARMUPS, Resource
+from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_CACHES, MODEL_WARMUPS, Resource
 from cacheagent.kube.names import GROUP, VERSION
 
 FOLDER: Final = Path(__file__).parents[1] / "daemonset/chart/files/crds"
@@ -94,8 +94,9 @@ def crd(resource: Resource, schemas: Schemas, texts: dict[str, Any]) -> dict[str
         "kind": {"type": "string", "description": "As in every object of Kubernetes."},
         "metadata": {"type": "object"},
         "spec": spec,
-        "status": schemas.of_struct(getattr(objects, texts["status"])),
     }
+    if "status" in texts:
+        whole["properties"]["status"] = schemas.of_struct(getattr(objects, texts["status"]))
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
@@ -120,7 +121,7 @@ def crd(resource: Resource, schemas: Schemas, texts: dict[str, Any]) -> dict[str
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
+                    **({"subresources": {"status": {}}} if "status" in texts else {}),
                     "additionalPrinterColumns": texts["columns"],
                     "schema": {"openAPIV3Schema": whole},
                 }
@@ -134,7 +135,7 @@ def documents() -> dict[str, str]:
     texts = yaml.safe_load(TEXTS.read_text())
     schemas = Schemas(texts["values"])
     found = {}
-    for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_WARMUPS):
+    for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_WARMUPS):
         body = crd(resource, schemas, texts["resources"][resource.kind])
         found[f"{resource.plural}.yaml"] = HEAD + yaml.dump(body, Dumper=Plain, sort_keys=False, width=116)
     if unused := texts["values"].keys() - schemas.used:

@@ -39,6 +39,7 @@ class Resource(NamedTuple):
 
 MODEL_CACHES: Final = Resource(GROUP, VERSION, "modelcaches", "ModelCache", namespaced=False)
 MODEL_CACHE_NODES: Final = Resource(GROUP, VERSION, "modelcachenodes", "ModelCacheNode", namespaced=False)
+MODEL_CACHE_PEERS: Final = Resource(GROUP, VERSION, "modelcachepeers", "ModelCachePeers", namespaced=False)
 MODEL_WARMUPS: Final = Resource(GROUP, VERSION, "modelwarmups", "ModelWarmup", namespaced=False)
 NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
 NAMESPACES: Final = Resource("", "v1", "namespaces", "Namespace", namespaced=False)

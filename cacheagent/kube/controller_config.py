@@ -57,6 +57,8 @@ class ControllerConfig(Value):
     directories that `file://` URIs must lie below as well. `cluster_networks` (default none): pod and service networks,
     where nothing is fetched from. `uri_idle` (default 24h): a model that a URI made is removed when unused for so long.
 
+    `peers` (default true): whether agents are told of each other, so that they exchange what they fetch.
+
     `sidecars` (default: the known ones): containers that get no weights unless a pod names them.
 
     `writes_per_second` (default 50): the most that is written to the API server, bursts of a second aside. Chosen.
@@ -74,6 +76,7 @@ class ControllerConfig(Value):
     uri_idle: Duration = Duration(86400)
     sidecars: tuple[str, ...] = KNOWN_SIDECARS
     cold: ColdSettings = ColdSettings()
+    peers: bool = True
     writes_per_second: int = 50
     logs: LogSettings = LogSettings()
 
@@ -99,6 +102,7 @@ class ControllerConfig(Value):
             cold=self.cold.enabled,
             cold_deadline_s=float(self.cold.deadline),
             uri_idle_s=float(self.uri_idle),
+            peers=self.peers,
         )
 
     @property

@@ -20,6 +20,7 @@ from cacheagent.kube import slim
 from cacheagent.kube.api import (
     CLAIMS,
     MODEL_CACHE_NODES,
+    MODEL_CACHE_PEERS,
     MODEL_CACHES,
     MODEL_WARMUPS,
     NAMESPACES,
@@ -134,6 +135,7 @@ class Copies:
         self.agents = self._copy(api, PODS, views.parse_agent_pod, slim.agent_pod, namespace=namespace, labels=agents)
         self.pods = self._copy(api, PODS, views.parse_pod, slim.pod, labels=f"{INJECTED_LABEL}=true")
         self.volumes = self._copy(api, VOLUMES, views.parse_volume, slim.as_it_is, labels=OURS)
+        self.peers = self._copy(api, MODEL_CACHE_PEERS, views.parse_peers, slim.as_it_is)
         self.claims = self._copy(api, CLAIMS, views.parse_claim, slim.as_it_is, labels=OURS)
 
     def _copy(
@@ -207,6 +209,7 @@ class Copies:
             namespaces=_by_name(self.namespaces),
             volumes=_by_name(self.volumes),
             claims=self.claims.values(),
+            peers=_by_name(self.peers),
             settings=settings,
             memory=memory,
         )

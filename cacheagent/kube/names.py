@@ -54,6 +54,8 @@ affinity."""
 VERSION_LABEL: Final = f"version.{GROUP}/"
 """`version.cacheagent.io/<12 hex>` = `ready`: one *key* per version, so that the affinity of a PersistentVolume never
 moves."""
+MEMBER_LABEL: Final = f"member.{GROUP}/"
+"""`member.cacheagent.io/<16 hex of the node's name>` on a ModelCachePeers: whom it lists. Agents watch by it."""
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY_US: Final = "cacheagent"
 CONTENT_MODEL: Final = f"{GROUP}/model-name"
@@ -83,6 +85,11 @@ def version_label(digest: str) -> str:
 def model_label(model: str) -> str:
     """The node label's key that says which version of a model is here."""
     return MODEL_LABEL + model
+
+
+def member_label(node: str) -> str:
+    """The label's key by which a node finds the lists that it is on. A node's name may be longer than a label's."""
+    return MEMBER_LABEL + hashlib.sha256(node.encode()).hexdigest()[:16]
 
 
 def claim_name(model: str, digest: str) -> str:

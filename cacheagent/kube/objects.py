@@ -14,6 +14,8 @@ from cacheagent.model import Kind
 from cacheagent.quantity import size_text
 
 Phase = Literal["pending", "resolving", "fetching", "ready", "failed"]
+Peers = Literal["auto", "never"]
+"""Whether a model's pieces are exchanged with other nodes."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -69,7 +71,7 @@ class ModelCacheSpec(KubeValue):
     """`prefetch` false: only fetched where a pod or a warm-up asks. `node_selector`: labels of the nodes that keep it
     warm; empty means every cache node. `allowed_namespaces` absent means every namespace. `required`: a node stays
     cold (tainted) without it. `digest`: accept this version only. `page_cache`: read it into memory when a pod mounts
-    it.
+    it. `peers` never: every node fetches it from the origin itself.
     """
 
     source: Source
@@ -85,6 +87,7 @@ class ModelCacheSpec(KubeValue):
     required: bool = False
     page_cache: bool = False
     content_digest: str = ""
+    peers: Peers = "auto"
 
 
 class Condition(KubeValue):
@@ -153,7 +156,8 @@ class NodeModel(KubeValue):
     `namespaces`: who may mount it; None means everybody. `on_demand`: a pod here asked for it, so it overtakes
     prefetching. `versions`: older digests of it that stay known (their pods may mount them again), never fetched.
     `revision`: the commit that `digest` is of, where the source has such. `content_digest`: what the files' own hashes
-    must come to, if given.
+    must come to, if given. `shared`: other nodes are to have this version too, so there is a ModelCachePeers, or there
+    will be one as soon as their agents have spoken.
     """
 
     name: str
@@ -170,6 +174,8 @@ class NodeModel(KubeValue):
     namespaces: tuple[str, ...] | None = None
     on_demand: bool = False
     versions: tuple[str, ...] = ()
+    peers: Peers = "auto"
+    shared: bool = False
 
 
 class Refusal(KubeValue):
@@ -236,8 +242,9 @@ class NodeUsage(KubeValue):
 class ModelCacheNodeStatus(KubeValue):
     """Written by the node's own agent only (server-side apply). `models`: what is assigned, and every version on disk.
     `incarnation`: changes when the cache directory was made anew (a wiped disk), so that the node counts as cold again.
-    `observed_generation`: the spec that the agent has taken in. `ready` and `free` ("3/4" models, "1.2 TB") follow the
-    other fields by themselves.
+    `observed_generation`: the spec that the agent has taken in. `public_key` (Ed25519, base64) and `peer_address`
+    (`host:port`): how other agents know and reach this one; empty while it exchanges nothing. `ready` and `free` ("3/4"
+    models, "1.2 TB") follow the other fields by themselves.
     """
 
     observed_generation: int = 0
@@ -249,6 +256,7 @@ class ModelCacheNodeStatus(KubeValue):
     wanted: tuple[Wanted, ...] = ()
     evicting: tuple[str, ...] = ()
     public_key: str = ""
+    peer_address: str = ""
     ready: str = ""
     free: str = ""
 
@@ -256,6 +264,26 @@ class ModelCacheNodeStatus(KubeValue):
         ready = sum(model.phase == "ready" for model in self.models)
         free = size_text(self.usage.free_bytes) if self.usage.capacity_bytes else ""
         _follow(self, ready=f"{ready}/{len(self.models)}", free=free)
+
+
+# --- ModelCachePeers: who exchanges which versions, cluster scope
+
+
+class PeerMember(KubeValue):
+    """One node of a cohort. `name`: the node's. `address`: `host:port` of its agent. `key`: its public half (Ed25519,
+    base64)."""
+
+    name: str
+    address: str
+    key: str
+    zone: str = ""
+
+
+class ModelCachePeersSpec(KubeValue):
+    """A cohort: nodes that all are to have all these versions. Written by the controller only; sorted."""
+
+    digests: tuple[str, ...] = ()
+    members: tuple[PeerMember, ...] = ()
 
 
 # --- ModelWarmup: what `cacheagent warm` creates, cluster scope

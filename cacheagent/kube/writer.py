@@ -162,7 +162,7 @@ class Writer:
             return
         self._failures.pop(change.key, None)
         self._not_before.pop(change.key, None)
-        if change.subresource:
+        if change.subresource or change.lazy_s:
             self._written_at[change.key] = time.monotonic()
         self._listener.written(change, item)
 

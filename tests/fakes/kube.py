@@ -18,6 +18,7 @@ from cacheagent.kube.api import (
     EVENTS,
     LEASES,
     MODEL_CACHE_NODES,
+    MODEL_CACHE_PEERS,
     MODEL_CACHES,
     MODEL_WARMUPS,
     NAMESPACES,
@@ -53,8 +54,8 @@ Verb = Literal["get", "list", "watch", "create", "replace", "patch", "apply", "d
 Key = tuple[str, str]
 """(namespace, name)."""
 
-OURS: Final = frozenset({MODEL_CACHES, MODEL_CACHE_NODES, MODEL_WARMUPS})
-WITHOUT_STATUS: Final = frozenset({LEASES, EVENTS, WEBHOOKS})
+OURS: Final = frozenset({MODEL_CACHES, MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_WARMUPS})
+WITHOUT_STATUS: Final = frozenset({LEASES, EVENTS, WEBHOOKS, MODEL_CACHE_PEERS})
 WITH_GENERATION: Final = OURS | {PODS, WEBHOOKS}
 ONLY_CONDITIONAL: Final = OURS | {LEASES, WEBHOOKS}
 """Kinds whose whole replacement must name the version that it replaces."""

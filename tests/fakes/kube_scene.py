@@ -14,6 +14,7 @@ from cacheagent.kube import slim
 from cacheagent.kube.api import (
     CLAIMS,
     MODEL_CACHE_NODES,
+    MODEL_CACHE_PEERS,
     MODEL_CACHES,
     MODEL_WARMUPS,
     NAMESPACES,
@@ -213,6 +214,7 @@ class Scene:
                 (item["metadata"]["namespace"], item["metadata"]["name"]): views.parse_claim(item)
                 for item in self.kube.all(CLAIMS)
             },
+            peers=self._all(MODEL_CACHE_PEERS, views.parse_peers),
             settings=self.settings,
             memory=self.memory,
         )

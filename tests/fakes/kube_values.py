@@ -10,6 +10,7 @@ from cacheagent.kube.objects import (
     LocalVolumes,
     ModelCacheNodeSpec,
     ModelCacheNodeStatus,
+    ModelCachePeersSpec,
     ModelCacheSpec,
     ModelCacheStatus,
     ModelPolicy,
@@ -20,6 +21,7 @@ from cacheagent.kube.objects import (
     NodeModel,
     NodeModelStatus,
     NodeUsage,
+    PeerMember,
     Refusal,
     Source,
     Wanted,
@@ -65,6 +67,7 @@ MODEL: Final = ModelCacheSpec(
     required=True,
     page_cache=True,
     content_digest=OTHER,
+    peers="never",
 )
 MODEL_STATUS: Final = ModelCacheStatus(
     observed_generation=3,
@@ -96,6 +99,8 @@ NODE: Final = ModelCacheNodeSpec(
             versions=(OTHER,),
             revision="main",
             content_digest=OTHER,
+            peers="never",
+            shared=True,
         ),
     ),
     refusals=(Refusal(model="secret", namespace="shop", code="refused", message="not for shop"),),
@@ -134,6 +139,11 @@ NODE_STATUS: Final = ModelCacheNodeStatus(
     wanted=(Wanted(model="gpt", namespace="shop", uri="hf://openai/gpt"),),
     evicting=(OTHER,),
     public_key="c2VjcmV0",
+    peer_address="10.0.0.1:7411",
+)
+PEERS: Final = ModelCachePeersSpec(
+    digests=(DIGEST, OTHER),
+    members=(PeerMember(name="node-1", address="10.0.0.1:7411", key="c2VjcmV0", zone="a"),),
 )
 WARMUP: Final = ModelWarmupSpec(
     model="llama",

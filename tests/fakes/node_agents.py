@@ -53,6 +53,8 @@ class NodeAgent:
     evicting: list[str] = field(default_factory=list)
     fetching: dict[str, int] = field(default_factory=dict)
     contents: dict[str, str] = field(default_factory=dict)
+    public_key: str = ""
+    peer_address: str = ""
     withdrawn: dict[str, str] = field(default_factory=dict)
     resolved: list[str] = field(default_factory=list)
     """Tokens that were asked of this node, for tests."""
@@ -73,6 +75,8 @@ class NodeAgent:
             models=tuple(entries),
             wanted=tuple(each for each in self.wanted if each.uri or each.model not in assigned),
             evicting=tuple(digest for digest in self.evicting if digest in self.disk),
+            public_key=self.public_key,
+            peer_address=self.peer_address,
         )
         written: Object = msgspec.to_builtins(status)
         return written

@@ -22,7 +22,7 @@ from tests.manifests.chart import CHART, NAMESPACE, ROOT, Object, find_helm, par
 pytestmark = pytest.mark.kube_api
 
 ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:cacheagent-"
-DEFINITIONS: Final = ("modelcaches", "modelcachenodes", "modelwarmups")
+DEFINITIONS: Final = ("modelcaches", "modelcachenodes", "modelcachepeers", "modelwarmups")
 
 
 class Cluster:

@@ -179,10 +179,12 @@ def rule(resource: str, verbs: list[str]) -> Object:
 
 
 def test_agents_rights(any_set: Manifests) -> None:
-    """It reads ModelCacheNodes and writes their status, which a policy narrows to its own: no Secret, Node or pod."""
+    """It reads ModelCacheNodes and writes their status, which a policy narrows to its own, and it reads with whom it
+    exchanges pieces: no Secret, Node or pod."""
     assert [(kind, rule) for kind, rule in rules_of(any_set, "cacheagent-agent")] == [
         ("ClusterRole", rule("modelcachenodes", ["get", "list", "watch"])),
         ("ClusterRole", rule("modelcachenodes/status", ["patch"])),
+        ("ClusterRole", rule("modelcachepeers", ["get", "list", "watch"])),
     ]
 
 
@@ -230,7 +232,7 @@ def test_operators_rights(default: Manifests) -> None:
     assert verbs["modelwarmups"] == {"get", "list", "watch", "create", "patch", "delete"}
     assert verbs["deployments"] == {"get", "list"}
     assert verbs["leases"] == {"get"}
-    for resource in ("modelcachenodes", "nodes", "pods", "events"):
+    for resource in ("modelcachenodes", "modelcachepeers", "nodes", "pods", "events"):
         assert verbs[resource] == {"get", "list", "watch"}
     assert not [label for label in role["metadata"]["labels"] if "aggregate-to" in label]
 
@@ -322,6 +324,32 @@ def test_metrics_for_nobody() -> None:
     closed = parse(render({"networkPolicy": {"metricsFrom": []}}))
     assert closed.get("NetworkPolicy", "cacheagent-agent")["spec"]["ingress"] == []
     assert closed.get("NetworkPolicy", "cacheagent-controller")["spec"]["ingress"] == [{"ports": [{"port": "webhook"}]}]
+
+
+def test_peers_are_reached_by_agents_alone() -> None:
+    """The peer port is open to pods of this release's DaemonSet in its own namespace, whoever reads metrics, and closed
+    when nothing is exchanged."""
+    selector = {f"app.kubernetes.io/{key}": value for key, value in _AGENT.items()}
+    peers = {"ports": [{"port": "peers"}], "from": [{"podSelector": {"matchLabels": selector}}]}
+    for readers in ([], [{"podSelector": {}}]):
+        values = {"peers": {"enabled": True, "port": 7500}, "networkPolicy": {"metricsFrom": readers}}
+        opened = parse(render(values))
+        ingress = opened.get("NetworkPolicy", "cacheagent-agent")["spec"]["ingress"]
+        assert ingress == [peers, *({"ports": [{"port": "metrics"}], "from": readers} for _ in readers)]
+        (labels,) = [item["spec"]["template"]["metadata"]["labels"] for item in opened.all("DaemonSet")]
+        assert selector.items() <= labels.items()
+        agent = container(opened.node_pod, "agent")
+        assert {"name": "peers", "containerPort": 7500} in agent["ports"]
+        assert agent["args"][-2:] == ["--peer-host", "$(POD_IP)"]
+        (host,) = [entry for entry in agent["env"] if entry["name"] == "POD_IP"]
+        assert host["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+    closed = parse(render({"peers": {"enabled": False}}))
+    assert "peers" not in json.dumps(closed.get("NetworkPolicy", "cacheagent-agent"))
+    assert "--peer-host" not in container(closed.node_pod, "agent")["args"]
+    assert [port["name"] for port in container(closed.node_pod, "agent")["ports"]] == ["metrics"]
+
+
+_AGENT = {"name": "cacheagent", "component": "agent", "instance": "cacheagent"}
 
 
 def test_controller_fits_into_a_restricted_namespace(everything: Manifests) -> None:

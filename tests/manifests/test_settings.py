@@ -46,8 +46,10 @@ def test_agent_reads_its_configuration(any_set: Manifests) -> None:
     paths = mounts(any_set.node_pod, "agent")
     assert str(config.root) in paths
     assert str(config.socket.parent) in paths
-    (port,) = [port["containerPort"] for port in container(any_set.node_pod, "agent")["ports"]]
-    assert (config.listen.host, config.listen.port) == ("0.0.0.0", port)
+    ports = {port["name"]: port["containerPort"] for port in container(any_set.node_pod, "agent")["ports"]}
+    assert (config.listen.host, config.listen.port) == ("0.0.0.0", ports.pop("metrics"))
+    listening = {"peers": config.peers.listen.port} if config.peers.listen else {}
+    assert ports == listening
 
 
 def test_agents_settings_arrive(everything: Manifests) -> None:
@@ -55,6 +57,7 @@ def test_agents_settings_arrive(everything: Manifests) -> None:
     config = parse_config(agent_file(everything), Path("/etc/cacheagent/agent.yaml"))
     assert config.store.floor_bytes == 50 << 30
     assert config.transfer.workers == 4
+    assert (config.peers.listen, config.peers.egress_cap_bytes_per_s) == ("0.0.0.0:7500", 625_000_000)
     assert float(config.page_cache.keep_available) == 0.3
     assert [str(root) for root in config.file_roots] == [tree["path"] for tree in EVERYTHING["sources"]["hostPaths"]]
     assert [str(root) for root in config.on_demand_roots] == EVERYTHING["onDemand"]["fileRoots"]
@@ -67,7 +70,7 @@ def test_every_setting_of_the_agent_has_its_value() -> None:
     sections = {field.encode_name: field.type for field in msgspec.structs.fields(AgentConfig)}
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["agent"]["properties"]["config"]
     known = schema["properties"]
-    of_the_chart = {"root", "socket", "listen", "file_roots", "on_demand_roots", "refused_networks", "models"}
+    of_the_chart = {"root", "socket", "listen", "file_roots", "on_demand_roots", "refused_networks", "models", "peers"}
     assert sections.keys() - known.keys() == of_the_chart
     for name, section in known.items():
         assert {field.encode_name for field in msgspec.structs.fields(sections[name])} == section["properties"].keys()
@@ -186,8 +189,10 @@ def test_driver_accepts_its_arguments(any_set: Manifests) -> None:
 def test_commands(any_set: Manifests, workload: str, name: str, rest: list[str]) -> None:
     """The image's entry point is our command; variables in arguments are those of the container."""
     pod = any_set.pod(f"cacheagent-{workload}")
-    assert container(pod, name)["args"] == [name, *rest]
-    assert rest[-1][2:-1] in environment(pod, name)
+    found = container(pod, name)["args"]
+    assert found[: len(rest) + 1] == [name, *rest]
+    assert found[len(rest) + 1 :] in ([], ["--peer-host", "$(POD_IP)"])
+    assert {each[2:-1] for each in found if each.startswith("$(")} <= environment(pod, name).keys()
     assert rest[1].rpartition("/")[0] in mounts(pod, name)
 
 
@@ -324,7 +329,7 @@ def test_definitions_survive_an_uninstall(default: Manifests) -> None:
     """With all objects of their kinds; and they are templates, since helm never upgrades what is in crds/."""
     definitions = default.all("CustomResourceDefinition")
     assert {item["metadata"]["name"] for item in definitions} == {
-        f"{kind}.{names.GROUP}" for kind in ("modelcaches", "modelcachenodes", "modelwarmups")
+        f"{kind}.{names.GROUP}" for kind in ("modelcaches", "modelcachenodes", "modelcachepeers", "modelwarmups")
     }
     for item in definitions:
         assert item["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"

@@ -16,6 +16,7 @@ from cacheagent.kube.objects import (
     KubeValue,
     ModelCacheNodeSpec,
     ModelCacheNodeStatus,
+    ModelCachePeersSpec,
     ModelCacheSpec,
     ModelCacheStatus,
     ModelWarmupSpec,
@@ -24,7 +25,7 @@ from cacheagent.kube.objects import (
     NodeModelStatus,
     NodeUsage,
 )
-from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, WARMUP, WARMUP_STATUS
+from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, PEERS, WARMUP, WARMUP_STATUS
 
 REPOSITORY: Final = Path(__file__).parents[2]
 CRDS: Final = REPOSITORY / "daemonset/chart/files/crds"
@@ -53,7 +54,7 @@ def _undocumented(schema: dict[str, Any], path: str = "") -> list[str]:
     return missing
 
 
-@pytest.mark.parametrize("plural", ["modelcaches", "modelcachenodes", "modelwarmups"])
+@pytest.mark.parametrize("plural", ["modelcaches", "modelcachenodes", "modelcachepeers", "modelwarmups"])
 def test_every_field_is_documented(plural: str) -> None:
     """Also those of objects in lists: `kubectl explain` answers everywhere."""
     assert _undocumented(schema_of(plural)) == []
@@ -67,7 +68,7 @@ def _defaults(schema: Any) -> list[Any]:
     return [found for inner in schema for found in _defaults(inner)] if isinstance(schema, list) else []
 
 
-@pytest.mark.parametrize("plural", ["modelcaches", "modelcachenodes", "modelwarmups"])
+@pytest.mark.parametrize("plural", ["modelcaches", "modelcachenodes", "modelcachepeers", "modelwarmups"])
 def test_the_server_fills_in_no_defaults(plural: str) -> None:
     """What is written is what is read back: a default of the server's would look like somebody's change."""
     assert _defaults(schema_of(plural)) == []
@@ -81,6 +82,7 @@ def test_the_server_fills_in_no_defaults(plural: str) -> None:
         (NODE, ModelCacheNodeSpec),
         (NODE_STATUS, ModelCacheNodeStatus),
         (MODEL_STATUS, ModelCacheStatus),
+        (PEERS, ModelCachePeersSpec),
         (WARMUP, ModelWarmupSpec),
         (WARMUP_STATUS, ModelWarmupStatus),
         (ModelCacheNodeSpec(), ModelCacheNodeSpec),
@@ -106,7 +108,7 @@ def _left_at_default(value: object, path: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("value", [MODEL, MODEL_STATUS, NODE, NODE_STATUS, WARMUP, WARMUP_STATUS])
+@pytest.mark.parametrize("value", [MODEL, MODEL_STATUS, NODE, NODE_STATUS, PEERS, WARMUP, WARMUP_STATUS])
 def test_the_examples_say_something_in_every_field(value: KubeValue) -> None:
     """They go to a real API server elsewhere: a field that they leave out would be pruned unnoticed."""
     assert _left_at_default(value, type(value).__name__) == []

@@ -56,16 +56,17 @@ def _owner(node: Node) -> Object:
     return {"apiVersion": "v1", "kind": "Node", "name": node.meta.name, "uid": node.meta.uid}
 
 
-def plan_specs(
+def plan_specs(  # noqa: PLR0913, PLR0917 - each is the outcome of another rule
     facts: Mapping[str, Facts],
     nodes: Mapping[str, CacheNode],
     assignment: Assignment,
     resolutions: Resolutions,
     demand: Demand,
     holds: Mapping[str, Hold],
+    shared: frozenset[str] = frozenset(),
 ) -> list[Change]:
-    """A patch for every node whose spec is not what it shall be."""
-    told = {name: _told(each) for name, each in facts.items()}
+    """A patch for every node whose spec is not what it shall be. `shared`: versions that nodes exchange."""
+    told = {name: _told(each, shared) for name, each in facts.items()}
     written = {id(each): msgspec.to_builtins(each) for each in told.values()}
     asked = {(resolution.asked, name) for name, resolution in resolutions.of.items()}
     changes = []
@@ -84,13 +85,14 @@ def plan_specs(
     return changes
 
 
-def _told(facts: Facts) -> NodeModel:
+def _told(facts: Facts, shared: frozenset[str]) -> NodeModel:
     spec = facts.model.spec
+    digest = facts.digest or spec.digest  # before it is pinned, so that nobody fetches what is not accepted
     return NodeModel(
         name=facts.name,
         source=spec.source,
         kind=spec.kind,
-        digest=facts.digest or spec.digest,  # before it is pinned, so that nobody fetches what is not accepted
+        digest=digest,
         revision=facts.model.status.revision if facts.digest else "",
         content_digest=spec.content_digest,
         policy=spec.policy,
@@ -99,6 +101,8 @@ def _told(facts: Facts) -> NodeModel:
         page_cache=spec.page_cache,
         namespaces=facts.namespaces,
         versions=facts.previous,
+        peers=spec.peers,
+        shared=digest in shared,
     )
 
 

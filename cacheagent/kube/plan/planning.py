@@ -17,6 +17,7 @@ from cacheagent.kube.plan.holds import Hold, plan_holds
 from cacheagent.kube.plan.labels import LabelBook, plan_node, wanted_labels
 from cacheagent.kube.plan.node_specs import plan_existence, plan_specs
 from cacheagent.kube.plan.on_demand import demand_of, plan_uris
+from cacheagent.kube.plan.peers import plan_peers
 from cacheagent.kube.plan.pods import plan_pods
 from cacheagent.kube.plan.resolve import resolve
 from cacheagent.kube.plan.status import plan_status
@@ -46,6 +47,7 @@ def plan(world: World, now: float) -> Plan:
     resolutions = resolve(world, facts.values(), assignment.by_model, agents, now)
     used = claims_in_use(world)
     volumes = plan_volumes(world, facts, used, now)
+    sharing = plan_peers(world, facts, nodes, assignment)
     holds = plan_holds(world, facts, nodes, assignment, volumes.claims, used)
     node_changes, cold_deadline = _plan_nodes(world, facts, nodes, assignment, (holds, volumes.claims), now)
     pods = plan_pods(world, facts, nodes, assignment.by_node, now)
@@ -54,7 +56,8 @@ def plan(world: World, now: float) -> Plan:
         *pods.changes,
         *plan_uris(world, facts, demand, now),
         *plan_existence(world),
-        *plan_specs(facts, nodes, assignment, resolutions, demand, holds),
+        *sharing.changes,  # before the specs, so that who is told of a model finds its list
+        *plan_specs(facts, nodes, assignment, resolutions, demand, holds, sharing.shared),
         *volumes.changes,
         *node_changes,
         *plan_status(world, facts, assignment, resolutions, agents, now),

@@ -27,6 +27,7 @@ from cacheagent.kube.names import (
 from cacheagent.kube.objects import (
     ModelCacheNodeSpec,
     ModelCacheNodeStatus,
+    ModelCachePeersSpec,
     ModelCacheSpec,
     ModelCacheStatus,
     ModelWarmupSpec,
@@ -179,6 +180,14 @@ class Warmup:
     def expires_at(self) -> float:
         """Seconds since the epoch."""
         return self.meta.created_at + self.spec.ttl_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """A ModelCachePeers."""
+
+    meta: Meta
+    spec: ModelCachePeersSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -391,6 +400,11 @@ def parse_warmup(body: Object) -> Warmup:
         spec=msgspec.convert(body.get("spec") or {}, ModelWarmupSpec),
         status=msgspec.convert(body.get("status") or {}, ModelWarmupStatus),
     )
+
+
+def parse_peers(body: Object) -> Peers:
+    """Raises msgspec.ValidationError."""
+    return Peers(meta=parse_meta(body), spec=msgspec.convert(body.get("spec") or {}, ModelCachePeersSpec))
 
 
 def parse_volume(body: Object) -> Volume:

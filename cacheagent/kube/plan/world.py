@@ -13,6 +13,7 @@ from cacheagent.kube.plan.views import (
     Meta,
     Model,
     Node,
+    Peers,
     Pod,
     Volume,
     Warmup,
@@ -28,7 +29,7 @@ minute."""
 class PlanSettings:
     """`host_root`: the cache directory on the nodes. `cold`: whether the cold taint is ours to take away and to put
     back; `cold_deadline_s`: after so long it is taken away whatever is missing. `uri_idle_s`: a ModelCache that a URI
-    made is removed when nobody used it for so long.
+    made is removed when nobody used it for so long. `peers`: whether nodes are told of each other.
     """
 
     host_root: str = "/var/lib/cacheagent"
@@ -36,6 +37,7 @@ class PlanSettings:
     cold: bool = False
     cold_deadline_s: float = 1800.0
     uri_idle_s: float = 86400.0
+    peers: bool = True
 
 
 InUse = tuple[str, str, str]
@@ -77,5 +79,6 @@ class World:
     namespaces: Mapping[str, Meta] = field(default_factory=dict)
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     claims: Mapping[tuple[str, str], Claim] = field(default_factory=dict)
+    peers: Mapping[str, Peers] = field(default_factory=dict)
     settings: PlanSettings = PlanSettings()
     memory: Memory = Memory()

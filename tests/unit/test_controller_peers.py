@@ -1,0 +1,259 @@
+"""Who exchanges what with whom: lists of the controller, by situations and by properties."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis import given, settings
+
+from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_CACHES, NODES
+from cacheagent.kube.names import REFRESH, member_label
+from cacheagent.kube.objects import ModelCachePeersSpec
+from cacheagent.kube.plan.peers import COHORT, GATHER_S, ZONE, cohorts_of
+from tests.fakes.kube_scene import Scene
+from tests.fakes.node_agents import digest_of
+
+A1, A2, B1 = digest_of("a1"), digest_of("a2"), digest_of("b1")
+
+
+def key_of(text: str) -> str:
+    """A public key, as far as anybody can tell."""
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def join(scene: Scene, number: int, **labels: str) -> None:
+    """A node whose agent says how it is reached."""
+    agent = scene.node(f"n{number}", **labels)
+    agent.public_key, agent.peer_address = key_of(f"n{number}"), f"10.0.{number // 250}.{number % 250}:7411"
+
+
+def fleet(count: int, **settings: object) -> Scene:
+    """Nodes n0, n1, … that can all be reached."""
+    scene = Scene(**settings)
+    for number in range(count):
+        join(scene, number, pool="gpu")
+    return scene
+
+
+def lists(scene: Scene) -> dict[str, ModelCachePeersSpec]:
+    """By name."""
+    return {
+        item["metadata"]["name"]: msgspec.convert(item["spec"], ModelCachePeersSpec)
+        for item in scene.kube.all(MODEL_CACHE_PEERS)
+    }
+
+
+def members(scene: Scene, digest: str) -> list[str]:
+    """Names of all nodes that are listed for it."""
+    return sorted(each.name for spec in lists(scene).values() if digest in spec.digests for each in spec.members)
+
+
+def writes(scene: Scene) -> list[tuple[str, str, str]]:
+    """What was written since the last call, but for states."""
+    found = [(each.verb, each.resource.plural, each.name) for each in scene.history if not each.subresource]
+    scene.history.clear()
+    return found
+
+
+def test_nodes_of_a_model_are_told_of_each_other() -> None:
+    """With address, key and zone; each finds its list by a label; they are told that the version is shared."""
+    scene = fleet(3)
+    scene.relabel("n1", **{ZONE: "eu-1b"})
+    scene.model("llama", digest=A1)
+    scene.settle()
+    ((name, spec),) = lists(scene).items()
+    assert spec.digests == (A1,)
+    assert [(each.name, each.address, each.key, each.zone) for each in spec.members] == [
+        ("n0", "10.0.0.0:7411", key_of("n0"), ""),
+        ("n1", "10.0.0.1:7411", key_of("n1"), "eu-1b"),
+        ("n2", "10.0.0.2:7411", key_of("n2"), ""),
+    ]
+    item = scene.kube.peek(MODEL_CACHE_PEERS, name)
+    assert item is not None
+    assert {member_label(f"n{number}") for number in range(3)} < item["metadata"]["labels"].keys()
+    assert all(scene.entry(f"n{number}", "llama").shared for number in range(3))
+    assert scene.plan().changes == ()
+    scene.restart()
+    assert scene.plan().changes == (), "also for another controller"
+
+
+def test_the_list_is_planned_before_anybody_is_told_of_the_model() -> None:
+    """An agent that hears of a model finds out with whom it shares it."""
+    scene = fleet(3)
+    scene.model("llama", digest=A1)
+    scene.settle()
+    scene.model("other", digest=B1, nodeSelector={"pool": "gpu"})
+    for _ in range(6):
+        order = [change.resource for change in scene.plan().changes if not change.subresource]
+        if MODEL_CACHE_PEERS in order:
+            assert order.index(MODEL_CACHE_PEERS) < order.index(MODEL_CACHE_NODES)
+            return
+        scene.step()
+    raise AssertionError("no list was planned")
+
+
+@pytest.mark.parametrize("alone", ["one node", "never", "switched off"])
+def test_what_is_not_exchanged_has_no_list(alone: str) -> None:
+    """One node has nobody to share with; a model may forbid it, and so may the administrator."""
+    scene = fleet(1 if alone == "one node" else 3, peers=alone != "switched off")
+    scene.model("llama", digest=A1, **({"peers": "never"} if alone == "never" else {}))
+    scene.settle()
+    assert lists(scene) == {}
+    assert not scene.entry("n0", "llama").shared
+    assert scene.entry("n0", "llama").peers == ("never" if alone == "never" else "auto")
+
+
+def test_what_one_model_forbids_no_other_permits() -> None:
+    """Two models that hold the same version: it is one thing that travels."""
+    scene = fleet(3)
+    scene.model("llama", digest=A1)
+    scene.model("secret", digest=A1)
+    scene.settle()
+    assert members(scene, A1) == ["n0", "n1", "n2"]
+    scene.change(MODEL_CACHES, "secret", lambda item: item["spec"].update(peers="never"))
+    scene.settle()
+    assert lists(scene) == {}
+
+
+def test_who_cannot_be_reached_is_not_listed() -> None:
+    """An agent that has not spoken, one that writes nonsense, a Node that is not ready; each is, once it is well."""
+    scene = fleet(5)
+    for number in (1, 2):
+        scene.agents[f"n{number}"].peer_address = ["", "", "nowhere"][number]
+    scene.agents["n1"].public_key = ""
+    scene.agents["n3"].public_key = "bm8ga2V5"
+    scene.model("llama", digest=A1)
+    scene.change(NODES, "n4", lambda item: item["status"].update(conditions=[{"type": "Ready", "status": "Unknown"}]))
+    scene.settle()
+    assert members(scene, A1) == ["n0"]
+    assert scene.entry("n0", "llama").shared, "it waits for its list, which says that nobody can be reached"
+    for number in (1, 2, 3):
+        join(scene, number, pool="gpu")
+    scene.change(NODES, "n4", lambda item: item["status"].update(conditions=[{"type": "Ready", "status": "True"}]))
+    scene.settle()
+    assert members(scene, A1) == ["n0", "n1", "n2", "n3", "n4"]
+
+
+def test_a_new_key_and_a_new_address_are_one_write() -> None:
+    """However many models the node has; and flocks of them are gathered."""
+    scene = fleet(4)
+    for number in range(5):
+        scene.model(f"m{number}", digest=digest_of(f"c{number}"))
+    scene.settle()
+    assert len(lists(scene)) == 1, "versions of the same nodes share a list"
+    writes(scene)
+    agent = scene.agents["n2"]
+    agent.public_key, agent.peer_address = key_of("another"), "10.9.9.9:7411"
+    scene.report("n2")
+    (change,) = [each for each in scene.plan().changes if each.resource == MODEL_CACHE_PEERS]
+    assert change.lazy_s == GATHER_S
+    scene.settle()
+    assert [each[:2] for each in writes(scene)] == [("patch", "modelcachepeers")]
+    (spec,) = lists(scene).values()
+    assert {each.name: each.key for each in spec.members}["n2"] == key_of("another")
+
+
+def test_a_node_that_comes_or_goes_rewrites_no_other_node() -> None:
+    """It is one write for the list, whatever the number of models and nodes."""
+    scene = fleet(40)
+    for number in range(8):
+        scene.model(f"m{number}", digest=digest_of(f"c{number}"))
+    scene.settle()
+    writes(scene)
+    join(scene, 40, pool="gpu")
+    scene.settle()
+    came = writes(scene)
+    assert {each[2] for each in came if each[1] == "modelcachenodes"} == {"n40"}
+    assert [each[0] for each in came if each[1] == "modelcachepeers"] == ["patch"]
+    assert "n40" in members(scene, digest_of("c0"))
+    scene.kube.remove(NODES, "n3")
+    scene.settle()
+    gone = writes(scene)
+    assert [each[:2] for each in gone if each[1] != "nodes"] == [("patch", "modelcachepeers")]
+    assert "n3" not in members(scene, digest_of("c0"))
+
+
+def test_a_new_version_gets_its_own_list_and_the_old_one_loses_it() -> None:
+    """Nobody fetches the older version any more."""
+    scene = fleet(3)
+    scene.model("llama", digest=A1)
+    scene.model("other", digest=B1)
+    scene.settle()
+    assert members(scene, A1) == members(scene, B1) == ["n0", "n1", "n2"]
+    scene.origins.digests["s3://models/llama"] = A2
+    scene.change(MODEL_CACHES, "llama", lambda item: item["metadata"].update(annotations={REFRESH: "1"}))
+    scene.settle()
+    assert members(scene, A1) == []
+    assert members(scene, A2) == members(scene, B1) == ["n0", "n1", "n2"]
+
+
+def test_models_of_different_nodes_have_different_lists() -> None:
+    """Nobody is told of a node that does not want the model."""
+    scene = fleet(6)
+    for number in (3, 4, 5):
+        scene.relabel(f"n{number}", pool="cpu")
+    scene.model("llama", digest=A1, nodeSelector={"pool": "gpu"})
+    scene.model("other", digest=B1)
+    scene.settle()
+    assert members(scene, A1) == ["n0", "n1", "n2"]
+    assert members(scene, B1) == [f"n{number}" for number in range(6)]
+    assert len(lists(scene)) == 2
+
+
+def test_lists_that_nobody_needs_go() -> None:
+    """With the last model, and when it is switched off."""
+    scene = fleet(3)
+    scene.model("llama", digest=A1)
+    scene.settle()
+    assert lists(scene)
+    scene.settings = type(scene.settings)(peers=False)
+    scene.settle()
+    assert lists(scene) == {}
+    assert not scene.entry("n0", "llama").shared
+
+
+names = st.lists(st.integers(0, 5000).map(lambda number: f"gpu-{number:04}"), unique=True, max_size=400)
+
+
+@given(names, names)
+@settings(max_examples=60, deadline=None)
+def test_cohorts_are_bounded_and_the_same_for_everybody(some: list[str], others: list[str]) -> None:
+    """Every node is in one cohort of at most 64, the order in which they are named does not matter, and what came and
+    went before does not either."""
+    for nodes in (some, some + [name for name in others if name not in some]):
+        cohorts = cohorts_of(nodes)
+        assert sorted(name for cohort in cohorts.values() for name in cohort) == sorted(nodes)
+        assert all(0 < len(cohort) <= COHORT for cohort in cohorts.values())
+        turned = cohorts_of(nodes[::-1])
+        assert {prefix: sorted(cohort) for prefix, cohort in turned.items()} == {
+            prefix: sorted(cohort) for prefix, cohort in cohorts.items()
+        }
+        assert len(nodes) > COHORT or len(cohorts) <= 1, "few nodes are one cohort"
+
+
+@given(st.lists(st.integers(0, 10**6).map(lambda number: f"gpu-{number}"), unique=True, min_size=1, max_size=300))
+@settings(max_examples=30, deadline=None)
+def test_one_node_more_changes_its_own_cohort_alone(nodes: list[str]) -> None:
+    """Others keep theirs, but for one that is parted because it would be too large; the same backwards for one that
+    leaves."""
+    for count, more in pairwise(range(len(nodes) + 1)):
+        before = {frozenset(cohort) for cohort in cohorts_of(nodes[:count]).values()}
+        after = {frozenset(cohort) for cohort in cohorts_of(nodes[:more]).values()}
+        assert len(before - after) <= 1
+        mine = next(cohort for cohort in after if nodes[count] in cohort)
+        if before - after:
+            (left,) = before - after
+            assert frozenset().union(*(after - before)) == left | {nodes[count]}
+            assert mine in after - before
+
+
+def test_cohorts_of_thousands_are_not_too_small() -> None:
+    """Each costs the origin one copy: on average they are at least half full."""
+    for count in (65, 100, 500, 2000, 5000):
+        cohorts = cohorts_of([f"gpu-node-{number:05}.cluster.example" for number in range(count)])
+        assert count / len(cohorts) >= COHORT / 2
