@@ -44,6 +44,8 @@ from cacheagent.running import Orders, until_stopped
 from cacheagent.scrub import Scrub, ScrubPolicy
 from cacheagent.source import open_source
 from cacheagent.store import StorePolicy
+from cacheagent.tracing_node import NodeTraces
+from cacheagent.tracing_switch import open_tracing
 from cacheagent.transfer.pool import TransferConfig
 from cacheagent.upkeep import keep_scrubbed, keep_trimmed
 from cacheagent.volumes import Volumes
@@ -99,6 +101,9 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
             listener(status)
 
     async with AsyncExitStack() as stack:
+        name = cluster.node if cluster else ""
+        send = await stack.enter_async_context(open_tracing(config.tracing, "agent", metrics.count_spans, node=name))
+        traces = NodeTraces(send) if send else None
         node = await stack.enter_async_context(
             open_node(
                 config.root,
@@ -106,6 +111,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
                 transfer=_transfer(config.transfer),
                 on_event=tell,
                 observer=metrics,
+                watcher=traces,
             )
         )
         warming = Warming(node.flights, config.models, keep=node.store.keep_warm)
@@ -122,6 +128,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
             counts=metrics,
             spell=spell_uri if cluster else str,
             read_ahead=page_cache.ask,
+            traces=traces,
         )
         listeners.append(volumes.heard)
         desired = Desired(warming, volumes)
@@ -149,7 +156,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         live = LiveConfig(config_path, config, node, warming, desired, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
         scrub = _scrub(node, live)
-        answers = Answers(config.root, node.store, node.flights, live, volumes=volumes, counts=metrics)
+        answers = Answers(config.root, node.store, node.flights, live, volumes=volumes, counts=metrics, traces=traces)
         health = health_routes(
             live={"disk": disk.check},
             ready={"workers": lambda: "" if node.transport.running_workers else "none runs"},

@@ -19,6 +19,7 @@ from cacheagent.model import Value
 from cacheagent.quantity import Duration, Fraction, Rate, Size
 from cacheagent.spec import ModelSpec
 
+_ENDPOINT: Final = re.compile(r"https?://[^\s/@?#]+(/[^\s?#]*)?")
 _ADDRESS: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[^\s:\[\]]+):(\d{1,5})")
 
 
@@ -175,6 +176,21 @@ class LogSettings(Value):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class TracingSettings(Value):
+    """Spans of how pods start.
+
+    `endpoint` (default empty = none): URL of an OTLP receiver over HTTP (protobuf), such as
+    `http://otel-collector.observability:4318`; `/v1/traces` is appended. Headers for it come from the environment
+    (`OTEL_EXPORTER_OTLP_HEADERS`): a URL that holds a secret is refused.
+    """
+
+    endpoint: str = ""
+
+    def __post_init__(self) -> None:
+        if self.endpoint and not _ENDPOINT.fullmatch(self.endpoint):
+            raise ValueError("expected endpoint to be http(s)://host:port without user, password or query, or empty")
+
+
 class AgentConfig(Value):
     """One node's agent.
 
@@ -202,6 +218,8 @@ class AgentConfig(Value):
 
     `peers`: see PeersSettings.
 
+    `tracing`: see TracingSettings.
+
     `models` (default none): what to keep warm, in any order; `priority` decides who goes first. See ModelSpec.
     """
 
@@ -215,6 +233,7 @@ class AgentConfig(Value):
     file_roots: tuple[Path, ...] = ()
     on_demand_roots: tuple[Path, ...] = ()
     refused_networks: tuple[str, ...] = ()
+    tracing: TracingSettings = TracingSettings()
     page_cache: PageCacheSettings = PageCacheSettings()
     peers: PeersSettings = PeersSettings()
 

@@ -84,13 +84,18 @@ async def _bring(engine: Engine, spec: ModelSpec, source: Source, manifest: Mani
         await engine.blobs.bring(plan, source, tracker)
 
         tracker.enter("publishing")
-        return await in_thread(partial(_publish, engine.store, spec, manifest, domain, plan))
+        tracker.step("verifying")
+        hashes = await in_thread(partial(_verify, engine.store, spec, manifest, domain, plan))
+        tracker.step("publishing")
+        return await in_thread(partial(_publish, engine.store, spec, manifest, domain, hashes))
     finally:
         reservation.release()
 
 
-def _publish(store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDomain, plan: Plan) -> Record:
-    """Look at every header once more where the bytes now lie, then make the model visible with one rename."""
+def _verify(
+    store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDomain, plan: Plan
+) -> dict[str, FileHashes]:
+    """Look at every header once more where the bytes now lie; every byte was proved as it came."""
     hashes: dict[str, FileHashes] = {}
     for blob, file in plan.blobs.items():
         known = store.blob_hashes(blob)
@@ -106,6 +111,13 @@ def _publish(store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDom
             f"{spec.name}: its files come to the content digest {found}, and {spec.content_digest} is demanded",
             hint="the source does not hold what somebody once verified: look at it before you accept the new digest",
         )
+    return hashes
+
+
+def _publish(
+    store: Store, spec: ModelSpec, manifest: Manifest, domain: TrustDomain, hashes: dict[str, FileHashes]
+) -> Record:
+    """Make the model visible with one rename."""
     return store.publish(
         manifest, domain, hashes, uri=spec.source.uri, name=spec.name, pin=spec.pin, priority=spec.priority
     )

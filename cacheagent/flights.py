@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -39,6 +39,24 @@ ENDED_JOBS_KEPT: Final = 200
 """Ended jobs that `jobs` still tells of. Chosen."""
 
 
+class Watcher(Protocol):
+    """Told of each job once when it begins and once when it has ended, however it did."""
+
+    def began(self, tracker: Tracker) -> None: ...
+
+    def ended(self, tracker: Tracker) -> None: ...
+
+
+class NobodyWatches:
+    """A watcher that does nothing."""
+
+    def began(self, tracker: Tracker) -> None:
+        """See `Watcher`."""
+
+    def ended(self, tracker: Tracker) -> None:
+        """See `Watcher`."""
+
+
 class _Job:
     def __init__(self, task: asyncio.Task[Record], tracker: Tracker) -> None:
         self.task = task
@@ -57,8 +75,10 @@ class Flights:
         open_source: OpenSource,
         *,
         on_event: Callable[[JobStatus], None],
+        watcher: Watcher | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._watcher: Watcher = watcher or NobodyWatches()
         self._store = store
         self._transport = transport
         self._engine = Engine(
@@ -169,6 +189,7 @@ class Flights:
             # An asker may have left: its failure is in `jobs`, and must not be reported as never retrieved.
             job.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._running[key] = job
+            self._watcher.began(tracker)
         if priority is not None:
             job.tracker.priority = max(job.tracker.priority, priority)
             self._engine.blobs.raise_priority(job.tracker)
@@ -192,6 +213,7 @@ class Flights:
             self._limit(key)
             del self._running[key]
             self._remember(key, tracker.status())
+            self._watcher.ended(tracker)
 
     def _remember(self, key: str, status: JobStatus) -> None:
         self._ended.pop(key, None)

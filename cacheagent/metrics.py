@@ -195,6 +195,11 @@ class Metrics(TransferObserver):
             "Orders to read the configuration again: applied, or refused because the file was wrong",
             ["result"],
         )
+        self.spans = count(
+            "cacheagent_tracing_spans",
+            "Spans by what became of them: sent, failed (not taken by the receiver), dropped (no room in the queue)",
+            ["result"],
+        )
         self._readings = _Readings()
         self.registry.register(self._readings)
         for result in ("applied", "refused"):  # at zero from the start, so that the first one is seen as an increase
@@ -234,6 +239,10 @@ class Metrics(TransferObserver):
     def count_reload(self, result: str) -> None:
         """`applied` or `refused`."""
         self.reloads.labels(result).inc()
+
+    def count_spans(self, result: str, count: int) -> None:
+        """From any thread."""
+        self.spans.labels(result).inc(count)
 
     def count_corrupt(self) -> None:
         """A model at rest was not what was recorded."""

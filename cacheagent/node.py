@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cacheagent.flights import Flights
+from cacheagent.flights import Flights, Watcher
 from cacheagent.progress import JobStatus
 from cacheagent.source import open_source
 from cacheagent.store import Store, StorePolicy
@@ -34,6 +34,7 @@ async def open_node(
     transfer: TransferConfig | None = None,
     on_event: Callable[[JobStatus], None] = lambda _: None,
     observer: TransferObserver | None = None,
+    watcher: Watcher | None = None,
 ) -> AsyncIterator[Node]:
     """Own the cache directory for the length of the block: adopt what is there, start the workers, and at the end stop
     everything within seconds with partial work kept. Raises StoreBusy, UnknownLayout, DiskFault before that.
@@ -41,7 +42,7 @@ async def open_node(
     store = await in_thread(partial(Store.open, root, store_policy or StorePolicy()))
     try:
         async with WorkerPool(transfer, observer=observer) as pool:
-            flights = Flights(store, pool, open_source, on_event=on_event)
+            flights = Flights(store, pool, open_source, on_event=on_event, watcher=watcher)
             try:
                 yield Node(store=store, transport=pool, flights=flights)
             finally:

@@ -31,10 +31,9 @@ _ONLY_AT_START: Final = (
     "file_roots",
     "on_demand_roots",
     "refused_networks",
+    "tracing",
     "page_cache",
-    "tracing",
     "peers",
-    "tracing",
 )
 
 

@@ -52,6 +52,8 @@ class Tracker:
         self._last_event = -EVENT_INTERVAL_S
         self._path = ""
         self._error: CacheAgentError | None = None
+        self.steps: list[tuple[str, float]] = []
+        """Each step and when it began, in seconds since the epoch. Finer than the phases that people see."""
 
     @property
     def transfer_priority(self) -> int:
@@ -59,9 +61,14 @@ class Tracker:
         return self.priority + (URGENT if self.urgent else 0)
 
     def enter(self, phase: Phase) -> None:
-        """The job is in its next step."""
+        """The job is in its next phase."""
         self._phase = phase
+        self.step(phase)
         self._emit()
+
+    def step(self, name: str) -> None:
+        """A step begins that is no phase of its own."""
+        self.steps.append((name, time.time()))
 
     def resolved(self, manifest: Manifest) -> None:
         """It is known what the model is."""

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from cacheagent import __version__
 from cacheagent.api.catalog import (
     find_record,
@@ -29,6 +31,7 @@ from cacheagent.api.schema import (
     Model,
     Models,
     MountsReport,
+    MountTimes,
     Status,
     Version,
     Volume,
@@ -72,6 +75,14 @@ class Mounting(Protocol):
         """Somebody gave an order that changes what is on disk, or wants to."""
 
 
+class Traces(Protocol):
+    """Told of volumes, so that their pods' starts can be traced."""
+
+    def asked(self, volume_id: str) -> None: ...
+
+    def mounted(self, volume_id: str, times: MountTimes) -> None: ...
+
+
 class Counts(Protocol):
     """Told of what is worth counting."""
 
@@ -87,10 +98,19 @@ class Answers:
     what store and flights raise.
     """
 
-    def __init__(
-        self, root: Path, store: Store, flights: Flights, configured: Configured, *, volumes: Mounting, counts: Counts
+    def __init__(  # noqa: PLR0913 - each is one of its neighbours
+        self,
+        root: Path,
+        store: Store,
+        flights: Flights,
+        configured: Configured,
+        *,
+        volumes: Mounting,
+        counts: Counts,
+        traces: Traces | None = None,
     ) -> None:
         self.volumes = volumes
+        self._traces = traces
         self._root = root
         self._store = store
         self._flights = flights
@@ -182,6 +202,18 @@ class Answers:
 
     async def release(self, volume_id: str) -> Done:
         await in_thread(partial(self._store.release, volume_id))
+        return Done()
+
+    async def volume(self, volume_id: str, request: VolumeRequest) -> Volume:
+        if self._traces is None:
+            return await self.volumes.put(volume_id, request)
+        self._traces.asked(volume_id)
+        volume = await self.volumes.put(volume_id, request)
+        return replace(volume, traced=volume.state == "ready")
+
+    def mount(self, volume_id: str, times: MountTimes) -> Done:
+        if self._traces is not None:
+            self._traces.mounted(volume_id, times)
         return Done()
 
     def leases(self) -> Leases:

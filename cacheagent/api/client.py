@@ -24,6 +24,7 @@ from cacheagent.api.schema import (
     Model,
     Models,
     MountsReport,
+    MountTimes,
     Status,
     Version,
     Volume,
@@ -139,6 +140,10 @@ class AgentClient:
         """
         path = f"/volumes/{_segment(volume_id)}"
         return await self._call("PUT", path, Volume, request, limit_s=request.wait_s + ANSWER_LIMIT_S)
+
+    async def mount_took(self, volume_id: str, times: MountTimes) -> Done:
+        """When a volume was mounted whose answer said `traced`."""
+        return await self._call("PUT", f"/volumes/{_segment(volume_id)}/mount", Done, times)
 
     async def remove_volume(self, volume_id: str) -> Done:
         """The volume is unmounted, or never will be mounted: its lease, what was remembered of it and its own directory

@@ -4,7 +4,7 @@ newer agent can talk to an older client (the containers of one pod restart one b
 
 from __future__ import annotations
 
-from typing import Final, Literal, dataclass_transform
+from typing import Annotated, Final, Literal, dataclass_transform
 
 import msgspec
 
@@ -67,6 +67,18 @@ class VolumeRequest(Value):
     wait: Literal["mount", "init"] = "mount"
     wait_s: float = 0.0
     page_cache: bool = False
+
+
+class MountTimes(Value):
+    """When a volume was mounted (`PUT /volumes/{volume_id}/mount`): from the agent's answer to the mount, in seconds
+    since the epoch. `namespace`, `pod`, `pod_uid`: of the pod, as the kubelet says."""
+
+    pod_uid: Annotated[str, msgspec.Meta(min_length=1)]
+    began_at: Annotated[float, msgspec.Meta(ge=0)]
+    ended_at: Annotated[float, msgspec.Meta(ge=0)]
+    namespace: str = ""
+    pod: str = ""
+    digest: str = ""
 
 
 class MountedPath(Value):
@@ -136,7 +148,7 @@ class Model(Answer):
 class Volume(Answer):
     """`ready`: mount `path` (relative to the cache directory, for instance `models/sha256-…/files` or `volumes/<id>`);
     the lease is taken. `waiting`: `message` is a sentence for the pod's events ("37 %, 52 of 141 GB, about 80 s left"),
-    ask again.
+    ask again. `traced`: somebody wants to know when it was mounted, see MountTimes.
     """
 
     volume_id: str
@@ -144,6 +156,7 @@ class Volume(Answer):
     digest: str = ""
     path: str = ""
     message: str = ""
+    traced: bool = False
 
 
 WarmState = Literal["ready", "working", "waiting", "failed", "on-demand"]

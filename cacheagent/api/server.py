@@ -21,6 +21,7 @@ from cacheagent.api.schema import (
     ErrorBody,
     LeaseRequest,
     MountsReport,
+    MountTimes,
     VolumeRequest,
 )
 from cacheagent.errors import CacheAgentError, UsageError
@@ -52,7 +53,11 @@ async def _lease(answers: Answers, request: web.Request) -> Any:
 
 
 async def _volume(answers: Answers, request: web.Request) -> Any:
-    return await answers.volumes.put(request.match_info["volume_id"], await _body(request, VolumeRequest))
+    return await answers.volume(request.match_info["volume_id"], await _body(request, VolumeRequest))
+
+
+async def _mount(answers: Answers, request: web.Request) -> Any:
+    return answers.mount(request.match_info["volume_id"], await _body(request, MountTimes))
 
 
 async def _mounted(answers: Answers, request: web.Request) -> Any:
@@ -74,6 +79,7 @@ ROUTES: Final = (
     Route("PUT", "/leases/{volume_id}", _lease),
     Route("DELETE", "/leases/{volume_id}", lambda answers, request: answers.release(request.match_info["volume_id"])),
     Route("PUT", "/volumes/{volume_id}", _volume),
+    Route("PUT", "/volumes/{volume_id}/mount", _mount),
     Route(
         "DELETE",
         "/volumes/{volume_id}",

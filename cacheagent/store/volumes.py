@@ -29,7 +29,7 @@ _PUBLIC_DIRECTORY: Final = 0o755
 class Promise(Value, forbid_unknown_fields=False):
     """A volume was asked for and has no lease yet. `digest`: the version that it will get, empty while that is unknown;
     `exactly`: the request named it. `later`: the volume is mounted already and is filled when the version is here.
-    `owner` is for people: which pod. `since` in seconds since the epoch.
+    `owner` is for people: which pod; `pod_uid` is that pod's. `since` in seconds since the epoch.
     """
 
     volume_id: str
@@ -43,6 +43,7 @@ class Promise(Value, forbid_unknown_fields=False):
     view: Literal["files", "hf"] = "files"
     later: bool = False
     page_cache: bool = False
+    pod_uid: str = ""
 
 
 class Promises:

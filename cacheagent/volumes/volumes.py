@@ -47,6 +47,13 @@ class Counts(Protocol):
         """A volume got its lease; `hit`: at its first request. `size_bytes`: of the model."""
 
 
+class Traces(Protocol):
+    """Told of what pods waited for."""
+
+    def kept(self, promise: Promise, record: Record, *, hit: bool) -> None:
+        """A volume got its lease."""
+
+
 class Volumes:
     """One event loop. `demand` is told which model a pod waits for, and says when it is tried again after a failure;
     `spell` gives a URI its one spelling (UsageError for what is none); `read_ahead` is told of versions to be read into
@@ -62,6 +69,7 @@ class Volumes:
         counts: Counts,
         spell: Callable[[str], str] = str,
         read_ahead: Callable[[Record], None] = lambda _: None,
+        traces: Traces | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.news = News()
@@ -74,6 +82,7 @@ class Volumes:
         self._counts = counts
         self._spell = spell
         self._read_ahead = read_ahead
+        self._traces = traces
         self._now = now
         self._versions = Versions(store, flights, demand)
         self._waitlist = Waitlist(store, now)
@@ -295,6 +304,7 @@ class Volumes:
             view=request.view,
             later=request.wait == "init",
             page_cache=request.page_cache or assigned.page_cache,
+            pod_uid=request.pod_uid,
         )
         promise = replace(promise, digest=digest)
         if promise != known:
@@ -339,6 +349,8 @@ class Volumes:
         hit = not self._waitlist.was_missed(promise.volume_id)
         waited_s = max(0.0, self._now() - promise.since)
         self._counts.count_mount(promise.model, hit=hit, waited_s=waited_s, size_bytes=record.size_bytes)
+        if self._traces is not None:
+            self._traces.kept(promise, record, hit=hit)
         self._waitlist.forget(promise.volume_id)
         if promise.page_cache:
             self._read_ahead(record)

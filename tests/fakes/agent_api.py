@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from cacheagent.api.errors import status_of, to_answer
-from cacheagent.api.schema import PREFIX, Done, Model, MountsReport, Volume, VolumeRequest
+from cacheagent.api.schema import PREFIX, Done, Model, MountsReport, MountTimes, Volume, VolumeRequest
 from cacheagent.errors import CacheAgentError, NotCached
 
 T = TypeVar("T")
@@ -33,6 +33,8 @@ class FakeAgent:
         self.held_s: list[float] = []
         self.removed: list[str] = []
         self.reports: list[MountsReport] = []
+        self.traced = False
+        self.times: dict[str, MountTimes] = {}
         self._changed = asyncio.Condition()
         self._runner: web.AppRunner | None = None
 
@@ -49,6 +51,7 @@ class FakeAgent:
         """Like a new agent: on a new socket, knowing what it knew."""
         app = web.Application(middlewares=[_errors])
         app.router.add_put(f"{PREFIX}/volumes/{{id}}", self._volume)
+        app.router.add_put(f"{PREFIX}/volumes/{{id}}/mount", self._mount)
         app.router.add_delete(f"{PREFIX}/volumes/{{id}}", self._remove)
         app.router.add_put(f"{PREFIX}/mounts", self._mounts)
         app.router.add_get(f"{PREFIX}/models/{{ref}}", self._model)
@@ -99,7 +102,14 @@ class FakeAgent:
                 self.held_s.append(time.monotonic() - began)
                 self._changed.notify_all()
             path = self.paths[key].replace("{id}", volume_id)
-        return _json(Volume(volume_id=volume_id, state="ready", digest=DIGEST, path=path))
+        return _json(Volume(volume_id=volume_id, state="ready", digest=DIGEST, path=path, traced=self.traced))
+
+    async def _mount(self, request: web.Request) -> web.Response:
+        times = await _body(request, MountTimes)
+        async with self._changed:
+            self.times[request.match_info["id"]] = times
+            self._changed.notify_all()
+        return _json(Done())
 
     async def _remove(self, request: web.Request) -> web.Response:
         async with self._changed:

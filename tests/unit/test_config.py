@@ -13,6 +13,7 @@ from cacheagent.config import (
     PageCacheSettings,
     PeersSettings,
     StoreSettings,
+    TracingSettings,
     TransferSettings,
 )
 from cacheagent.config_file import load_config, parse_config
@@ -230,6 +231,7 @@ SECTIONS: dict[str, type[Value]] = {
     "`store`": StoreSettings,
     "`transfer`": TransferSettings,
     "`logs`": LogSettings,
+    "`tracing`": TracingSettings,
     "`page_cache`": PageCacheSettings,
     "`peers`": PeersSettings,
     "`models[]`": ModelSpec,
