@@ -89,7 +89,7 @@ class NodeAgent:
         self._incarnation = self._store.incarnation()
         self._demanded = {(model.name, model.digest) for model in self._kept.spec.models if model.on_demand}
         self._store.expect_mounts()
-        self._put_into_force()
+        self._put_into_force(room=self._hold(self._kept))
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -131,9 +131,9 @@ class NodeAgent:
             ticket = self._news.ticket
             item = self._mirror.get(self._name)
             if self._lookups.found != self._kept.found:
-                await self._keep()
+                await self._keep(self._kept)
             elif self._lookups.errors != self._errors:
-                self._put_into_force()
+                self._put_into_force(room=False)
             if item is not known:
                 known = item
                 uid = item["metadata"]["uid"] if item is not None else ""
@@ -151,30 +151,37 @@ class NodeAgent:
             LOG.exception("the assignment can't be read; the one before it is in force")
             return
         self._lookups.want(spec.models)
-        self._kept = Kept(generation=item["metadata"].get("generation", 0), spec=spec)
-        await self._keep()
+        await self._keep(Kept(generation=item["metadata"].get("generation", 0), spec=spec))
 
     def _found(self) -> None:
         """A question has its answer, or can't be answered now."""
         self._news.tell()
         self._reporter.tell()
 
-    async def _keep(self) -> None:
-        """Into force first: a disk that fails must not hold up what pods wait for."""
-        self._kept = msgspec.structs.replace(self._kept, found=dict(self._lookups.found))
-        self._put_into_force()
+    async def _keep(self, kept: Kept) -> None:
+        """Into force first: a disk that fails must not hold up what pods wait for. What is to stay comes before all: it
+        is in force when it is reported. In a thread, since the store may be busy with an eviction."""
+        kept = msgspec.structs.replace(kept, found=dict(self._lookups.found))
+        room = await in_thread(partial(self._hold, kept))
+        self._kept = kept
+        self._put_into_force(room=room)
         try:
             await in_thread(partial(self._store.set_assignment, msgspec.json.encode(self._kept) + b"\n"))
         except CacheAgentError as error:
             LOG.warning("the assignment can't be kept for the next start: %s", error)
 
-    def _put_into_force(self) -> None:
-        spec, found = self._kept.spec, self._lookups.found
-        self._errors = dict(self._lookups.errors)
-        self._assignment, self._wrong = assignment_of(spec, found, self._policy, self._errors)
+    def _hold(self, kept: Kept) -> bool:
+        """The store's part; whether it may evict more than before."""
+        spec, found = kept.spec, kept.found
         pinned = {version_of(model, found.get(model.resolve)) for model in spec.models if model.pin} - {""}
         let_go = self._store.hold(spec.held, pinned)
         has_sunk = self._store.rank(priorities_of(spec, found))
+        return let_go or has_sunk
+
+    def _put_into_force(self, *, room: bool) -> None:
+        spec, found = self._kept.spec, self._kept.found
+        self._errors = dict(self._lookups.errors)
+        self._assignment, self._wrong = assignment_of(spec, found, self._policy, self._errors)
         self._desired.assign(self._assignment)
         on_demand = {(model.name, model.digest) for model in spec.models if model.on_demand}
         self._demanded &= on_demand
@@ -183,7 +190,7 @@ class NodeAgent:
             if asked in on_demand - self._demanded and not assigned.pending:
                 self._demanded.add(asked)
                 self._warming.demand(assigned.spec)
-        if let_go or has_sunk:
+        if room:
             self._warming.room_was_made()
         self._reporter.tell()
 
@@ -200,7 +207,7 @@ class NodeAgent:
             await ticket.wait()
 
     async def _look(self) -> ModelCacheNodeStatus:
-        usage = await in_thread(self._store.usage)
+        usage, evicting = await in_thread(lambda: (self._store.usage(), self._store.evicting()))
         running = [job for job in self._flights.jobs() if not job.finished]
         return status_of(
             Seen(
@@ -216,7 +223,7 @@ class NodeAgent:
                 retry_in_s=self._warming.retry_in_s,
                 running=running,
                 wanted=self._volumes.asked(),
-                evicting=self._store.evicting(),
+                evicting=evicting,
                 usage=usage,
                 incarnation=self._incarnation,
                 reported_at=now_text(),

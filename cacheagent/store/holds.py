@@ -18,19 +18,21 @@ NOBODYS: Final = -(2**31)
 
 
 class Holds:
-    """The store's lock is held for every change.
+    """The store's lock is held for every change but of `promised` and `kept_warm`, which are replaced as a whole, by an
+    event loop: one that comes during an eviction comes after it.
 
     `volumes`: PersistentVolumes point at them, so they go only after the controller has let go; `announced`: those of
     them whose room is needed. `pinned`: the controller wants them to stay whatever happens. `promised`: pods wait to
-    mount them. `priorities`: what the controller says today of the versions that it wants here, which holds instead of
-    what was said when they were fetched; None without a controller. `mounts_known`: false until it is reported what is
-    mounted, where somebody reports it.
+    mount them. `kept_warm`: they would be fetched again at once. `priorities`: what the controller says today of the
+    versions that it wants here, which holds instead of what was said when they were fetched; None without a controller.
+    `mounts_known`: false until it is reported what is mounted, where somebody reports it.
     """
 
     def __init__(self) -> None:
         self.volumes: frozenset[str] = frozenset()
         self.pinned: frozenset[str] = frozenset()
         self.promised: frozenset[str] = frozenset()
+        self.kept_warm: frozenset[str] = frozenset()
         self.priorities: Mapping[str, int] | None = None
         self.mounts_known = True
         self._announced: dict[str, float] = {}

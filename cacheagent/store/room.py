@@ -179,7 +179,7 @@ class Room:
 
     def _kept_warm(self, digest: str, priority: int | None) -> Held:
         """Evicting it by order is something else: then somebody wants it gone."""
-        if digest not in self._state.kept_warm:
+        if digest not in self._state.holds.kept_warm:
             return ""
         own = self._state.holds.priority(digest, self._state.index.records[digest].priority)
         more_important = priority is not None and priority > own

@@ -74,7 +74,6 @@ class State:
     grace: BootGrace
     lock: threading.RLock = field(default_factory=threading.RLock)
     reservations: list[Reservation] = field(default_factory=list)
-    kept_warm: set[str] = field(default_factory=set)
     holds: Holds = field(default_factory=Holds)
     evictions: Counter[str] = field(default_factory=Counter)
     evicted_bytes: Counter[str] = field(default_factory=Counter)

@@ -335,9 +335,8 @@ class Store:
             return self._state.holds.rank(priorities)
 
     def hold_promised(self, digests: Collection[str]) -> None:
-        """From now on pods wait for these: they stay."""
-        with self._state.lock:
-            self._state.holds.promised = frozenset(digests)
+        """From now on pods wait for these: they stay. Waits for nothing."""
+        self._state.holds.promised = frozenset(digests)
 
     def evicting(self) -> tuple[str, ...]:
         """Versions that are or were held for PersistentVolumes, and whose room is needed."""
@@ -368,10 +367,8 @@ class Store:
 
     def keep_warm(self, digests: Collection[str]) -> None:
         """From now on these go only for something more important, or by order: whoever names them would fetch them
-        again at once. Forgotten at the end of this process."""
-        with self._state.lock:
-            self._state.kept_warm.clear()
-            self._state.kept_warm.update(digests)
+        again at once. Forgotten at the end of this process. Waits for nothing."""
+        self._state.holds.kept_warm = frozenset(digests)
 
     def evictions(self) -> dict[str, int]:
         """How many versions were evicted since this process began, by why: `room`, `watermark` or `asked`."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from cacheagent.kube.objects import (
     Source,
 )
 from cacheagent.running import Orders
+from cacheagent.store import Store
 from tests.fakes.kube import FakeKube
 from tests.fakes.origin import Origin
 
@@ -277,3 +279,26 @@ async def test_nothing_goes_before_it_is_known_what_is_mounted(scene: Scene) -> 
         await until(lambda: scene.status.observed_generation == generation)
         assert (await client.evict(digest)).digest == digest
         await until(lambda: scene.status.models == () and scene.status.evicting == ())
+
+
+async def test_a_busy_store_holds_nobody_up(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An assignment that comes during an eviction waits for it alone; it is reported when what is to stay is in
+    force, not before."""
+    real, begun, free = Store.hold, threading.Event(), threading.Event()
+
+    def hold(store: Store, volumes: Collection[str], pinned: Collection[str] = ()) -> bool:
+        begun.set()
+        free.wait(PATIENCE_S)
+        return real(store, volumes, pinned)
+
+    async with scene.agent() as client:
+        before = scene.assign()
+        await until(lambda: scene.status.observed_generation == before)
+        monkeypatch.setattr(Store, "hold", hold)
+        after = scene.assign(scene.model("llama"))
+        await until(begun.is_set)
+        with pytest.raises(NotCached):
+            await client.model("nobody's")  # it answers
+        assert scene.status.observed_generation == before
+        free.set()
+        await until(lambda: scene.status.observed_generation == after)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cacheagent.errors import DiskFault, NoRoom
+from cacheagent.errors import DiskFault, ModelInUse, NoRoom
 from cacheagent.model import SMALL_FILE_BYTES
 from cacheagent.store import Boot, Store, StorePolicy
 from tests.fakes.cache import (
@@ -337,3 +337,27 @@ def test_many_reservations_at_once_never_promise_the_same_room_twice(world: Worl
         thread.join()
     assert sorted(outcomes) == ["refused"] * 13 + ["staged"] * 3
     assert world.disk.lowest >= FLOOR
+
+
+def test_an_event_loop_waits_for_no_eviction(world: World) -> None:
+    """What it says of versions that stay is said at once, whoever has the store; and it counts."""
+    bring(world.store, model("kept", 5), name="kept")
+    digest = manifest_of(model("kept", 5)).digest
+
+    def speak() -> None:
+        world.store.keep_warm({digest})
+        world.store.hold_promised({digest})
+
+    with world.store._state.lock:
+        speaker = threading.Thread(target=speak)
+        speaker.start()
+        speaker.join(30)
+        assert not speaker.is_alive()
+    with pytest.raises(ModelInUse, match="about to be mounted"):
+        world.store.evict(digest)
+    world.store.hold_promised(())
+    with pytest.raises(NoRoom):
+        reserve(world.store, model("new", 14), priority=0)
+    world.store.keep_warm(())
+    bring(world.store, model("new", 14), name="new")
+    assert world.names() == {"new"}
