@@ -27,12 +27,12 @@ from huggingface_hub import constants, get_token, hf_hub_url
 from cacheagent.errors import OriginForbidden, OriginNotFound, OriginWrong, UsageError
 from cacheagent.location import HttpLocation, Location
 from cacheagent.model import Checksum, RemoteFile, TrustDomain
-from cacheagent.source.address import origin_of
+from cacheagent.source.address import check_web_url, origin_of
 from cacheagent.source.base import Listing
 from cacheagent.source.parallel import in_parallel
 from cacheagent.source.proof import check_body
 from cacheagent.source.tokens import find_token
-from cacheagent.source.web import MAX_CONNECTIONS, Answer, Caller, Web, check_web_url, expect_success
+from cacheagent.source.web import MAX_CONNECTIONS, Answer, Caller, Web, expect_success
 from cacheagent.spec import SourceSpec
 
 LISTING_LIMIT_BYTES: Final = 64 * 1024 * 1024

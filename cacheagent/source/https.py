@@ -21,13 +21,13 @@ import msgspec
 from cacheagent.errors import OriginNotFound, OriginWrong, SourceChanged, UnsafeContent
 from cacheagent.location import HttpLocation, Location
 from cacheagent.model import PIECE_SIZE_BYTES, Checksum, RemoteFile, TrustDomain
-from cacheagent.source.address import origin_of
+from cacheagent.source.address import check_web_url, origin_of
 from cacheagent.source.base import Listing
 from cacheagent.source.parallel import in_parallel
 from cacheagent.source.proof import check_body
 from cacheagent.source.sums import SUMS_LIMIT_BYTES, SUMS_NAME, parse_sums
 from cacheagent.source.tokens import find_token
-from cacheagent.source.web import MAX_CONNECTIONS, Answer, Caller, Web, check_web_url, expect_success
+from cacheagent.source.web import MAX_CONNECTIONS, Answer, Caller, Web, expect_success
 from cacheagent.spec import SourceSpec
 
 INDEX_NAME = "index.json"

@@ -32,19 +32,22 @@ from cacheagent.errors import (
     OriginWrong,
     PolicyRefused,
     SourceChanged,
-    UsageError,
 )
-from cacheagent.source.address import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, origin_of, untrusted_certificate
+from cacheagent.source.address import (
+    CONNECT_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
+    PASSING,
+    RETRY_DELAYS_S,
+    origin_of,
+    shown,
+    untrusted_certificate,
+)
 
 MAX_REDIRECTS = 5
 """Real origins need one or two (mirror, then storage). Chosen."""
 MAX_CONNECTIONS = 32
 """Parallel requests of one source. Chosen."""
 
-RETRY_DELAYS_S = (0.2, 0.8)
-"""Chosen. Longer trouble is for the wrapper around the whole source."""
-
-_PASSING = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ESCAPED_AND_RESERVED = "%:/?#[]@!$&'()*+,;=~"
 
@@ -108,7 +111,7 @@ class Web:
         for delay_s in RETRY_DELAYS_S:
             with contextlib.suppress(OriginUnavailable):
                 answer = await self._ask_once(method, url, caller, headers or {}, limit_bytes)
-                if answer.status not in _PASSING:
+                if answer.status not in PASSING:
                     return answer
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
         return await self._ask_once(method, url, caller, headers or {}, limit_bytes)
@@ -228,30 +231,6 @@ def tls_context(ca_bundle: str) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=ca_bundle)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"ca_bundle {ca_bundle} cannot be read: {error}", hint="it must be a PEM file") from error
-
-
-def check_web_url(url: str, what: str) -> str:
-    """The URL without a trailing slash, if it is http(s), has a host, and hides no secret. Raises UsageError."""
-    try:
-        parts = urlsplit(url)
-        port_is_fine = parts.port != 0
-    except ValueError:
-        raise UsageError(f"{what} is not a URL") from None
-    if parts.username is not None or parts.password is not None:
-        raise UsageError(f"{what} holds a user or password", hint="name a credential instead; URIs are shown in logs")
-    if parts.scheme.lower() not in ("http", "https") or not parts.hostname or not port_is_fine:
-        raise UsageError(f"{what} {shown(url)!r} is not http(s)://host[:port]/path")
-    if parts.query or parts.fragment:
-        raise UsageError(
-            f"{what} {shown(url)!r} has a query or fragment", hint="signed URLs are not sources; name a credential"
-        )
-    return url.rstrip("/")
-
-
-def shown(url: str) -> str:
-    """A URL as messages may show it: without user, query and fragment, at most 200 characters."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"[:200]
 
 
 async def _read_body(response: aiohttp.ClientResponse, limit_bytes: int, where: str) -> bytes:

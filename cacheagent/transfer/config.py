@@ -19,7 +19,8 @@ class TransferConfig(Value):
     """Processes per group (one group for HTTP, one per mounted file system); 0: one for each CPU, at most 8."""
     connections: int = 0
     """To one origin, fixed; 0: adapted to the measured goodput, between 1 and `max_connections`."""
-    initial_connections: int = 8
+    initial_connections: int = 24
+    """What one origin of many cores gives most of its bandwidth to; the ramp from 8 costs seconds of a download."""
     max_connections: int = 64
     """About 4 MB of kernel memory and 2 MiB of buffer each."""
     ingress_cap_bytes_per_s: int = 0

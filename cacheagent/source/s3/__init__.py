@@ -18,6 +18,7 @@ import msgspec
 from cacheagent.errors import OriginNotFound, SourceChanged, UsageError
 from cacheagent.location import HttpLocation, Location
 from cacheagent.model import SMALL_FILE_BYTES, RemoteFile, TrustDomain
+from cacheagent.source.address import check_web_url
 from cacheagent.source.base import Listing
 from cacheagent.source.blocking import BlockingCalls
 from cacheagent.source.parallel import in_parallel
@@ -25,7 +26,6 @@ from cacheagent.source.s3.checksums import found_checksums, to_checksums
 from cacheagent.source.s3.client import Bucket
 from cacheagent.source.s3.connection import REQUESTS_AT_A_TIME, BucketAddress
 from cacheagent.source.s3.listing import ListedObject
-from cacheagent.source.web import Caller, Web, check_web_url
 from cacheagent.spec import SourceSpec
 
 AWS_ENDPOINT: Final = "https://s3.amazonaws.com"
@@ -53,7 +53,6 @@ class S3Source:
                 path_style=spec.path_style,
             )
         )
-        self._web: Web | None = None
         self._blocking = BlockingCalls("cacheagent-s3", REQUESTS_AT_A_TIME)
         self.trust_domain = TrustDomain(endpoint=endpoint, credential=spec.credential)
 
@@ -100,19 +99,13 @@ class S3Source:
     async def close(self) -> None:
         """See `Source.close`."""
         self._bucket.close()
-        web, self._web = self._web, None
-        if web is not None:
-            await web.close()
 
     async def _describe(self, asked: tuple[RemoteFile, HttpLocation]) -> RemoteFile:
         file, location = asked
-        self._web = self._web or Web(ca_bundle=location.ca_bundle)
-        answer = await self._web.ask("HEAD", location.url, Caller(), headers=location.headers)
-        if answer.status != 200:
-            raise await self._blocking.run(partial(self._bucket.error, answer.status, file.path))
-        if answer.headers.get("ETag") != location.etag or answer.headers.get("Content-Length") != str(file.size_bytes):
+        headers = await self._blocking.run(partial(self._bucket.head, location, file.path))
+        if headers.get("ETag") != location.etag or headers.get("Content-Length") != str(file.size_bytes):
             raise SourceChanged(f"{file.path} is no longer the object that was listed", hint="resolve again")
-        found = found_checksums(answer.headers)
+        found = found_checksums(headers)
         count = max((parts for _, parts in found.values()), default=0)
         parts = await self._blocking.run(partial(self._bucket.part_sizes, file, count)) if count else ()
         return msgspec.structs.replace(file, checksums=to_checksums(found, parts))

@@ -5,17 +5,22 @@ Safe for concurrent use from several threads.
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
 
-from cacheagent.errors import CacheAgentError, OriginForbidden, OriginWrong, SourceChanged
+from cacheagent.errors import OriginForbidden, OriginThrottled, OriginUnavailable, OriginWrong, SourceChanged
 from cacheagent.location import HttpLocation
 from cacheagent.model import PIECE_SIZE_BYTES, RemoteFile
+from cacheagent.source.address import RETRY_DELAYS_S
 from cacheagent.source.s3.checksums import Parts, run_lengths, uniform_parts
 from cacheagent.source.s3.connection import BucketAddress, Connection, connect
 from cacheagent.source.s3.errors import s3_error, translated
@@ -42,6 +47,7 @@ class Bucket:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.client.close()
+            connection.http.close()
 
     def place(self) -> dict[str, str]:
         """The part of every object's identity that is the same for all."""
@@ -137,9 +143,24 @@ class Bucket:
         except (OriginForbidden, OriginWrong):
             return ()
 
-    def error(self, status: int, what: str) -> CacheAgentError:
-        """What a status means that one of our own requests got."""
-        return s3_error("", status, what, self._connect().asker)
+    def head(self, location: HttpLocation, what: str) -> Mapping[str, str]:
+        """Headers of one object, by its signed URL; `what` names it in errors. What may pass is tried again twice,
+        shortly after: of ten thousand HEADs one may well hit a moment's trouble."""
+        here = self._connect()
+        for delay_s in RETRY_DELAYS_S:
+            with suppress(OriginUnavailable, OriginThrottled):
+                return self._head(here, location, what)
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+        return self._head(here, location, what)
+
+    def _head(self, here: Connection, location: HttpLocation, what: str) -> Mapping[str, str]:
+        request = AWSRequest(method="HEAD", url=location.url, headers=location.headers).prepare()
+        with translated(what, here.asker):
+            answer = here.http.send(request)
+        if answer.status_code != 200:
+            raise s3_error("", answer.status_code, what, here.asker)
+        headers: Mapping[str, str] = answer.headers  # whatever their case
+        return headers
 
     def _pinned(self, file: RemoteFile) -> dict[str, Any]:
         parameters = {

@@ -11,6 +11,8 @@ import botocore.session
 from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.httpsession import URLLib3Session
+from botocore.utils import get_environ_proxies
 
 from cacheagent.errors import OriginWrong
 from cacheagent.source.address import CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S, origin_of
@@ -24,8 +26,9 @@ if TYPE_CHECKING:
 REQUESTS_AT_A_TIME: Final = 16
 """Threads and connections of one source: 1,000 large files at 20 ms each take 1.3 s. Chosen."""
 
-# At debug level botocore logs what it signs, signatures included: no setting of ours may bring those into a log.
-logging.getLogger("botocore").setLevel(logging.WARNING)
+# At debug level botocore logs what it signs, and urllib3 signed URLs: no setting of ours may bring those into a log.
+for name in ("botocore", "urllib3"):
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,11 @@ class BucketAddress:
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """A client and what it found out. `base_url`: scheme, host and path of the bucket in the style that applies."""
+    """A client and what it found out. `base_url`: scheme, host and path of the bucket in the style that applies.
+    `http`: the same HTTP client as boto3's own, for signed URLs."""
 
     client: S3Client
+    http: URLLib3Session
     credentials: Credentials | None
     region: str
     base_url: str
@@ -72,6 +77,7 @@ def connect(address: BucketAddress) -> Connection:
             region = _bucket_region(connection.client, address.name)
             if region not in {"", connection.region}:
                 connection.client.close()
+                connection.http.close()
                 connection = _open(address, region)
         return connection
 
@@ -114,12 +120,14 @@ def _open(address: BucketAddress, wanted_region: str) -> Connection:
         client.meta.events.register("before-parse.*", _refuse_redirect)
     sample = client.generate_presigned_url("get_object", Params={"Bucket": address.name, "Key": "k"})
     endpoint = client.meta.endpoint_url.rstrip("/")
+    ca_bundle: str = address.ca_bundle or core.get_config_variable("ca_bundle") or ""
     return Connection(
         client=client,
+        http=_http(endpoint, ca_bundle),
         credentials=credentials,
         region=region,
         base_url=_regional(sample.partition("?")[0].removesuffix("/k"), region),
-        ca_bundle=address.ca_bundle or core.get_config_variable("ca_bundle") or "",
+        ca_bundle=ca_bundle,
         asker=Asker(
             endpoint=endpoint,
             credential=_found(address.profile, credentials),
@@ -127,6 +135,13 @@ def _open(address: BucketAddress, wanted_region: str) -> Connection:
             ca_bundle=address.ca_bundle,
         ),
     )
+
+
+def _http(endpoint: str, ca_bundle: str) -> URLLib3Session:
+    verify: Any = ca_bundle or True  # the stubs don't know that it may be a path, nor that there are two time-outs
+    limits: Any = (CONNECT_TIMEOUT_S, IDLE_TIMEOUT_S)
+    proxies = get_environ_proxies(endpoint)
+    return URLLib3Session(verify=verify, proxies=proxies, timeout=limits, max_pool_connections=REQUESTS_AT_A_TIME)
 
 
 def _found(profile: str, credentials: Credentials | None) -> str:
