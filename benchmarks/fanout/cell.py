@@ -1,0 +1,79 @@
+"""What is measured: one cell of the table, and one run of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cacheagent.model import Value
+
+Variant = Literal["direct", "peers", "aria2"]
+Scenario = Literal["undisturbed", "killed", "slow"]
+
+
+class Cell(Value):
+    """`rate_bytes_per_s`: of each node's link, both ways. `origin_links`: the origin's link in links of a node.
+    `piece_bytes`: the agent's piece; smaller than the real one, as the model is. `scenario`: `killed`: one member is
+    killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate.
+    """
+
+    variant: Variant
+    nodes: int
+    size_bytes: int
+    piece_bytes: int
+    rate_bytes_per_s: float
+    origin_links: float
+    scenario: Scenario = "undisturbed"
+
+    @property
+    def limit_s(self) -> float:
+        """What no peer can be faster than: one copy through the origin's link, one through each node's."""
+        return self.size_bytes / (self.rate_bytes_per_s * min(1.0, self.origin_links))
+
+    @property
+    def origin_rate_bytes_per_s(self) -> float:
+        """Of the origin's link."""
+        return self.rate_bytes_per_s * self.origin_links
+
+    @property
+    def disturbed(self) -> int | None:
+        """Index of the node that is killed or slow; its own time does not count."""
+        return None if self.scenario == "undisturbed" else self.nodes // 2
+
+    def __str__(self) -> str:
+        return (
+            f"{self.variant}, {self.nodes} nodes, {self.size_bytes / 1e6:.0f} MB, "
+            f"{self.rate_bytes_per_s / 1e6:g} MB/s, "
+            f"origin {self.origin_links:g} links, {self.scenario}"
+        )
+
+
+class Moment(Value):
+    """The fleet at one moment: bytes on the wire since the start; of the nodes the sum, the least and the most."""
+
+    at_s: float
+    origin_sent: int
+    received: int
+    least_received: int
+    most_received: int
+
+
+class Run(Value):
+    """One run. `times_s`: from the order, which all nodes get at once, to *verified and published*, each node that
+    counts. `origin_bytes`: on the wire of the origin's link, headers included. `cpu_s`: of all nodes' process trees;
+    `cpu_by_program_s`: of those, by program. `machine_cpu`: part of all CPUs that was busy with anything.
+    `received_bytes`, `sent_bytes`: of all nodes, on the wire. `pss_bytes`: the most memory of each node's tree.
+    """
+
+    cell: Cell
+    version: str
+    at: str
+    times_s: tuple[float, ...]
+    origin_bytes: int
+    received_bytes: int
+    sent_bytes: int
+    cpu_s: float
+    cpu_by_program_s: dict[str, float]
+    machine_cpu: float
+    pss_bytes: tuple[int, ...]
+    moments: tuple[Moment, ...] = ()
+    failure: str = ""

@@ -1,0 +1,177 @@
+"""From runs to figures: one summary of each cell, and the bars. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from statistics import median
+
+from benchmarks.fanout.cell import Cell, Run, Scenario, Variant
+from benchmarks.outcome import Figure
+from cacheagent.model import Value
+
+GB = 1e9
+SERVER = "cacheagent.peers.server"
+"""The program that sends to peers."""
+
+
+class Summary(Value):
+    """All runs of one cell that went well. `median_s`: of the runs' median nodes the median; `worst_s`: the slowest
+    node of all runs. The rest are medians over the runs.
+    """
+
+    cell: Cell
+    runs: int
+    failures: int
+    median_s: float
+    worst_s: float
+    origin_copies: float
+    cpu_s_per_gb: float
+    send_cpu_s_per_gb: float
+    machine_cpu: float
+    pss_bytes: float
+
+    @property
+    def links(self) -> float:
+        """The median in times of what the links permit."""
+        return self.median_s / self.cell.limit_s
+
+
+def summarize(runs: Iterable[Run]) -> list[Summary]:
+    """By cell, in the order of the table."""
+    by_cell: defaultdict[Cell, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_cell[run.cell].append(run)
+    found = [_summary(cell, some) for cell, some in by_cell.items() if any(not run.failure for run in some)]
+    return sorted(found, key=lambda each: _order(each.cell))
+
+
+def find(summaries: Sequence[Summary], variant: Variant, nodes: int, like: Cell | None = None) -> Summary | None:
+    """The cell of that variant and size whose links are like those of another; without one, the first."""
+    return next(
+        (
+            each
+            for each in summaries
+            if (each.cell.variant, each.cell.nodes, each.cell.scenario) == (variant, nodes, "undisturbed")
+            and (like is None or _links(each.cell) == _links(like))
+        ),
+        None,
+    )
+
+
+def figures(summaries: Sequence[Summary]) -> Iterator[Figure]:
+    """Every bar; without the runs it has no value."""
+    yield from _flat(summaries, 16, 1.10, 1.20)
+    yield from _flat(summaries, 32, 1.15, 1.30)
+    yield from _copies(summaries)
+    yield _slow_origin(summaries)
+    yield from _alone(summaries)
+    yield from _disturbed(summaries)
+    yield _sending(summaries)
+    yield _against_aria2(summaries)
+
+
+def _flat(summaries: Sequence[Summary], nodes: int, bar: float, worst_bar: float) -> Iterator[Figure]:
+    many = next((each for each in _peers(summaries) if each.cell.nodes == nodes and each.cell.origin_links >= 1), None)
+    one = find(summaries, "peers", 1, many.cell) if many else None
+    how = "peers; the node's own link bounds T(1)"
+    for what, value, bound in (
+        ("median node", many.median_s / one.median_s if many and one else None, bar),
+        ("slowest node of all runs", many.worst_s / one.median_s if many and one else None, worst_bar),
+    ):
+        rate = f" at {many.cell.rate_bytes_per_s / 1e6:g} MB/s" if many else ""
+        yield _figure(f"T({nodes}) / T(1), {what}", value, bound, "", f"{how}{rate}")
+
+
+def _copies(summaries: Sequence[Summary]) -> Iterator[Figure]:
+    quiet = [each.origin_copies for each in _peers(summaries) if each.cell.nodes > 1]
+    ours = [each for each in summaries if each.cell.variant == "peers"]
+    loud = [each.origin_copies for each in ours if each.cell.disturbed is not None]
+    how = "the most of all cells' medians; bytes on the origin's link, headers and what is sent twice included"
+    yield _figure("origin bytes, undisturbed", max(quiet, default=None), 1.02, "S", how)
+    yield _figure("origin bytes, one member killed or slow", max(loud, default=None), 1.12, "S", how)
+
+
+def _slow_origin(summaries: Sequence[Summary]) -> Figure:
+    found = [each.links for each in _peers(summaries) if each.cell.origin_links < 1]
+    how = "median node; T over max(S/link, S/origin)"
+    return _figure("origin of a quarter of a link, 16 nodes", max(found, default=None), 1.2, "", how)
+
+
+def _alone(summaries: Sequence[Summary]) -> Iterator[Figure]:
+    for nodes in (1, 2):
+        on = next((each for each in _peers(summaries) if each.cell.nodes == nodes), None)
+        off = find(summaries, "direct", nodes, on.cell) if on else None
+        value = on.median_s / off.median_s if on and off else None
+        yield _figure(f"N = {nodes}, peers on against off", value, 1.02, "", "median nodes of both")
+
+
+def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
+    scenarios: tuple[Scenario, ...] = ("killed", "slow")
+    for scenario in scenarios:
+        ours = (each for each in summaries if each.cell.variant == "peers")
+        hurt = next((each for each in ours if each.cell.scenario == scenario), None)
+        quiet = find(summaries, "peers", hurt.cell.nodes, hurt.cell) if hurt else None
+        how = "the others, over the median of undisturbed runs beside it"
+        for what, value, bar in (
+            ("median", hurt.median_s / quiet.median_s if hurt and quiet else None, 1.10),
+            ("worst of all runs", hurt.worst_s / quiet.median_s if hurt and quiet else None, 1.30),
+        ):
+            yield _figure(f"one member of 16 {scenario}, {what}", value, bar, "", how)
+
+
+def _sending(summaries: Sequence[Summary]) -> Figure:
+    found = [each.send_cpu_s_per_gb for each in _peers(summaries) if each.cell.nodes == 16]
+    how = "CPU seconds of the sending processes by what the nodes sent, 16 nodes"
+    return _figure("CPU to send", max(found, default=None), 0.45, "CPU-s/GB", how)
+
+
+def _against_aria2(summaries: Sequence[Summary]) -> Figure:
+    ratios = [
+        other.median_s / each.median_s
+        for each in _peers(summaries)
+        if each.cell.nodes > 1 and (other := find(summaries, "aria2", each.cell.nodes, each.cell))
+    ]
+    how = "aria2's median node over ours, the least of all N from 2"
+    return Figure(
+        title="against aria2", value=min(ratios, default=None), bar=1.0, is_upper_bound=False, unit="x", how=how
+    )
+
+
+def _figure(title: str, value: float | None, bar: float, unit: str, how: str) -> Figure:
+    return Figure(title=title, value=value, bar=bar, is_upper_bound=True, unit=unit, how=how)
+
+
+def _peers(summaries: Sequence[Summary]) -> list[Summary]:
+    return [each for each in summaries if each.cell.variant == "peers" and each.cell.disturbed is None]
+
+
+def _links(cell: Cell) -> tuple[float, float, int]:
+    return cell.rate_bytes_per_s, cell.origin_links, cell.size_bytes
+
+
+def _order(cell: Cell) -> tuple[object, ...]:
+    scenarios = ("undisturbed", "killed", "slow")
+    variants = ("direct", "aria2", "peers")
+    rates = (-cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes)
+    return (variants.index(cell.variant), scenarios.index(cell.scenario), *rates, cell.nodes)
+
+
+def _summary(cell: Cell, runs: Sequence[Run]) -> Summary:
+    good = [run for run in runs if not run.failure]
+
+    def middle(value: Callable[[Run], float]) -> float:
+        return median(map(value, good))
+
+    return Summary(
+        cell=cell,
+        runs=len(good),
+        failures=len(runs) - len(good),
+        median_s=middle(lambda run: median(run.times_s)),
+        worst_s=max(max(run.times_s) for run in good),
+        origin_copies=middle(lambda run: run.origin_bytes / cell.size_bytes),
+        cpu_s_per_gb=middle(lambda run: run.cpu_s / (run.received_bytes + run.sent_bytes) * GB),
+        send_cpu_s_per_gb=middle(lambda run: run.cpu_by_program_s.get(SERVER, 0.0) / run.sent_bytes * GB),
+        machine_cpu=middle(lambda run: run.machine_cpu),
+        pss_bytes=middle(lambda run: max(run.pss_bytes, default=0)),
+    )
