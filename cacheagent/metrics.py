@@ -377,7 +377,7 @@ _READINGS: Final = (
     ),
     _Read(
         "cacheagent_volumes_waiting",
-        "Volumes of pods that wait for their model now (after a pod was deleted, for up to 10 minutes more)",
+        "Volumes of pods that wait for their model now (after a pod was deleted, for up to 5 minutes more)",
         lambda now: now.volumes_waiting,
         "model",
     ),

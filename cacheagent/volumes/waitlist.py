@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cacheagent.api.schema import GRANT_S, VolumeRequest
 from cacheagent.store import Promise, Store
+
+ALIVE_S: Final = 300.0
+"""Whoever asked for a volume in this time still waits for it: the kubelet asks again within 5 minutes."""
 
 
 class Asked(NamedTuple):
@@ -18,6 +21,14 @@ class Asked(NamedTuple):
     model: str
     namespace: str
     uri: str
+
+
+class _Question(NamedTuple):
+    """`since` and `heard_at`: when, of the monotonic clock, it was asked first and last."""
+
+    asked: Asked
+    since: float
+    heard_at: float
 
 
 class Waitlist:
@@ -33,7 +44,7 @@ class Waitlist:
         self._promises = {promise.volume_id: promise for promise in store.promises()}
         self.heard_of: dict[str, float] = dict.fromkeys(self._promises, time.monotonic())
         """When (of the monotonic clock) a volume with a promise was last asked for."""
-        self._asked: dict[str, tuple[Asked, float]] = {}
+        self._asked: dict[str, _Question] = {}
         self._missed = set(self._promises)
         self._troubles: defaultdict[str, set[str]] = defaultdict(set)
         self._hold()
@@ -92,9 +103,10 @@ class Waitlist:
 
     def ask(self, volume_id: str, request: VolumeRequest) -> bool:
         """Its model is not assigned here. Whether that is new."""
-        new = volume_id not in self._asked
-        self._asked[volume_id] = (Asked(request.model, request.namespace, request.uri), time.monotonic())
-        return new
+        before, now = self._asked.get(volume_id), time.monotonic()
+        asked = Asked(request.model, request.namespace, request.uri)
+        self._asked[volume_id] = _Question(asked, before.since if before is not None else now, now)
+        return before is None
 
     def answered(self, volume_id: str) -> None:
         """Its model is assigned here now."""
@@ -103,18 +115,21 @@ class Waitlist:
     def asked(self) -> list[Asked]:
         """What was asked for lately and is not assigned."""
         oldest = time.monotonic() - GRANT_S
-        self._asked = {volume_id: each for volume_id, each in self._asked.items() if each[1] > oldest}
-        return [each for each, _ in self._asked.values()]
+        self._asked = {volume_id: each for volume_id, each in self._asked.items() if each.heard_at > oldest}
+        return [each.asked for each in self._asked.values()]
 
     def waiting(self) -> dict[str, list[float]]:
         """Since when (seconds since the epoch) volumes wait, by model. One whose model is not assigned here is filed
-        under the name that was asked for, or under `uri`."""
+        under the name that was asked for, or under `uri`. Those that nobody has asked for lately are left out: their
+        pods are gone, and the kubelet says nothing of that."""
         since: defaultdict[str, list[float]] = defaultdict(list)
+        now = time.monotonic()
         for promise in self._promises.values():
-            since[promise.model].append(promise.since)
-        behind_s = self._now() - time.monotonic()
-        for asked, heard_at in self._asked.values():
-            since[asked.model or "uri"].append(heard_at + behind_s)
+            if now - self.heard_of.get(promise.volume_id, now) <= ALIVE_S:
+                since[promise.model].append(promise.since)
+        for question in self._asked.values():
+            if now - question.heard_at <= ALIVE_S:
+                since[question.asked.model or "uri"].append(question.since + self._now() - now)
         return dict(since)
 
     def _hold(self) -> None:

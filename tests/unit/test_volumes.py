@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Promise, Record, Store, StorePolicy
 from cacheagent.volumes import ASKED, Asked, Volumes
+from cacheagent.volumes.waitlist import ALIVE_S
 from cacheagent.warming import Warming
 from tests.fakes.memory import MemoryOrigin, MemoryTransport
 
@@ -392,6 +395,31 @@ async def test_what_is_asked_of_the_controller(node: Node) -> None:
     await node.volumes.remove("v1")
     await node.volumes.remove("v2")
     assert node.volumes.asked() == []
+
+
+async def test_who_still_waits_is_counted(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since it was first asked for, its model assigned or not; without those that nobody asks for any more."""
+    node.volumes.assign(Assignment(models=(Assigned(spec=spec()),), open_ended=True))
+    clock = SimpleNamespace(monotonic=time.monotonic)
+    monkeypatch.setattr("cacheagent.volumes.waitlist.time", clock)
+    node.transport.hold("weights.bin")
+    began = time.time()
+    await node.ask("here")
+    await node.ask("gone-here")
+    await node.ask("elsewhere", model="nobodys")
+    await node.ask("gone-elsewhere", model="nobodys")
+    assert {model: len(since) for model, since in node.volumes.waiting().items()} == {"llama": 2, "nobodys": 2}
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + ALIVE_S - 60)
+    monkeypatch.setattr(node.volumes._waitlist, "_now", lambda: time.time() + ALIVE_S - 60)
+    await node.ask("here")
+    await node.ask("elsewhere", model="nobodys")
+    assert {model: len(since) for model, since in node.volumes.waiting().items()} == {"llama": 2, "nobodys": 2}
+    monkeypatch.setattr(clock, "monotonic", lambda: time.monotonic() + ALIVE_S + 60)
+    monkeypatch.setattr(node.volumes._waitlist, "_now", lambda: time.time() + ALIVE_S + 60)
+    waiting = node.volumes.waiting()
+    assert {model: len(since) for model, since in waiting.items()} == {"llama": 1, "nobodys": 1}
+    assert all(began - 1 <= since <= time.time() for each in waiting.values() for since in each)
+    assert node.promised() == {"here", "gone-here"}  # the promise itself stays for longer
 
 
 async def test_pages_are_read_ahead_once(node: Node) -> None:
