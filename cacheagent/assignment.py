@@ -15,8 +15,8 @@ class Assigned(Value):
     """One model. `spec.digest`: the current version where the controller says which; else whatever the source held when
     it was asked. `namespaces`: who may mount it; None for everybody. `versions`: older digests that may still be
     mounted while they are here. `pending`: why it can't be fetched yet, a sentence; empty when it can. `trouble`: the
-    code of the error that it comes from, if it does. `uri`: what an on-demand request may name instead, in its one
-    spelling.
+    code of the error that it comes from, if it does. `max_origin_bytes_per_s`: how fast it may be fetched while no pod
+    waits for it; 0 for no limit. `uri`: what an on-demand request may name instead, in its one spelling.
     """
 
     spec: ModelSpec
@@ -24,6 +24,7 @@ class Assigned(Value):
     namespaces: tuple[str, ...] | None = None
     versions: tuple[str, ...] = ()
     page_cache: bool = False
+    max_origin_bytes_per_s: int = 0
     pending: str = ""
     trouble: str = ""
 

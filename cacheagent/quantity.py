@@ -48,6 +48,14 @@ class Rate(int):
         raise ValueError(f"expected a rate such as 200MB/s or 10Gbit/s (or 0 for no limit), got {written!r}")
 
 
+def rate_text(bytes_per_s: int) -> str:
+    """As `Rate.parse` reads it, without rounding: `500MB/s`."""
+    for unit in "TGMk":
+        if bytes_per_s and bytes_per_s % _SIZE_UNITS[f"{unit}B"] == 0:
+            return f"{bytes_per_s // _SIZE_UNITS[f'{unit}B']}{unit}B/s"
+    return f"{bytes_per_s}B/s"
+
+
 class Duration(float):
     """A number of seconds."""
 

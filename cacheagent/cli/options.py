@@ -21,7 +21,7 @@ class _RateType(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         try:
-            return Rate.parse(value)
+            return int(Rate.parse(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

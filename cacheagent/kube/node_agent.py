@@ -216,6 +216,7 @@ class NodeAgent:
                 assignment=self._assignment,
                 found=self._lookups.found,
                 errors=self._lookups.errors,
+        self._flights.limit({each.spec: each.max_origin_bytes_per_s for each in self._assignment.models})
                 wrong=self._wrong,
                 records=self._store.records(),
                 leases=self._store.leases(),

@@ -123,6 +123,7 @@ def _assigned(model: NodeModel, found: Found | None, policy: NodePolicy) -> Assi
 
 
 def _spec(model: NodeModel, digest: str, revision: str, policy: NodePolicy) -> ModelSpec:
+        max_origin_bytes_per_s=model.max_origin_bytes_per_s,
     """Parsed as a configuration file is. Pins are the controller's own: they end with the assignment, and so are not
     written into the version's record."""
     written = {

@@ -123,14 +123,18 @@ def _follow(value: KubeValue, **texts: str) -> None:
 
 class ModelCacheStatus(KubeValue):
     """Conditions `Resolved`, `Ready`, `Degraded`. `resolved_for`: the request (hash of source and refresh mark) that
-    `digest` answers. `progress`: for people, "37 %" or "2/2". `previous_digests`: older versions that may still be in
-    use. `ready`, `size` and `version` ("2/3", "141 GB", 12 hex digits) follow the other fields by themselves.
+    `digest` answers. `looked_for`: the last look (token of the source and the look's mark) that was answered, and
+    `origin_digest` what the origin held then; empty when a version was pinned since. `progress`: for people, "37 %" or
+    "2/2". `previous_digests`: older versions that may still be in use. `ready`, `size` and `version` ("2/3", "141 GB",
+    12 hex digits) follow the other fields by themselves.
     """
 
     observed_generation: int = 0
     conditions: tuple[Condition, ...] = ()
     digest: str = ""
     resolved_for: str = ""
+    looked_for: str = ""
+    origin_digest: str = ""
     revision: str = ""
     content_digest: str = ""
     files: int = 0
@@ -154,10 +158,11 @@ class NodeModel(KubeValue):
     """One model that this node shall have. `digest` empty: not pinned yet. `resolve` not empty: this node is asked to
     resolve the source and to report what it found with this token; without it and without a digest the node waits.
     `namespaces`: who may mount it; None means everybody. `on_demand`: a pod here asked for it, so it overtakes
-    prefetching. `versions`: older digests of it that stay known (their pods may mount them again), never fetched.
-    `revision`: the commit that `digest` is of, where the source has such. `content_digest`: what the files' own hashes
-    must come to, if given. `shared`: other nodes are to have this version too, so there is a ModelCachePeers, or there
-    will be one as soon as their agents have spoken.
+    prefetching. `max_origin_bytes_per_s`: what a warm-up lets this node take of it from the origin while no pod waits
+    for it; 0: no limit. `versions`: older digests of it that stay known (their pods may mount them again), never
+    fetched. `revision`: the commit that `digest` is of, where the source has such. `content_digest`: what the files'
+    own hashes must come to, if given. `shared`: other nodes are to have this version too, so there is a
+    ModelCachePeers, or there will be one as soon as their agents have spoken.
     """
 
     name: str
@@ -171,6 +176,7 @@ class NodeModel(KubeValue):
     priority: int = 0
     pin: bool = False
     page_cache: bool = False
+    max_origin_bytes_per_s: int = 0
     namespaces: tuple[str, ...] | None = None
     on_demand: bool = False
     versions: tuple[str, ...] = ()
@@ -291,12 +297,14 @@ class ModelCachePeersSpec(KubeValue):
 
 class ModelWarmupSpec(KubeValue):
     """Keep `model` on the nodes that match `node_selector` or are named in `nodes`, until `ttl_seconds` after its
-    creation."""
+    creation. `max_origin_rate`: what all of them together may take of it from the origin (`500MB/s`); empty: no limit.
+    """
 
     model: str
     node_selector: dict[str, str] | None = None
     nodes: tuple[str, ...] = ()
     ttl_seconds: int = 86400
+    max_origin_rate: str = ""
 
 
 class ModelWarmupStatus(KubeValue):

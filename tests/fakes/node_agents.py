@@ -104,7 +104,9 @@ class NodeAgent:
                 phase: Phase = "ready" if found in self.disk else "pending"
                 entries.append(self._entry(model.name, phase, found, token=model.resolve))
         if model.digest:
-            token = model.resolve if self.origins.digests.get(model.source.uri) == model.digest else ""
+            found = self.origins.digests.get(model.source.uri, "")
+            is_asked = found == model.digest and not self.origins.error(self.name, model.source.uri)
+            token = model.resolve if is_asked else ""
             entries.append(self._fetched(model, token))
         if not entries:
             entries.append(NodeModelStatus(name=model.name, phase="pending"))

@@ -24,6 +24,7 @@ from cacheagent.errors import ModelInUse, NotCached, PolicyRefused
 from cacheagent.kube.api import (
     MODEL_CACHE_NODES,
     MODEL_CACHES,
+    MODEL_WARMUPS,
     NAMESPACES,
     NODES,
     PODS,
@@ -34,11 +35,12 @@ from cacheagent.kube.api import (
     Resource,
 )
 from cacheagent.kube.client import KubeClient, open_client
-from cacheagent.kube.names import AGENT_COMPONENT, REFRESH, version_label
+from cacheagent.kube.names import AGENT_COMPONENT, LOOK, REFRESH, version_label
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.models import checkpoint, write_files
 from tests.fakes.origin import Origin
 from tests.fakes.running_agent import PATIENCE_S, RunningAgent
+from tests.fakes.worker import random_bytes
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
@@ -142,7 +144,7 @@ async def _prepare(server: ApiServer) -> None:
             await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
         for name in (SYSTEM, "team-a", "team-b"):
             await api.create(NAMESPACES, {"metadata": {"name": name}})
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES):
+        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_WARMUPS):
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
                 with suppress(KubeError):
@@ -256,6 +258,60 @@ def test_a_version_that_a_persistent_volume_points_at_goes_in_two_steps(cluster:
         return False
 
     cluster.until(evicted)
+
+
+def test_a_warmups_rate_slows_its_nodes_down_and_no_pod(cluster: Cluster) -> None:
+    """Shared out, obeyed in the middle of a download, given out again, lifted for a pod and with the warm-up's limit;
+    and a look at the origin finds out that it has moved, and changes nothing."""
+    one, two = (cluster.node(name) for name in ("n1", "n2"))
+    content = random_bytes(40_000_000)  # 40 s at a node's share
+    _put(cluster.origin, content)
+    cluster.kube(lambda api: api.create(MODEL_CACHES, model(cluster, "big", prefetch=False, peers="never")))
+    limited: Object = {"model": "big", "nodeSelector": {}, "maxOriginRate": "2MB/s"}
+    cluster.kube(lambda api: api.create(MODEL_WARMUPS, {"metadata": {"name": "gently"}, "spec": limited}))
+    cluster.until(lambda: [_limit(one), _limit(two)] == [1_000_000, 1_000_000])
+    cluster.until(lambda: "; its warm-up lets this node take 1 MB/s" in _message(cluster, "n2"))
+    granted = ask(one, "v1", model="big")
+    assert granted.state == "ready", "a pod does not wait for a gentle warm-up"
+    assert (one.root / granted.path / "weights.bin").read_bytes() == content
+    cluster.until(lambda: _limit(two) == 2_000_000)
+    cluster.kube(lambda api: api.patch(MODEL_WARMUPS, "gently", {"spec": {"maxOriginRate": None}}))
+    cluster.until(lambda: cluster.ready("big", 2))
+
+    digest = cluster.digest("big")
+    assert _look(cluster, "first") == digest
+    _put(cluster.origin, content[:-1])
+    assert _look(cluster, "second") not in {"", digest}
+    assert cluster.digest("big") == digest
+    assert cluster.ready("big", 2)
+
+
+def _put(origin: Origin, content: bytes) -> None:
+    origin.put("big/weights.bin", content)
+    origin.put("big/SHA256SUMS", f"{hashlib.sha256(content).hexdigest()}  weights.bin\n".encode())
+
+
+def _limit(agent: RunningAgent) -> int:
+    """Of the job that runs, bytes/s."""
+    return next((job.limit_bytes_per_s for job in agent.status().jobs if job.phase == "fetching"), -1)
+
+
+def _message(cluster: Cluster, node: str) -> str:
+    status = cluster.kube(lambda api: api.get(MODEL_CACHE_NODES, node)).get("status") or {}
+    return "".join(each.get("message", "") for each in status.get("models") or ())
+
+
+def _look(cluster: Cluster, mark: str) -> str:
+    """What the origin is seen to hold."""
+
+    def status() -> Object:
+        return dict(cluster.kube(lambda api: api.get(MODEL_CACHES, "big"))["status"])
+
+    before = status().get("lookedFor", "")
+    mark_it: Object = {"metadata": {"annotations": {LOOK: mark}}}
+    cluster.kube(lambda api: api.patch(MODEL_CACHES, "big", mark_it))
+    cluster.until(lambda: status().get("lookedFor", "") != before)
+    return str(status().get("originDigest", ""))
 
 
 def _labels(cluster: Cluster, node: str) -> dict[str, str]:

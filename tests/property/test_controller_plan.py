@@ -7,13 +7,16 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHES, NAMESPACES, NODES, PODS
-from cacheagent.kube.names import REFRESH, VERSION_LABEL, claim_name, short_digest, version_label
+from cacheagent.kube.names import LOOK, REFRESH, VERSION_LABEL, claim_name, short_digest, version_label
 from cacheagent.kube.objects import Wanted
+from cacheagent.kube.plan.facts import living_cache_nodes
+from cacheagent.quantity import rate_text
 from tests.fakes.kube_scene import SYSTEM, Scene
 from tests.fakes.node_agents import digest_of
 
 NODE_NAMES = ["n0", "n1", "n2"]
 MODEL_NAMES = ["alpha", "beta"]
+RATE = 7_000_000
 SPACES = ["shop", "lab"]
 DIGESTS = [digest_of(name) for name in ("a1", "a2", "b1")]
 ERRORS = ["", "", "", "origin-unavailable", "not-found", "no-room"]
@@ -72,10 +75,21 @@ class Clusters(RuleBasedStateMachine):
                 MODEL_CACHES, name, lambda item: item["metadata"].update(annotations={REFRESH: str(mark)})
             )
 
-    @rule(name=models, node=nodes, ttl=st.sampled_from([60, 100_000]))
-    def warm(self, name: str, node: str, ttl: int) -> None:
-        """Somebody warms a node up."""
-        self.scene.warmup(f"warm-{name}", name, nodes=[node], ttlSeconds=ttl)
+    @rule(
+        name=models,
+        some=st.lists(nodes, unique=True, min_size=1),
+        ttl=st.sampled_from([60, 100_000]),
+        rate=st.sampled_from(["", rate_text(RATE)]),
+    )
+    def warm(self, name: str, some: list[str], ttl: int, rate: str) -> None:
+        """Somebody warms nodes up."""
+        self.scene.warmup(f"warm-{name}", name, nodes=some, ttlSeconds=ttl, maxOriginRate=rate)
+
+    @rule(name=models, mark=st.integers(0, 3))
+    def look(self, name: str, mark: int) -> None:
+        """Somebody wants to know what the origin holds."""
+        if self.scene.kube.peek(MODEL_CACHES, name):
+            self.scene.change(MODEL_CACHES, name, lambda item: item["metadata"].update(annotations={LOOK: str(mark)}))
 
     # --- nodes and origins
 
@@ -171,6 +185,7 @@ class Clusters(RuleBasedStateMachine):
         mounted, known = self._mounted(), self._known()
         self.scene.round()
         known |= self._known()
+        self._check_rates()
         for item in self.scene.kube.all(MODEL_CACHE_NODES):
             for told in item["spec"].get("models") or ():
                 assert (told["name"], told.get("digest", "")) in known, "told before it was pinned"
@@ -185,6 +200,16 @@ class Clusters(RuleBasedStateMachine):
         assert self.scene.plan().changes == ()
         self.scene.restart()
         assert [change for change in self.scene.plan().changes if change.resource != PODS] == []
+
+    def _check_rates(self) -> None:
+        """There is one warm-up of a model at most."""
+        for name in MODEL_NAMES:
+            told = [
+                node.assigned[name].max_origin_bytes_per_s
+                for node in living_cache_nodes(self.scene.world()).values()
+                if name in node.assigned
+            ]
+            assert sum(told) <= RATE, told
 
     def _known(self) -> set[tuple[str, str]]:
         known: set[tuple[str, str]] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -10,8 +11,9 @@ from rich.console import Console
 from cacheagent.cli.cluster.watchers import _table, describe
 from cacheagent.errors import UsageError
 from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, NODES, KubeRefused, KubeUnavailable
-from cacheagent.kube.names import model_name_of_uri
+from cacheagent.kube.names import LOOK, model_name_of_uri
 from cacheagent.kube.objects import Source
+from cacheagent.kube.ops.look import Seen
 from cacheagent.kube.ops.nodes import NodeState
 from cacheagent.kube.ops.progress import Progress
 from cacheagent.kube.ops.warmup import Wish, parse_selector, renewal, source_of_uri
@@ -251,8 +253,121 @@ def test_refresh_that_nobody_answers_in_time(scene: LivingScene) -> None:
     assert "not warm after 1 s: nobody has said yet what the origin holds" in ended.err
 
 
-def test_an_origin_that_moved_is_told_when_nodes_meet_it(scene: LivingScene) -> None:
+# --- whether the origin has moved
+
+
+def test_an_origin_that_moved_ends_it_before_anything_is_ordered(scene: LivingScene) -> None:
+    """With both digests and both ways out; what is pinned stays pinned. --pinned asks nobody, warms what is there."""
+    scene.model("llama", digest=A1, nodeSelector={"pool": "h100"})
+    scene.settled()
+    before = scene.status("llama")
+    scene.origins.digests[URI] = A2
+    ended = scene.run("warm", "llama", "--nodes", "pool=h100")
+    assert ended.code == 1, ended
+    assert f"the origin has moved since {A1} was pinned at " in ended.err
+    assert f"it holds {A2} now" in ended.err
+    assert "--refresh warms what the origin holds now; --pinned goes on" in ended.err
+    assert scene.names(MODEL_WARMUPS) == []
+    after = scene.status("llama")
+    assert (after.digest, after.resolved_for, after.conditions) == (A1, before.resolved_for, before.conditions)
+    assert {entry.digest for entry in scene.spec("n1").models} == {A1}
+    asked = [len(agent.resolved) for agent in scene.agents.values()]
+    assert scene.run("warm", "llama", "--nodes", "pool=h100", "--pinned").code == 0
+    assert [len(agent.resolved) for agent in scene.agents.values()] == asked
+    assert "origin    has moved: it holds" in scene.run("status", "llama").out
+    assert scene.run("warm", "llama", "--nodes", "pool=h100", "--refresh").code == 0
+    assert "as pinned" in scene.run("warm", "llama", "--nodes", "pool=h100").err
+
+
+def test_an_origin_that_moved_for_machines(scene: LivingScene) -> None:
+    scene.model("llama", digest=A1)
+    scene.settled()
+    unmoved = scene.run("warm", "llama", "-o", "json").events
+    assert unmoved[0] == {"event": "looked", "model": "llama", "pinned": A1, "origin": A1, "moved": False, "why": ""}
+    scene.origins.digests[URI] = A2
+    looked, last = scene.run("warm", "llama", "-o", "json").events
+    assert (looked["event"], looked["moved"], looked["pinned"], looked["origin"]) == ("looked", True, A1, A2)
+    assert (last["event"], last["code"], last["exit_code"]) == ("failed", "origin-moved", 1)
+
+
+def test_an_origin_that_has_not_moved_is_asked_about_once(scene: LivingScene) -> None:
+    """By one node, which has nothing to fetch."""
+    scene.model("llama", digest=A1)
+    scene.settled()
+    asked = sum(len(agent.resolved) for agent in scene.agents.values())
+    ended = scene.run("warm", "llama", "--no-wait")
+    assert ended.code == 0, ended
+    assert f"llama: the origin holds {A1[:19]}, as pinned" in ended.err
+    assert sum(len(agent.resolved) for agent in scene.agents.values()) == asked + 1
+    scene.settled()
+    assert [scene.entry(node, "llama").resolve for node in ("n1", "n2", "n3")] == ["", "", ""]
+
+
+@pytest.mark.parametrize(("error", "limit_s"), [("origin-unavailable", 0.5), ("forbidden", 60.0)])
+def test_an_origin_that_cannot_be_asked_stops_nobody(
+    scene: LivingScene, monkeypatch: pytest.MonkeyPatch, error: str, limit_s: float
+) -> None:
+    """It is said, and what is pinned is warmed; the question is taken back. What a wait can't mend isn't waited for."""
+    monkeypatch.setattr("cacheagent.cli.cluster.warming.LOOK_FOR_S", limit_s)
+    scene.model("llama", digest=A1)
+    scene.settled()
+    scene.origins.errors[URI] = error
+    ended = scene.run("warm", "llama")
+    assert ended.code == 0, ended
+    assert re.search(rf"whether the origin has moved \(n\d says: it says {error}\); going on with {A1[:19]}", ended.err)
+    model = scene.kube.peek(MODEL_CACHES, "llama")
+    assert model is not None
+    assert LOOK not in model["metadata"].get("annotations", {})
+    assert scene.run("warm", "llama", "-o", "json").events[0]["moved"] is None
+
+
+def test_an_answer_that_does_not_come_stops_nobody(scene: LivingScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a role that may not ask."""
+    monkeypatch.setattr("cacheagent.cli.cluster.warming.LOOK_FOR_S", 0.3)
+    scene.model("llama", digest=A1)
+    scene.settled()
+    scene.is_controlled = False
+    assert "(no node has answered within 0.3 s)" in scene.run("warm", "llama", "--no-wait").err
+    scene.kube.fail_next("patch", KubeRefused("modelcaches is forbidden", status=403), resource=MODEL_CACHES)
+    ended = scene.run("warm", "llama", "--no-wait")
+    assert ended.code == 0
+    assert "(asking was refused: modelcaches is forbidden)" in ended.err
+
+
+def test_where_no_node_had_it_the_warmed_ones_are_asked(scene: LivingScene) -> None:
+    """A warm-up that was made for a version which the origin holds no more ends with the command."""
+    assert scene.run("warm", "llama").code == 0
+    for name in scene.names(MODEL_WARMUPS):
+        scene.kube.remove(MODEL_WARMUPS, name)
+    scene.settled()
+    assert scene.assigned("llama") == []
+    scene.origins.digests[URI] = A2
+    ended = scene.run("warm", "llama")
+    assert ended.code == 1, ended
+    assert f"it holds {A2} now" in ended.err
+    assert scene.names(MODEL_WARMUPS) == []
+
+
+def test_a_version_that_the_spec_holds_is_not_asked_about(scene: LivingScene) -> None:
+    """Nothing else would be accepted."""
+    scene.model("llama", digest=A1)
+    scene.settled()
+    scene.change(MODEL_CACHES, "llama", lambda item: item["spec"].update(digest=A1))
+    scene.origins.digests[URI] = A2
+    ended = scene.run("warm", "llama")
+    assert ended.code == 0
+    assert "origin" not in ended.err
+
+
+def test_an_origin_that_moves_meanwhile_is_told_when_nodes_meet_it(
+    scene: LivingScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """New nodes can't get the pinned version: without --pinned it ends with both ways out."""
+
+    async def not_moved(*_: object) -> Seen:
+        return Seen(digest=A1)
+
+    monkeypatch.setattr("cacheagent.cli.cluster.warming.look_at_origin", not_moved)
     scene.model("llama", digest=A1, nodeSelector={"pool": "h100"})
     scene.settled()
     scene.origins.digests[URI] = A2
@@ -261,7 +376,37 @@ def test_an_origin_that_moved_is_told_when_nodes_meet_it(scene: LivingScene) -> 
     assert "the origin has moved since a10000000000 was pinned" in ended.err
     assert "--refresh warms what the origin holds now" in ended.err
     assert scene.run("warm", "llama", "--nodes", "pool=other", "--pinned", "--timeout", "1s").code == 3
-    assert scene.run("warm", "llama", "--nodes", "pool=h100").code == 0
+
+
+# --- a limit for the origin
+
+
+def test_a_rate_is_shared_out_and_shown(scene: LivingScene) -> None:
+    """Written as people do, told to every node that fetches, and to be seen in every form of the progress."""
+    for agent in scene.agents.values():
+        agent.slowness = 10**6
+    ended = scene.run("warm", "llama", "--nodes", "pool=h100", "--max-origin-rate", "500MB/s", "--timeout", "1s")
+    assert ended.code == 3, ended
+    assert "on nodes with pool=h100, at most 500 MB/s from the origin" in ended.err
+    assert "0/2 nodes ready, " in ended.err
+    assert "(at most 500 MB/s from the origin)" in ended.err
+    (warmup,) = scene.kube.all(MODEL_WARMUPS)
+    assert warmup["spec"]["maxOriginRate"] == "500MB/s"
+    assert [scene.entry(node, "llama").max_origin_bytes_per_s for node in ("n1", "n2")] == [250_000_000] * 2
+    assert f"{warmup['metadata']['name']} (at most 500 MB/s from the origin)" in scene.run("status", "llama").out
+    arguments = ("warm", "llama", "--nodes", "pool=h100", "--timeout", "1s", "-o", "json")
+    events = scene.run(*arguments, "--max-origin-rate", "8Mbit/s").events
+    assert next(each for each in events if each["event"] == "warming")["max_origin_bytes_per_s"] == 1_000_000
+    assert (events[-1]["max_origin_bytes_per_s"], events[-1]["missing"][0]["max_origin_bytes_per_s"]) == (
+        10**6,
+        500_000,
+    )
+    (warmup,) = scene.kube.all(MODEL_WARMUPS)
+    assert warmup["spec"]["maxOriginRate"] == "1MB/s"
+    assert scene.run(*arguments).events[-1]["max_origin_bytes_per_s"] == 0
+    (warmup,) = scene.kube.all(MODEL_WARMUPS)
+    assert "maxOriginRate" not in warmup["spec"]
+    assert scene.entry("n1", "llama").max_origin_bytes_per_s == 0
 
 
 def test_a_version_that_is_held_by_the_spec_is_not_refreshed(scene: LivingScene) -> None:
@@ -306,7 +451,8 @@ def test_a_warmup_that_somebody_deletes(scene: LivingScene) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--max-origin-rate", "1GB/s"], "not obeyed by anybody yet"),
+        (["--max-origin-rate", "900kB/s"], "must be at least 1MB/s, for all nodes together"),
+        (["--max-origin-rate", "1GB"], "expected a rate such as 200MB/s"),
         (["--refresh", "--pinned"], "exclude each other"),
         (["--like", "deployment/x", "--nodes", "a=b"], "exclude each other"),
         (["--ttl", "5s"], "between one minute and a year"),

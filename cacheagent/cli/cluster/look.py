@@ -54,8 +54,11 @@ def status(model: str | None, kubeconfig: Path | None, context: str, output: For
         "size": size(found.size_bytes) if found.digest else "-",
         "ready": f"{found.ready} of {len(found.nodes)} nodes",
         "state": found.state,
-        "warm-ups": ", ".join(found.warmups) or "-",
+        "warm-ups": ", ".join(_warmup(name, found.limits) for name in found.warmups) or "-",
     }
+    if found.origin_digest:
+        has_moved = found.origin_digest != found.digest
+        facts["origin"] = f"has moved: it holds {found.origin_digest}" if has_moved else "holds this version"
     for name, value in facts.items():
         click.echo(f"{name:9} {value}")
     if found.nodes:
@@ -63,6 +66,10 @@ def status(model: str | None, kubeconfig: Path | None, context: str, output: For
         print_table(("NODE", "STATE", "DONE", "RATE", "LEFT", "MOUNTED", "WHY"), [_row(node) for node in found.nodes])
     if found.others:
         click.echo(f"on other nodes, until their room is needed: {', '.join(found.others)}")
+
+
+def _warmup(name: str, limits: dict[str, int]) -> str:
+    return f"{name} (at most {size(limits[name])}/s from the origin)" if name in limits else name
 
 
 def _row(node: Any) -> tuple[str, ...]:

@@ -22,12 +22,14 @@ from cacheagent.cli.options import RATE
     "--ttl", type=DURATION, default="24h", show_default=True, help="How long the nodes keep it because of this."
 )
 @click.option("--refresh", is_flag=True, help="Ask the origin what the model is now, and warm that.")
-@click.option("--pinned", is_flag=True, help="Warm the pinned version, though the origin has moved.")
+@click.option("--pinned", is_flag=True, help="Warm the pinned version, and don't ask the origin.")
 @click.option("--revision", default="", help="Of a URI: branch, tag or commit (hf).")
 @click.option("--endpoint", default="", help="Of a URI: S3 endpoint, or Hub mirror.")
 @click.option("--region", default="", help="Of a URI: S3 region.")
 @click.option("--credential", default="", metavar="NAME", help="Of a URI: name of the chart's credentials.")
-@click.option("--max-origin-rate", type=RATE, default=0, hidden=True)
+@click.option(
+    "--max-origin-rate", type=RATE, default=0, help="All nodes together: 500MB/s. Pods that wait are not slowed down."
+)
 @cluster_options
 def warm(model: str, **given: Any) -> None:
     """Have nodes fetch a model, and wait until it is verified and published on them.
@@ -45,6 +47,7 @@ def warm(model: str, **given: Any) -> None:
       cacheagent warm llama-3-70b --nodes pool=h100 && kubectl rollout restart deployment/llama
       cacheagent warm llama-3-70b --like deployment/llama -n serving --percent 90 --timeout 20m
       cacheagent warm hf://org/name --revision v2 --no-wait
+      cacheagent warm llama-3-70b --max-origin-rate 500MB/s --timeout 6h
       kubectl cacheagent warm llama-3-70b --refresh -o json
     """
     # Imported late: only this command needs it.

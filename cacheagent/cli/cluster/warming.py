@@ -18,6 +18,7 @@ from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, KubeApi
 from cacheagent.kube.client import KubeClient
 from cacheagent.kube.objects import Source
 from cacheagent.kube.ops.case import permits
+from cacheagent.kube.ops.look import LOOK_FOR_S, Seen, look_at_origin, may_answer
 from cacheagent.kube.ops.orders import (
     find_model,
     make_model,
@@ -28,13 +29,15 @@ from cacheagent.kube.ops.orders import (
     wait_warm,
 )
 from cacheagent.kube.ops.placement import nodes_like, parse_reference, pod_of
-from cacheagent.kube.ops.progress import Progress, find_condition
+from cacheagent.kube.ops.progress import OriginMoved, Progress, check_look, find_condition
 from cacheagent.kube.ops.view import ClusterView, view_cluster
 from cacheagent.kube.ops.warmup import LONGEST_TTL_S, Wish, parse_selector, source_of_uri
-from cacheagent.kube.plan.facts import facts_of
+from cacheagent.kube.plan.facts import Facts, facts_of
+from cacheagent.kube.plan.rates import LEAST_RATE
 from cacheagent.kube.plan.times import written_time
 from cacheagent.kube.plan.views import Model, Warmup
 from cacheagent.kube.uris import is_uri
+from cacheagent.quantity import rate_text
 
 INTERRUPTED: Final = 130
 SHORTEST_TTL_S: Final = 60
@@ -79,10 +82,10 @@ def run_warm(request: Request) -> int:
 
 
 def _check(request: Request) -> None:
-    if request.max_origin_rate:
+    if 0 < request.max_origin_rate < LEAST_RATE:
         raise UsageError(
-            "--max-origin-rate is not obeyed by anybody yet, so it is not accepted",
-            hint="the agents' transfer.ingress_cap (chart value agent.config) caps each node's downloads",
+            f"--max-origin-rate must be at least {rate_text(LEAST_RATE)}, for all nodes together",
+            hint="write --max-origin-rate 500MB/s, or leave it away for no limit",
         )
     if request.refresh and request.pinned:
         raise UsageError("--refresh and --pinned exclude each other", hint="give one")
@@ -112,12 +115,18 @@ class _Run:
         async with view_cluster(api) as view:
             model = await self._model(api)
             wish = await self._wish(api, view, model)
+            may_look = self._asks_origin(view, model)
+            has_looked = may_look and may_answer(view.world(), model.name)
+            if has_looked:
+                await self._look(api, view, model)
             if request.refresh:
                 view.wrote(MODEL_CACHES, await order_refresh(api, model))
             warmup, item, joined = await order_warmup(api, wish)
             view.wrote(MODEL_WARMUPS, item)
             self._warmup = warmup
             self._tell_ordered(model, wish, warmup, joined)
+            if may_look and not has_looked:  # no node had it, so nobody could look before
+                await self._look(api, view, model, made=None if joined else warmup)
             if not request.wait:
                 if not self._is_json:
                     click.echo(warmup.meta.name)
@@ -134,10 +143,28 @@ class _Run:
         name, source = source_of_uri(asked, request.revision)
         return await make_model(api, name, source)
 
+    def _asks_origin(self, view: ClusterView, model: Model) -> bool:
+        """Whether the origin may have moved, and somebody wants to know."""
+        facts = facts_of(view.world()).get(model.name)
+        is_held = bool(model.spec.digest)  # to one version, whatever the origin holds
+        return not (facts is None or not facts.resolved or is_held or self._request.refresh or self._request.pinned)
+
+    async def _look(self, api: KubeApi, view: ClusterView, model: Model, made: Warmup | None = None) -> None:
+        """Raises OriginMoved; then the warm-up that was `made` for the version before ends."""
+        seen = await look_at_origin(api, view, model.name, min(LOOK_FOR_S, self._request.timeout or LOOK_FOR_S))
+        facts = facts_of(view.world())[model.name]
+        self._tell_looked(facts, seen)
+        try:
+            check_look(facts, _pinned_since(facts.model), seen.digest)
+        except OriginMoved:
+            if made is not None:
+                await api.delete(MODEL_WARMUPS, made.meta.name, uid=made.meta.uid)
+            raise
+
     async def _wish(self, api: KubeClient, view: ClusterView, model: Model) -> Wish:
         request, namespace = self._request, self._request.namespace
         least_s = min(request.ttl, request.timeout or request.ttl)
-        wish = Wish(model=model.name, ttl_s=int(request.ttl), least_s=least_s)
+        wish = Wish(model=model.name, ttl_s=int(request.ttl), least_s=least_s, max_origin_rate=request.max_origin_rate)
         if request.like:
             namespace = namespace or api.namespace
             resource, name = parse_reference(request.like)
@@ -191,21 +218,36 @@ class _Run:
 
     def _tell_ordered(self, model: Model, wish: Wish, warmup: Warmup, joined: bool) -> None:  # noqa: FBT001
         digest = "" if self._request.refresh else model.status.digest
-        state = find_condition(model.status.conditions, "Resolved")
-        since = state.last_transition_time if state is not None and digest else ""
+        since = _pinned_since(model) if digest else ""
         until = written_time(warmup.expires_at)
         if self._is_json:
             told: dict[str, Any] = {"model": model.name, "digest": digest, "pinned_since": since, "where": wish.where}
-            print_json({"event": "warming", **told, "warmup": warmup.meta.name, "until": until, "joined": joined})
+            ordered = {"warmup": warmup.meta.name, "until": until, "joined": joined}
+            print_json({"event": "warming", **told, **ordered, "max_origin_bytes_per_s": wish.max_origin_rate})
             return
         version = (
             f"{digest[:19]} ({size(model.status.size_bytes)}, pinned since {since})"
             if digest
             else "what its source holds"
         )
-        click.echo(f"{model.name}: warming {version} on {wish.where}", err=True)
+        limit = f", at most {size(wish.max_origin_rate)}/s from the origin" if wish.max_origin_rate else ""
+        click.echo(f"{model.name}: warming {version} on {wish.where}{limit}", err=True)
         how = "joined, it is there already" if joined else "made"
         click.echo(f"{model.name}: warm-up {warmup.meta.name} ({how}), until {until}", err=True)
+
+    def _tell_looked(self, facts: Facts, seen: Seen) -> None:
+        pinned = facts.digest
+        if self._is_json:
+            moved = seen.digest != pinned if seen.digest else None
+            told = {"model": facts.name, "pinned": pinned, "origin": seen.digest, "moved": moved, "why": seen.why}
+            print_json({"event": "looked", **told})
+        elif not seen.digest:
+            click.echo(
+                f"{facts.name}: nobody can say whether the origin has moved ({seen.why}); going on with {pinned[:19]}",
+                err=True,
+            )
+        elif seen.digest == pinned:
+            click.echo(f"{facts.name}: the origin holds {pinned[:19]}, as pinned", err=True)
 
     def _tell_refreshed(self, before: Model, after: Model) -> None:
         old, new = before.status.digest, after.status.digest
@@ -250,3 +292,9 @@ class _Run:
         click.echo(f"cacheagent: interrupted; the warm-up {name} goes on", err=True)
         click.echo(f"  next: the same command joins it; kubectl get modelwarmup {name} -w watches it; "
                    f"kubectl delete modelwarmup {name} ends it", err=True)  # fmt: skip
+
+
+def _pinned_since(model: Model) -> str:
+    """RFC 3339."""
+    state = find_condition(model.status.conditions, "Resolved")
+    return state.last_transition_time if state is not None and state.status == "True" else ""

@@ -57,6 +57,8 @@ def describe(progress: Progress) -> str:
         text += f", {size(progress.bytes_done)} of {size(progress.bytes_total)}"
     if progress.rate_bytes_per_s:
         text += f", {size(progress.rate_bytes_per_s)}/s"
+    if progress.missing and progress.max_origin_rate:
+        text += f" (at most {size(progress.max_origin_rate)}/s from the origin)"
     if progress.left_s >= 0:
         text += f", about {duration(round(progress.left_s))} left"
     return text + _slowest(progress)
@@ -77,6 +79,7 @@ def node_json(node: NodeState) -> dict[str, Any]:
         "bytes_done": node.bytes_done,
         "size_bytes": node.size_bytes,
         "rate_bytes_per_s": node.rate_bytes_per_s,
+        "max_origin_bytes_per_s": node.max_origin_bytes_per_s,
         "code": node.code,
         "why": node.why,
     }
@@ -94,6 +97,7 @@ def progress_json(progress: Progress) -> dict[str, Any]:
         "bytes_done": progress.bytes_done,
         "bytes_total": progress.bytes_total,
         "rate_bytes_per_s": progress.rate_bytes_per_s,
+        "max_origin_bytes_per_s": progress.max_origin_rate,
         "left_s": round(progress.left_s, 1),
     }
 

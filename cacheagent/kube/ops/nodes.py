@@ -21,7 +21,8 @@ _ORDER: Final[tuple[State, ...]] = ("failed", "no agent", "pending", "resolving"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeState:
-    """One node as to one version. `why`: a sentence, empty when it is ready. `code`: of the error where it failed."""
+    """One node as to one version. `why`: a sentence, empty when it is ready. `code`: of the error where it failed.
+    `max_origin_bytes_per_s`: what a warm-up lets it take from the origin; 0 for no limit."""
 
     node: str
     state: State
@@ -32,6 +33,7 @@ class NodeState:
     mounted: int = 0
     why: str = ""
     code: str = ""
+    max_origin_bytes_per_s: int = 0
 
     @property
     def left_s(self) -> float:
@@ -44,7 +46,13 @@ class NodeState:
 def node_states(world: World, model: str, digest: str, nodes: Iterable[CacheNode]) -> tuple[NodeState, ...]:
     """Those furthest behind first."""
     ready, present = ready_agents(world), frozenset(agent.node for agent in world.agents.values())
-    found = [_state(world, find_entry(node, model, digest), digest, node, (ready, present)) for node in nodes]
+    found = [
+        replace(
+            _state(world, find_entry(node, model, digest), digest, node, (ready, present)),
+            max_origin_bytes_per_s=told.max_origin_bytes_per_s if (told := node.assigned.get(model)) else 0,
+        )
+        for node in nodes
+    ]
     return tuple(sorted(found, key=_rank))
 
 

@@ -23,7 +23,8 @@ from cacheagent.kube.plan.views import CacheNode
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelView:
     """`nodes`: those that shall have it; `others`: those that have this version and need not. `state`: one sentence.
-    `since`: when its version was pinned (RFC 3339)."""
+    `since`: when its version was pinned (RFC 3339). `limits`: of those warm-ups that have one, bytes/s from the origin.
+    `origin_digest`: what the origin held when somebody last looked; empty if nobody did since it was pinned."""
 
     name: str
     uri: str
@@ -34,6 +35,8 @@ class ModelView:
     nodes: tuple[NodeState, ...]
     others: tuple[str, ...]
     warmups: tuple[str, ...]
+    limits: dict[str, int]
+    origin_digest: str
 
     @property
     def ready(self) -> int:
@@ -84,6 +87,7 @@ def model_view(world: World, facts: Facts, now: float) -> ModelView:
         for name, node in nodes.items()
         if facts.name not in node.assigned and facts.digest and facts.digest in node.on_disk
     ]
+    warmups = living_warmups(world, now).get(facts.name, ())
     conditions = facts.model.status.conditions
     resolved = find_condition(conditions, "Resolved")
     return ModelView(
@@ -95,7 +99,9 @@ def model_view(world: World, facts: Facts, now: float) -> ModelView:
         state=state_of(facts),
         nodes=node_states(world, facts.name, facts.digest, assigned),
         others=tuple(others),
-        warmups=tuple(warmup.meta.name for warmup in living_warmups(world, now).get(facts.name, ())),
+        warmups=tuple(warmup.meta.name for warmup in warmups),
+        limits={warmup.meta.name: warmup.origin_rate for warmup in warmups if warmup.origin_rate},
+        origin_digest=facts.model.status.origin_digest,
     )
 
 

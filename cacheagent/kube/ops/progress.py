@@ -10,13 +10,13 @@ from typing import Final
 from cacheagent.errors import CacheAgentError, OriginWrong, PolicyRefused, SourceChanged, VersionMoved
 from cacheagent.kube.objects import Condition, NodeModelStatus
 from cacheagent.kube.ops.nodes import NodeState, node_states
-from cacheagent.kube.plan.assign import warmed_selector
+from cacheagent.kube.plan.assign import warmed_nodes
 from cacheagent.kube.plan.facts import Facts, facts_of, living_cache_nodes
 from cacheagent.kube.plan.resolve import SAME_EVERYWHERE, failure_to_resolve
-from cacheagent.kube.plan.selectors import has_labels
-from cacheagent.kube.plan.views import CacheNode, Warmup
+from cacheagent.kube.plan.views import Warmup
 from cacheagent.kube.plan.world import World
 
+NEXT: Final = "--refresh warms what the origin holds now; --pinned goes on with the nodes that have the old version"
 MOVED: Final = frozenset({VersionMoved.code, SourceChanged.code})
 POLICY: Final = frozenset({PolicyRefused.code, "pickle-refused"})
 
@@ -36,7 +36,8 @@ class WarmupGone(CacheAgentError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """`nodes`: those that shall have the version, furthest behind first. `wanted`: how many of them must be ready.
-    `resolved`: whether it is known what the source is; `since`: when that was settled (RFC 3339)."""
+    `resolved`: whether it is known what the source is; `since`: when that was settled (RFC 3339). `max_origin_rate`:
+    bytes/s that all of them together may take from the origin; 0 for no limit."""
 
     model: str
     warmup: str
@@ -46,6 +47,7 @@ class Progress:
     size_bytes: int
     nodes: tuple[NodeState, ...]
     share: float
+    max_origin_rate: int = 0
 
     @property
     def ready(self) -> int:
@@ -95,7 +97,7 @@ def progress_of(world: World, warmup: Warmup, share: float) -> Progress:
     facts = facts_of(world).get(warmup.spec.model)
     if facts is None:
         raise WarmupGone(f"there is no ModelCache {warmup.spec.model!r} any more", hint="create it, then warm it again")
-    chosen = chosen_nodes(world, warmup, facts)
+    chosen = warmed_nodes(warmup, facts, living_cache_nodes(world), world.nodes)
     digest = facts.digest if facts.resolved else ""
     state = find_condition(facts.model.status.conditions, "Resolved")
     return Progress(
@@ -107,17 +109,8 @@ def progress_of(world: World, warmup: Warmup, share: float) -> Progress:
         size_bytes=facts.model.status.size_bytes if digest else 0,
         nodes=node_states(world, facts.name, digest, chosen),
         share=share,
+        max_origin_rate=warmup.origin_rate,
     )
-
-
-def chosen_nodes(world: World, warmup: Warmup, facts: Facts) -> list[CacheNode]:
-    """The cache nodes that a warm-up speaks of: what the controller assigns the model to because of it."""
-    selectors = warmed_selector(warmup, facts)
-    return [
-        node
-        for name, node in living_cache_nodes(world).items()
-        if name in warmup.spec.nodes or any(has_labels(each, world.nodes[name].meta.labels) for each in selectors)
-    ]
 
 
 def check_source(world: World, model: str) -> None:
@@ -145,13 +138,25 @@ def check_source(world: World, model: str) -> None:
 
 def source_failure(world: World, facts: Facts) -> tuple[str, NodeModelStatus] | None:
     """The node that is asked what the source is, and why it can't say."""
+    if not facts.question:
+        return None
     for name, node in living_cache_nodes(world).items():
         assigned = node.assigned.get(facts.name)
-        if assigned is not None and assigned.resolve == facts.token and node.heard:
+        if assigned is not None and assigned.resolve == facts.question and node.heard:
             entry = failure_to_resolve(facts, node)
             if entry is not None:
                 return name, entry
     return None
+
+
+def check_look(facts: Facts, since: str, origin: str) -> None:
+    """Raises OriginMoved when the origin was seen to hold another version than the one that is pinned."""
+    if origin and origin != facts.digest:
+        raise OriginMoved(
+            f"{facts.name}: the origin has moved since {facts.digest} was pinned{f' at {since}' if since else ''}: "
+            f"it holds {origin} now",
+            hint=NEXT,
+        )
 
 
 def check_origin(progress: Progress) -> None:
@@ -162,7 +167,7 @@ def check_origin(progress: Progress) -> None:
         raise OriginMoved(
             f"{progress.model}: the origin has moved since {progress.digest[7:19]} was pinned{since}: "
             f"{moved[0].node} says: {moved[0].why}",
-            hint="--refresh warms what the origin holds now; --pinned goes on with the nodes that have the old version",
+            hint=NEXT,
         )
 
 

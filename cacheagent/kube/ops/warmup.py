@@ -19,6 +19,7 @@ from cacheagent.kube.plan.times import written_time
 from cacheagent.kube.plan.views import Warmup
 from cacheagent.kube.uris import parse_uri
 from cacheagent.model import canonical_json
+from cacheagent.quantity import rate_text
 
 LONGEST_TTL_S: Final = 31536000
 _PAIR: Final = re.compile(r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]*)")
@@ -28,7 +29,8 @@ _PAIR: Final = re.compile(r"([A-Za-z0-9./_-]+)=([A-Za-z0-9._-]*)")
 class Wish:
     """What is to be warm, and where. `selector`: labels of nodes, empty for every cache node. `like`: the workload
     (`namespace/deployment/name`) that `nodes` were chosen for; then the selector does not count. `least_s`: how long
-    the warm-up must live from now on."""
+    the warm-up must live from now on. `max_origin_rate`: bytes/s that all nodes together may take from the origin; 0
+    for no limit."""
 
     model: str
     selector: Mapping[str, str] = field(default_factory=dict)
@@ -36,6 +38,7 @@ class Wish:
     nodes: tuple[str, ...] = ()
     ttl_s: int = 86400
     least_s: float = 0.0
+    max_origin_rate: int = 0
 
     @property
     def name(self) -> str:
@@ -47,9 +50,18 @@ class Wish:
     @property
     def spec(self) -> ModelWarmupSpec:
         """Of the ModelWarmup."""
-        if self.like:
-            return ModelWarmupSpec(model=self.model, nodes=self.nodes, ttl_seconds=self.ttl_s)
-        return ModelWarmupSpec(model=self.model, node_selector=dict(self.selector), ttl_seconds=self.ttl_s)
+        return ModelWarmupSpec(
+            model=self.model,
+            nodes=self.nodes if self.like else (),
+            node_selector=None if self.like else dict(self.selector),
+            ttl_seconds=self.ttl_s,
+            max_origin_rate=self.written_rate,
+        )
+
+    @property
+    def written_rate(self) -> str:
+        """As it stands in the object."""
+        return rate_text(self.max_origin_rate) if self.max_origin_rate else ""
 
     @property
     def body(self) -> Object:
@@ -78,6 +90,8 @@ def renewal(wish: Wish, there: Warmup, now: float) -> Object:
     spec: Object = {}
     if wish.like and there.spec.nodes != wish.nodes:
         spec["nodes"] = list(wish.nodes)
+    if there.origin_rate != wish.max_origin_rate:
+        spec["maxOriginRate"] = wish.written_rate or None
     if there.expires_at < now + wish.least_s:
         spec["ttlSeconds"] = min(LONGEST_TTL_S, int(now - there.meta.created_at) + wish.ttl_s)
     return {"spec": spec} if spec else {}

@@ -17,6 +17,7 @@ from cacheagent.kube.plan.world import World
 class Assignment:
     """`by_node`: names of models, sorted. `by_model`: nodes, sorted by name. `on_demand`: (node, model) that nothing
     but demand keeps there. `last_wanted`: as in `Memory`. `deadline`: when demand next ends (seconds since the epoch).
+    `origin_shares`: see `rates`, bytes/s by (node, model).
     """
 
     by_node: dict[str, list[str]] = field(default_factory=dict)
@@ -24,6 +25,7 @@ class Assignment:
     on_demand: set[tuple[str, str]] = field(default_factory=set)
     last_wanted: dict[tuple[str, str], float] = field(default_factory=dict)
     deadline: float = float("inf")
+    origin_shares: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 def assign(
@@ -69,6 +71,18 @@ def _planned_nodes(
         else:
             chosen.update(nodes)
     return chosen
+
+
+def warmed_nodes(
+    warmup: Warmup, facts: Facts, nodes: Mapping[str, CacheNode], all_nodes: Mapping[str, Node]
+) -> list[CacheNode]:
+    """Those that have the model because of this warm-up, in the order of `nodes`."""
+    selectors = warmed_selector(warmup, facts)
+    return [
+        node
+        for name, node in nodes.items()
+        if name in warmup.spec.nodes or any(has_labels(each, all_nodes[name].meta.labels) for each in selectors)
+    ]
 
 
 def warmed_selector(warmup: Warmup, facts: Facts) -> list[Mapping[str, str]]:

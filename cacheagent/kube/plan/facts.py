@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cacheagent.kube.names import REFRESH
+from cacheagent.kube.names import LOOK, REFRESH
 from cacheagent.kube.plan.selectors import matches
 from cacheagent.kube.plan.views import CacheNode, Meta, Model
 from cacheagent.kube.plan.world import World
@@ -19,8 +19,9 @@ from cacheagent.model import canonical_json
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """`token`: names the question "what is this source now?". `digest`: the version in force, empty before the first.
-    `resolved`: whether it answers that question. `namespaces`: who may use it, None for everybody. `previous`: older
-    versions that are still known.
+    `resolved`: whether it answers that question. `look`: names the question "what does the origin hold?", whose answer
+    changes nothing; empty if nobody asks or it is answered. `namespaces`: who may use it, None for everybody.
+    `previous`: older versions that are still known.
     """
 
     model: Model
@@ -29,6 +30,12 @@ class Facts:
     resolved: bool
     namespaces: tuple[str, ...] | None
     previous: tuple[str, ...]
+    look: str = ""
+
+    @property
+    def question(self) -> str:
+        """What a node is to be asked now; empty for nothing."""
+        return self.look if self.resolved else self.token
 
     @property
     def name(self) -> str:
@@ -59,20 +66,25 @@ def _facts(model: Model, namespaces: Mapping[str, Meta]) -> Facts:
         resolved=resolved,
         namespaces=permitted_namespaces(model, namespaces),
         previous=status.previous_digests,
+        look=look if (look := look_token(model)) != status.looked_for else "",
     )
 
 
 def resolve_token(model: Model) -> str:
     """Changes when the source has to be looked at again: with anything that changes what is found there, with the
     version that alone is accepted, and with every new value of the refresh annotation."""
+    return _token(model, model.spec.digest, model.meta.annotations.get(REFRESH, ""))
+
+
+def look_token(model: Model) -> str:
+    """Changes with every new value of the look's annotation, and with the source; empty without an annotation."""
+    mark = model.meta.annotations.get(LOOK, "")
+    return _token(model, "look", mark) if mark else ""
+
+
+def _token(model: Model, *more: str) -> str:
     spec = model.spec
-    question = [
-        msgspec.to_builtins(spec.source),
-        spec.kind,
-        msgspec.to_builtins(spec.policy),
-        spec.digest,
-        model.meta.annotations.get(REFRESH, ""),
-    ]
+    question = [msgspec.to_builtins(spec.source), spec.kind, msgspec.to_builtins(spec.policy), *more]
     return hashlib.sha256(canonical_json(question)).hexdigest()[:16]
 
 

@@ -68,7 +68,7 @@ def plan_specs(  # noqa: PLR0913, PLR0917 - each is the outcome of another rule
     """A patch for every node whose spec is not what it shall be. `shared`: versions that nodes exchange."""
     told = {name: _told(each, shared) for name, each in facts.items()}
     written = {id(each): msgspec.to_builtins(each) for each in told.values()}
-    asked = {(resolution.asked, name) for name, resolution in resolutions.of.items()}
+    asked = {(resolution.asked, name) for name, resolution in resolutions.asked()}
     changes = []
     for name, node in nodes.items():
         models = tuple(
@@ -110,10 +110,15 @@ def _for_node(
     told: NodeModel, facts: Facts, pair: tuple[str, str], asked: set[tuple[str, str]], assignment: Assignment
 ) -> NodeModel:
     """The same value for nearly every node, so that comparing thousands of specs is cheap."""
-    is_asked, is_demanded = pair in asked, pair in assignment.on_demand
-    if not is_asked and not is_demanded:
+    is_asked, is_demanded, share = pair in asked, pair in assignment.on_demand, assignment.origin_shares.get(pair, 0)
+    if not is_asked and not is_demanded and not share:
         return told
-    return msgspec.structs.replace(told, resolve=facts.token if is_asked else "", on_demand=is_demanded)
+    return msgspec.structs.replace(
+        told,
+        resolve=facts.question if is_asked else "",
+        on_demand=is_demanded,
+        max_origin_bytes_per_s=share,
+    )
 
 
 def _patch(

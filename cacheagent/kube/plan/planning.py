@@ -19,6 +19,7 @@ from cacheagent.kube.plan.node_specs import plan_existence, plan_specs
 from cacheagent.kube.plan.on_demand import demand_of, plan_uris
 from cacheagent.kube.plan.peers import plan_peers
 from cacheagent.kube.plan.pods import plan_pods
+from cacheagent.kube.plan.rates import origin_shares
 from cacheagent.kube.plan.resolve import resolve
 from cacheagent.kube.plan.status import plan_status
 from cacheagent.kube.plan.views import CacheNode
@@ -44,6 +45,7 @@ def plan(world: World, now: float) -> Plan:
     facts, nodes, agents = facts_of(world), living_cache_nodes(world), ready_agents(world)
     demand = demand_of(world, facts, nodes)
     assignment = assign(world, facts, nodes, demand, now)
+    assignment.origin_shares = origin_shares(world, facts, nodes, agents, now)
     resolutions = resolve(world, facts.values(), assignment.by_model, agents, now)
     used = claims_in_use(world)
     volumes = plan_volumes(world, facts, used, now)

@@ -1,12 +1,14 @@
 """One node asks the origin what a model is now; what it answers is pinned for all. Pure.
 
 The controller needs no credentials and no way to the origin. The old version stays in force until an answer is pinned.
+In the same way a node is asked to look, where somebody wants to know whether the origin has moved: then nothing is
+pinned.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -71,34 +73,42 @@ class Resolution:
 
 @dataclass(slots=True)
 class Resolutions:
-    """By model, of those that are not resolved. `failed`: as in `Memory`. `deadline`: seconds since the epoch."""
+    """By model, of those that are not resolved. `looks`: of those that are, and that a node is to look at. `failed`: as
+    in `Memory`. `deadline`: seconds since the epoch."""
 
     of: dict[str, Resolution] = field(default_factory=dict)
+    looks: dict[str, Resolution] = field(default_factory=dict)
     failed: dict[tuple[str, str, str], float] = field(default_factory=dict)
     deadline: float = float("inf")
+
+    def asked(self) -> Iterator[tuple[str, Resolution]]:
+        """Of whichever kind, by model."""
+        yield from self.of.items()
+        yield from self.looks.items()
 
 
 def resolve(
     world: World, facts: Iterable[Facts], assigned: Mapping[str, Sequence[CacheNode]], ready: frozenset[str], now: float
 ) -> Resolutions:
-    """Ask about every model that is assigned somewhere and whose question has no answer yet."""
+    """Ask about every model that is assigned somewhere and has a question without an answer."""
     found = Resolutions()
     asks: Counter[str] = Counter()
     for each in facts:
-        if each.resolved:
+        if not each.question:
             continue
+        told = found.looks if each.resolved else found.of
         nodes = assigned.get(each.name, ())
         failures = _failures(world, each, nodes, now)
         found.failed |= failures
-        if answer := _known_pinned(each, nodes):
-            found.of[each.name] = Resolution(asked=answer.node, answer=answer)
+        if not each.resolved and (answer := _known_pinned(each, nodes)):
+            told[each.name] = Resolution(asked=answer.node, answer=answer)
             continue
         chosen = _choose(each, nodes, ready, failures, asks)
         if chosen is None:
-            found.of[each.name] = Resolution()
+            told[each.name] = Resolution()
             continue
         asks[chosen.name] += 1
-        found.of[each.name] = _heard(each, chosen)
+        told[each.name] = _heard(each, chosen)
     found.deadline = min((at + FAILED_FOR_S for at in found.failed.values()), default=float("inf"))
     return found
 
@@ -125,11 +135,11 @@ def _choose(
     """The node that is asked already as long as it may answer; else one whose agent is up, has not failed, has the old
     version (so that a new one costs it least) and has least to do."""
     for node in nodes:
-        if _is_asked(facts, node) and node.name in ready and (facts.name, facts.token, node.name) not in failures:
+        if _is_asked(facts, node) and node.name in ready and (facts.name, facts.question, node.name) not in failures:
             return node
 
     def key(node: CacheNode) -> tuple[bool, bool, bool, bool, int, str]:
-        failed = (facts.name, facts.token, node.name) in failures
+        failed = (facts.name, facts.question, node.name) in failures
         is_asked = _is_asked(facts, node)
         return (
             node.name not in ready,
@@ -148,14 +158,14 @@ def _choose(
 
 def _is_asked(facts: Facts, node: CacheNode) -> bool:
     assigned = node.assigned.get(facts.name)
-    return assigned is not None and assigned.resolve == facts.token
+    return assigned is not None and assigned.resolve == facts.question
 
 
 def _heard(facts: Facts, node: CacheNode) -> Resolution:
     if not _is_asked(facts, node):  # what a node says unasked is not believed
         return Resolution(asked=node.name)
     for entry in node.entries.get(facts.name, ()):
-        if entry.resolved_for == facts.token and is_digest(entry.digest):
+        if entry.resolved_for == facts.question and is_digest(entry.digest):
             return Resolution(asked=node.name, answer=_answer(node, entry))
     return Resolution(asked=node.name, failure=failure_to_resolve(facts, node))
 
@@ -174,7 +184,7 @@ def _answer(node: CacheNode, entry: NodeModelStatus) -> Answer:
 def failure_to_resolve(facts: Facts, node: CacheNode) -> NodeModelStatus | None:
     """What the asked node says of why it can't. A failure of the old version's download is another matter."""
     for entry in node.entries.get(facts.name, ()):
-        if entry.phase == "failed" and (not entry.digest or entry.resolved_for == facts.token):
+        if entry.phase == "failed" and (not entry.digest or entry.resolved_for == facts.question):
             return entry
     return None
 
@@ -184,13 +194,13 @@ def _failures(world: World, facts: Facts, nodes: Sequence[CacheNode], now: float
     failures = {
         key: at
         for key, at in world.memory.failed.items()
-        if key[:2] == (facts.name, facts.token) and now < at + FAILED_FOR_S
+        if key[:2] == (facts.name, facts.question) and now < at + FAILED_FOR_S
     }
     for node in nodes:
         if _is_asked(facts, node):
             failure = failure_to_resolve(facts, node)
             if failure is not None and failure.code not in SAME_EVERYWHERE:
-                failures.setdefault((facts.name, facts.token, node.name), now)
+                failures.setdefault((facts.name, facts.question, node.name), now)
     return failures
 
 

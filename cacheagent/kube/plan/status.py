@@ -38,8 +38,10 @@ def plan_status(
         resolution = resolutions.of.get(name)
         answer = resolution.answer if resolution is not None and not refused_pin(each, resolution) else None
         # A version that is pinned now is ready nowhere else yet: nobody may take the old one's readiness for its own.
+        look = resolutions.looks.get(name)
         counted = tally(name, answer.digest if answer else each.digest, assignment.by_model[name], agents)
-        wanted = _status(each, _pinned(each, answer, somewhere), resolution, counted, now)
+        base = _looked(_pinned(each, answer, somewhere), each, look.answer if look is not None else None)
+        wanted = _status(each, base, resolution, counted, now)
         if wanted != each.model.status:
             changes.append(_patch(each, wanted, now))
     return changes
@@ -71,6 +73,13 @@ def _status(
     )
 
 
+def _looked(base: ModelCacheStatus, facts: Facts, answer: Answer | None) -> ModelCacheStatus:
+    """With what the origin was seen to hold, which changes nothing else."""
+    if answer is None:
+        return base
+    return msgspec.structs.replace(base, looked_for=facts.look, origin_digest=answer.digest)
+
+
 def _pinned(facts: Facts, answer: Answer | None, somewhere: set[str] | None) -> ModelCacheStatus:
     """With the answer pinned; the version before it stays known while anybody has it."""
     old = facts.model.status
@@ -82,6 +91,7 @@ def _pinned(facts: Facts, answer: Answer | None, somewhere: set[str] | None) -> 
             old,
             digest=answer.digest,
             resolved_for=facts.token,
+            origin_digest="",
             revision=answer.revision,
             content_digest=answer.content_digest,
             files=answer.files,
@@ -108,6 +118,7 @@ def _patch(facts: Facts, wanted: ModelCacheStatus, now: float) -> Change:
     old = facts.model.status
     notes = _notes(facts, old, wanted)
     is_news = bool(notes) or (old.digest, old.resolved_for) != (wanted.digest, wanted.resolved_for)
+    is_news = is_news or old.looked_for != wanted.looked_for
     is_news = is_news or states(old.conditions) != states(wanted.conditions)
     is_news = is_news or old.observed_generation != wanted.observed_generation
     return Change(

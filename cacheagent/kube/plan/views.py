@@ -37,6 +37,7 @@ from cacheagent.kube.objects import (
 )
 from cacheagent.kube.plan.times import seconds_of
 from cacheagent.kube.slim import is_gpu
+from cacheagent.quantity import Rate
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 ALIKE: Final = 256
@@ -180,6 +181,11 @@ class Warmup:
     def expires_at(self) -> float:
         """Seconds since the epoch."""
         return self.meta.created_at + self.spec.ttl_seconds
+
+    @property
+    def origin_rate(self) -> int:
+        """Bytes/s that its nodes together may take from the origin; 0: no limit."""
+        return int(Rate.parse(self.spec.max_origin_rate)) if self.spec.max_origin_rate else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -395,11 +401,16 @@ def _uses(csi: Mapping[str, Any]) -> Uses:
 
 def parse_warmup(body: Object) -> Warmup:
     """Raises msgspec.ValidationError."""
-    return Warmup(
+    warmup = Warmup(
         meta=parse_meta(body),
         spec=msgspec.convert(body.get("spec") or {}, ModelWarmupSpec),
         status=msgspec.convert(body.get("status") or {}, ModelWarmupStatus),
     )
+    try:
+        warmup.origin_rate  # noqa: B018 - judged here, so that nobody meets it later
+    except ValueError as error:
+        raise msgspec.ValidationError(f"spec.maxOriginRate: {error}") from error
+    return warmup
 
 
 def parse_peers(body: Object) -> Peers:

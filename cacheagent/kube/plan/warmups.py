@@ -8,11 +8,10 @@ import msgspec
 
 from cacheagent.kube.api import MODEL_WARMUPS
 from cacheagent.kube.objects import ModelWarmupStatus, NodeCounts
-from cacheagent.kube.plan.assign import warmed_selector
+from cacheagent.kube.plan.assign import warmed_nodes
 from cacheagent.kube.plan.changes import STEERS, TELLS, TIDIES, Change, merge_patch
 from cacheagent.kube.plan.conditions import carried, condition, ready, states
 from cacheagent.kube.plan.facts import Facts
-from cacheagent.kube.plan.selectors import has_labels
 from cacheagent.kube.plan.status import NEWS_EVERY_S
 from cacheagent.kube.plan.tally import tally
 from cacheagent.kube.plan.times import written_time
@@ -68,12 +67,7 @@ def _warmup_status(
         why = f"there is no ModelCache {warmup.spec.model[:100]!r}"
         state, digest, counts = condition("Ready", "False", "UnknownModel", why), "", NodeCounts()
     else:
-        selectors = warmed_selector(warmup, facts)
-        chosen = [
-            node
-            for name, node in nodes.items()
-            if name in warmup.spec.nodes or any(has_labels(each, world.nodes[name].meta.labels) for each in selectors)
-        ]
+        chosen = warmed_nodes(warmup, facts, nodes, world.nodes)
         counted = tally(facts.name, facts.digest, chosen, agents)
         state, digest, counts = ready(facts, counted), facts.digest, counted.counts
         if not facts.resolved and state.status == "True":  # the version before the one that it is to warm
