@@ -20,10 +20,18 @@ from cacheagent.kube.api import MODEL_CACHE_NODES, KubeApi, KubeError, Object
 from cacheagent.kube.convert import now_text, spec_of
 from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.node_lookups import Lookups
-from cacheagent.kube.node_models import Found, NodePolicy, assignment_of, priorities_of, version_of
+from cacheagent.kube.node_models import SHARED, Found, NodePolicy, assignment_of, priorities_of, version_of
 from cacheagent.kube.node_report import Reporter
 from cacheagent.kube.node_status import Seen, status_of
-from cacheagent.kube.objects import KubeValue, ModelCacheNodeSpec, ModelCacheNodeStatus
+from cacheagent.kube.objects import (
+    KubeValue,
+    ModelCacheNodeSpec,
+    ModelCacheNodeStatus,
+    ModelCachePeersSpec,
+    NodeModel,
+)
+from cacheagent.kube.peer_lists import PeerLists
+from cacheagent.member import Member
 from cacheagent.news import News
 from cacheagent.progress import JobStatus
 from cacheagent.store import Store
@@ -35,15 +43,17 @@ LOG: Final = logging.getLogger(__name__)
 
 
 class Kept(KubeValue):
-    """What is on disk of the assignment."""
+    """What is on disk of the assignment, and of who else wants what."""
 
     generation: int = 0
     spec: ModelCacheNodeSpec = ModelCacheNodeSpec()
     found: dict[str, Found] = {}
+    peers: tuple[ModelCachePeersSpec, ...] = ()
 
 
 class NodeAgent:
-    """One event loop. `start` before the node serves anybody, `run` while it does."""
+    """One event loop. `start` before the node serves anybody, `run` while it does. `me`: this node as its peers know
+    it; None without any."""
 
     def __init__(  # noqa: PLR0913 - each is one of its neighbours
         self,
@@ -56,6 +66,7 @@ class NodeAgent:
         volumes: Volumes,
         desired: Desired,
         policy: NodePolicy,
+        me: Member | None = None,
     ) -> None:
         self._name = name
         self._store = store
@@ -78,6 +89,8 @@ class NodeAgent:
         )
         self._reporter = Reporter(api, name, self._look)
         self._lookups = Lookups(flights.look_up, policy, changed=self._found)
+        self.peers = PeerLists(api, me, changed=self._news.tell) if me is not None else None
+        """With whom this node exchanges what, if with anybody."""
 
     def start(self) -> None:
         """Follow what is known from before. Blocking: it reads a small file. Raises DiskFault."""
@@ -89,18 +102,29 @@ class NodeAgent:
         self._incarnation = self._store.incarnation()
         self._demanded = {(model.name, model.digest) for model in self._kept.spec.models if model.on_demand}
         self._store.expect_mounts()
+        if self.peers is not None:
+            self.peers.start(self._kept.peers)
         self._put_into_force(room=self._hold(self._kept))
 
     async def run(self) -> None:
         """Until cancelled."""
         self._lookups.want(self._kept.spec.models)
         work = [self._mirror.run(), self._reporter.run(), self._follow(), self._watch_volumes()]
+        if self.peers is not None:
+            work.append(self.peers.run())
         try:
             async with asyncio.TaskGroup() as group:
                 for each in work:
                     group.create_task(each)
         finally:
             await self._lookups.close()
+
+    def _waits(self, model: NodeModel, digest: str) -> bool:
+        """Whether a fetch waits for who else wants the version: one node's answer is told to the others first, so that
+        it does not begin alone."""
+        if self.peers is None or model.peers == "never" or not digest or self._store.record(digest) is not None:
+            return False
+        return (model.shared or not model.digest) and self.peers.wait(digest)
 
     def heard(self, status: JobStatus) -> None:
         """A job has news: another phase is reported at once, progress when its time comes."""
@@ -130,9 +154,9 @@ class NodeAgent:
         while True:
             ticket = self._news.ticket
             item = self._mirror.get(self._name)
-            if self._lookups.found != self._kept.found:
+            if self._lookups.found != self._kept.found or self._has_other_peers():
                 await self._keep(self._kept)
-            elif self._lookups.errors != self._errors:
+            elif self._lookups.errors != self._errors or self._is_waiting():
                 self._put_into_force(room=False)
             if item is not known:
                 known = item
@@ -143,6 +167,12 @@ class NodeAgent:
                 if item is not None:
                     await self._take(item)
             await ticket.wait()
+
+    def _has_other_peers(self) -> bool:
+        return self.peers is not None and self.peers.specs != self._kept.peers
+
+    def _is_waiting(self) -> bool:
+        return any(assigned.pending == SHARED for assigned in self._assignment.models)
 
     async def _take(self, item: Object) -> None:
         try:
@@ -161,7 +191,8 @@ class NodeAgent:
     async def _keep(self, kept: Kept) -> None:
         """Into force first: a disk that fails must not hold up what pods wait for. What is to stay comes before all: it
         is in force when it is reported. In a thread, since the store may be busy with an eviction."""
-        kept = msgspec.structs.replace(kept, found=dict(self._lookups.found))
+        peers = self.peers.specs if self.peers is not None else ()
+        kept = msgspec.structs.replace(kept, found=dict(self._lookups.found), peers=peers)
         room = await in_thread(partial(self._hold, kept))
         self._kept = kept
         self._put_into_force(room=room)
@@ -181,8 +212,11 @@ class NodeAgent:
     def _put_into_force(self, *, room: bool) -> None:
         spec, found = self._kept.spec, self._kept.found
         self._errors = dict(self._lookups.errors)
-        self._assignment, self._wrong = assignment_of(spec, found, self._policy, self._errors)
+        if self.peers is not None:
+            self.peers.forget({version_of(model, found.get(model.resolve)) for model in spec.models})
+        self._assignment, self._wrong = assignment_of(spec, found, self._policy, self._errors, self._waits)
         self._desired.assign(self._assignment)
+        self._flights.limit({each.spec: each.max_origin_bytes_per_s for each in self._assignment.models})
         on_demand = {(model.name, model.digest) for model in spec.models if model.on_demand}
         self._demanded &= on_demand
         for assigned in self._assignment.models:  # a version once: whoever goes on waiting for it asks again and again
@@ -216,7 +250,6 @@ class NodeAgent:
                 assignment=self._assignment,
                 found=self._lookups.found,
                 errors=self._lookups.errors,
-        self._flights.limit({each.spec: each.max_origin_bytes_per_s for each in self._assignment.models})
                 wrong=self._wrong,
                 records=self._store.records(),
                 leases=self._store.leases(),
@@ -228,6 +261,8 @@ class NodeAgent:
                 usage=usage,
                 incarnation=self._incarnation,
                 reported_at=now_text(),
+                public_key=self.peers.me.key if self.peers is not None else "",
+                peer_address=self.peers.me.address if self.peers is not None else "",
             )
         )
 

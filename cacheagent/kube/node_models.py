@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Final
@@ -20,6 +20,7 @@ from cacheagent.spec import ModelSpec
 
 UNDECIDED: Final = "the controller has not said yet which version of it is to be mounted"
 FAILED: Final = "its source can't be listed: {}; it is tried again"
+SHARED: Final = "it is being found out which other nodes want it too, so that they exchange what they fetch"
 LOOKED_UP: Final = "its source is being listed, so that the controller can say which version is to be mounted"
 
 
@@ -56,9 +57,11 @@ def assignment_of(
     found: Mapping[str, Found],
     policy: NodePolicy,
     errors: Mapping[str, CacheAgentError] = MappingProxyType({}),
+    waits: Callable[[NodeModel, str], bool] = lambda _model, _digest: False,
 ) -> tuple[Assignment, dict[str, CacheAgentError]]:
     """The assignment, and what is wrong with models that can't be understood or are refused, by name. `found`: answers
-    to the controller's questions, by token; `errors`: why one has none yet."""
+    to the controller's questions, by token; `errors`: why one has none yet; `waits`: whether a model's version is not
+    to be fetched yet because nobody has said who else wants it."""
     models, wrong = [], dict[str, CacheAgentError]()
     refusals = [
         Refused(model=each.model, namespace=each.namespace, error=Reason(code=each.code, message=each.message))
@@ -73,6 +76,8 @@ def assignment_of(
             continue
         if assigned.pending and (failure := errors.get(model.resolve)) is not None:
             assigned = msgspec.structs.replace(assigned, pending=FAILED.format(failure), trouble=failure.code)
+        if not assigned.pending and waits(model, assigned.spec.digest):
+            assigned = msgspec.structs.replace(assigned, pending=SHARED)
         models.append(assigned)
     return Assignment(models=tuple(models), refusals=tuple(refusals), open_ended=True), wrong
 
@@ -118,12 +123,12 @@ def _assigned(model: NodeModel, found: Found | None, policy: NodePolicy) -> Assi
         namespaces=model.namespaces,
         versions=model.versions,
         page_cache=model.page_cache,
+        max_origin_bytes_per_s=model.max_origin_bytes_per_s,
         pending=pending,
     )
 
 
 def _spec(model: NodeModel, digest: str, revision: str, policy: NodePolicy) -> ModelSpec:
-        max_origin_bytes_per_s=model.max_origin_bytes_per_s,
     """Parsed as a configuration file is. Pins are the controller's own: they end with the assignment, and so are not
     written into the version's record."""
     written = {
@@ -139,6 +144,7 @@ def _spec(model: NodeModel, digest: str, revision: str, policy: NodePolicy) -> M
         "repo_id": model.source.repo_id,
         "digest": digest,
         "content_digest": model.content_digest,
+        "peers": model.peers,
     }
     try:
         return msgspec.convert(written, ModelSpec)

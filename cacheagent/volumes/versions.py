@@ -60,7 +60,7 @@ class Versions:
 
     def wait(self, promise: Promise, assigned: Assigned) -> Wait:
         """Have it fetched, and say how far it is."""
-        if assigned.pending and not promise.digest:
+        if assigned.pending and promise.digest in {"", assigned.spec.digest}:
             return Wait(assigned.pending, trouble=assigned.trouble)
         if promise.digest and promise.digest != assigned.spec.digest and _is_old(promise, assigned):
             gone = NotCached(

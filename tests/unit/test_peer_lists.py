@@ -1,0 +1,132 @@
+"""What an agent knows of its peers: by one watch, by what was kept, and how long a fetch waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+
+import pytest
+
+from cacheagent.kube.api import MODEL_CACHE_PEERS, KubeUnavailable, Object
+from cacheagent.kube.convert import to_json
+from cacheagent.kube.names import member_label
+from cacheagent.kube.objects import ModelCachePeersSpec, PeerMember
+from cacheagent.kube.peer_lists import PeerLists
+from cacheagent.member import Member
+from tests.fakes.kube import FakeKube
+from tests.fakes.node_agents import digest_of
+from tests.fakes.running import running, until
+
+pytestmark = pytest.mark.asyncio
+A1, B1 = digest_of("a1"), digest_of("b1")
+
+
+def key_of(name: str) -> str:
+    """A public key, as far as anybody can tell."""
+    return base64.b64encode(name.encode().ljust(32, b"-")).decode()
+
+
+def member(name: str, key: str = "") -> PeerMember:
+    """As the controller lists it."""
+    return PeerMember(name=name, address=f"{name}.example:7411", key=key or key_of(name), zone="a")
+
+
+ME = Member(name="n1", address="n1.example:7411", key=key_of("n1"))
+
+
+def written(name: str, *members: PeerMember, digests: tuple[str, ...] = (A1,)) -> Object:
+    """The controller's object."""
+    labels = {member_label(each.name): "" for each in members}
+    spec = to_json(ModelCachePeersSpec(digests=digests, members=members))
+    return {"metadata": {"name": name, "labels": labels}, "spec": spec}
+
+
+class Lists:
+    """Those of node n1, and how often it had news."""
+
+    def __init__(self, hold_s: float = 60.0) -> None:
+        self.kube = FakeKube()
+        self.news = 0
+        self.lists = PeerLists(self.kube, ME, changed=self._changed, hold_s=hold_s)
+
+    def _changed(self) -> None:
+        self.news += 1
+
+    def names(self, digest: str = A1) -> list[str]:
+        """Who is known to want it."""
+        return [each.name for each in self.lists.members(digest)]
+
+
+async def test_it_knows_the_lists_that_it_is_on() -> None:
+    """And no other; as they change; one that it is taken off is gone."""
+    scene = Lists()
+    scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n1"), member("n2"), digests=(A1, B1)))
+    scene.kube.put(MODEL_CACHE_PEERS, written("other", member("n3"), member("n4")))
+    async with running(scene.lists.run()):
+        await until(lambda: scene.names() == ["n1", "n2"], "it knows")
+        assert scene.names(B1) == ["n1", "n2"]
+        assert scene.lists.members(A1)[1] == Member(name="n2", address="n2.example:7411", key=key_of("n2"), zone="a")
+        scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n1"), member("n2"), member("n5")))
+        await until(lambda: scene.names() == ["n1", "n2", "n5"], "it knows")
+        assert scene.names(B1) == []
+        scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n2"), member("n5")))
+        await until(lambda: scene.names() == [], "it knows")
+    assert scene.news >= 3
+
+
+async def test_the_newest_of_two_lists_holds_and_nonsense_is_left_out() -> None:
+    """While one takes the place of another both are there; a member that is none spoils no list."""
+    scene = Lists()
+    scene.kube.put(MODEL_CACHE_PEERS, written("old", member("n1"), member("n2")))
+    broken = PeerMember(name="n9", address="nowhere", key=key_of("n9"))
+    scene.kube.put(MODEL_CACHE_PEERS, written("new", member("n1"), member("n3"), broken))
+    async with running(scene.lists.run()):
+        await until(lambda: scene.names() == ["n1", "n3"], "it knows")
+
+
+async def test_a_fetch_waits_until_others_know_this_node_by_its_key() -> None:
+    """On no list, and on one with the key of before, it is not reached by anybody; afterwards it waits no more."""
+    scene = Lists()
+    async with running(scene.lists.run()):
+        assert scene.lists.wait(A1)
+        scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n1", key_of("old")), member("n2")))
+        await until(lambda: scene.names() == ["n1", "n2"], "it knows")
+        assert scene.lists.wait(A1)
+        scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n1"), member("n2")))
+        await until(lambda: not scene.lists.wait(A1), "it knows")
+        scene.kube.remove(MODEL_CACHE_PEERS, "one")
+        await until(lambda: scene.names() == [], "it knows")
+        assert not scene.lists.wait(A1), "it may be on its way by now"
+        scene.lists.forget({B1})
+        assert scene.lists.wait(A1), "wanted again, it is another fetch"
+
+
+async def test_nobody_waits_for_a_controller_that_is_away() -> None:
+    """When the time is over there is news, and the fetch begins alone."""
+    scene = Lists(hold_s=0.05)
+    assert scene.lists.wait(A1)
+    await until(lambda: scene.news == 1, "it knows")
+    assert not scene.lists.wait(A1)
+    await asyncio.sleep(0)
+    assert not scene.lists.wait(A1)
+    assert scene.names() == []
+
+
+async def test_what_was_kept_holds_until_the_api_server_has_answered() -> None:
+    """An agent that starts while it is away goes on with the peers that it knew."""
+    scene = Lists()
+    scene.kube.fail_next("list", KubeUnavailable("away"), resource=MODEL_CACHE_PEERS)
+    scene.lists.start([ModelCachePeersSpec(digests=(A1,), members=(member("n1"), member("n2")))])
+    assert not scene.lists.wait(A1)
+    async with running(scene.lists.run()):
+        assert scene.names() == ["n1", "n2"]
+        scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n1"), member("n3")))
+        await until(lambda: scene.names() == ["n1", "n3"], "it knows")
+
+
+async def test_what_was_kept_goes_when_the_api_server_knows_nothing_of_it() -> None:
+    """This node is on no list any more."""
+    scene = Lists()
+    scene.lists.start([ModelCachePeersSpec(digests=(A1,), members=(member("n1"), member("n2")))])
+    async with running(scene.lists.run()):
+        await until(lambda: scene.names() == [], "it is told")
