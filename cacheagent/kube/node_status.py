@@ -27,6 +27,8 @@ from cacheagent.spec import ModelSpec
 from cacheagent.store import Lease, Record, Usage
 
 LONGEST_MESSAGE: Final = 500
+AT_DEMAND: Final = "when a pod here asks for it"
+"""When a model is fetched that nobody wants here in advance."""
 FREE_STEPS: Final = 50
 """Free space is news when it has changed by a fiftieth of the disk: others write there too, all the time."""
 
@@ -35,7 +37,6 @@ FREE_STEPS: Final = 50
 class Seen:
     """Everything that a report is made of, at one moment. `found`, `errors`: answers to the controller's questions by
     token; `wrong`: models that can't be understood or are refused, by name; `job`, `retry_in_s`: of a model's spec.
-    `public_key`, `peer_address`: how peers know and reach this node; empty without any.
     """
 
     spec: ModelCacheNodeSpec
@@ -54,8 +55,6 @@ class Seen:
     usage: Usage
     incarnation: str
     reported_at: str
-    public_key: str = ""
-    peer_address: str = ""
 
 
 def status_of(seen: Seen) -> ModelCacheNodeStatus:
@@ -84,8 +83,6 @@ def status_of(seen: Seen) -> ModelCacheNodeStatus:
         models=tuple(models),
         wanted=tuple(Wanted(model=model, namespace=namespace, uri=uri) for model, namespace, uri in seen.wanted),
         evicting=seen.evicting,
-        public_key=seen.public_key,
-        peer_address=seen.peer_address,
     )
 
 
@@ -146,8 +143,9 @@ def _version(seen: Seen, model: NodeModel, digest: str, record: Record | None) -
     assigned = seen.assignment.find(model.name)
     job = seen.job(assigned.spec) if assigned is not None else None
     retry_in_s = seen.retry_in_s(assigned.spec) if assigned is not None else 0.0
-    held = assigned.pending if assigned is not None else ""
-    entry = NodeModelStatus(name=model.name, phase="pending", digest=digest, message=held or "others go first")
+    on_demand = assigned is not None and not assigned.spec.keep_warm
+    absent = f"it is fetched {AT_DEMAND}" if on_demand else "others go first"
+    entry = NodeModelStatus(name=model.name, phase="pending", digest=digest, message=absent)
     if job is None:
         return entry
     entry = replace(
@@ -163,7 +161,8 @@ def _version(seen: Seen, model: NodeModel, digest: str, record: Record | None) -
     if job.phase == "failed":
         return replace(entry, message=_cut(f"{job.message} ({job.hint})" if job.hint else job.message))
     if job.phase == "ready":  # and evicted since
-        return replace(entry, phase="pending", bytes_done=0, message="it was evicted, and is fetched again later")
+        when = AT_DEMAND if on_demand else "later"
+        return replace(entry, phase="pending", bytes_done=0, message=f"it was evicted, and is fetched again {when}")
     return replace(entry, message=_cut(describe_wait(job, retry_in_s, seen.running)))
 
 

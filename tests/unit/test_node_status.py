@@ -106,6 +106,18 @@ def test_what_fails_says_why_and_what_to_do() -> None:
     assert len(entry.message) == 500
 
 
+@pytest.mark.parametrize(("on_demand", "when"), [(False, "later"), (True, "when a pod here asks for it")])
+def test_what_was_evicted_comes_back_as_it_came(on_demand: bool, when: str) -> None:  # noqa: FBT001 - a case
+    """By itself, or when somebody wants it; the same after a restart, when nobody remembers the eviction."""
+    assigned = model(digest=NEW, on_demand=on_demand)
+    job = JobStatus(name="llama", uri="s3://bucket/llama", phase="ready", bytes_total=30, bytes_fetched=30)
+    (entry,) = status_of(seen(assigned, job=job)).models
+    assert (entry.phase, entry.bytes_done) == ("pending", 0)
+    assert entry.message == f"it was evicted, and is fetched again {when}"
+    (entry,) = status_of(seen(assigned)).models
+    assert entry.message == (f"it is fetched {when}" if on_demand else "others go first")
+
+
 def test_every_version_on_disk_is_told_of_once(record: Record) -> None:
     """Also one that is assigned no more, and one that is old, under the model that knows it; with its mounts."""
     leases = [Lease(volume_id=f"v{number}", digest=record.digest, owner="", since=1.0) for number in range(2)]
