@@ -88,6 +88,7 @@ class Flights:
         self._now = now
         self._running: dict[str, _Job] = {}
         self._ended: dict[str, JobStatus] = {}
+        self._limits: dict[str, int] = {}
 
     def find(self, spec: ModelSpec) -> Record | None:
         """The published version that this request names or was last resolved to, without asking the origin."""
@@ -108,7 +109,6 @@ class Flights:
     def start(
         self,
         spec: ModelSpec,
-        self._limits: dict[str, int] = {}
         *,
         priority: int | None = None,
         refresh: bool = False,
@@ -123,6 +123,15 @@ class Flights:
             if urgent and not job.tracker.urgent:
                 job.tracker.urgent = True
                 self._engine.blobs.raise_priority(job.tracker)
+                self._limit(source_key(spec))
+
+    def limit(self, limits: Mapping[ModelSpec, int]) -> None:
+        """Fetch these no faster (bytes/s) from now on, and everything else without a limit. A job that a pod waits for
+        has none: nobody's start is slower than it would be if nobody had warmed anything."""
+        before, self._limits = self._limits, {source_key(spec): rate for spec, rate in limits.items() if rate}
+        for key in before.keys() | self._limits.keys():
+            if before.get(key) != self._limits.get(key):
+                self._limit(key)
 
     def let_go(self, spec: ModelSpec, by: str) -> None:
         """Whoever that is wants it no more; `drop_unwanted` ends it unless somebody else does."""
@@ -143,15 +152,6 @@ class Flights:
     def jobs(self) -> list[JobStatus]:
         """Running jobs first, then the last one that ended of each model."""
         running = [job.tracker.status() for job in self._running.values()]
-                self._limit(source_key(spec))
-
-    def limit(self, limits: Mapping[ModelSpec, int]) -> None:
-        """Fetch these no faster (bytes/s) from now on, and everything else without a limit. A job that a pod waits for
-        has none: nobody's start is slower than it would be if nobody had warmed anything."""
-        before, self._limits = self._limits, {source_key(spec): rate for spec, rate in limits.items() if rate}
-        for key in before.keys() | self._limits.keys():
-            if before.get(key) != self._limits.get(key):
-                self._limit(key)
         return running + [status for key, status in self._ended.items() if key not in self._running]
 
     def job(self, spec: ModelSpec) -> JobStatus | None:
@@ -190,11 +190,20 @@ class Flights:
             job.task.add_done_callback(lambda task: task.cancelled() or task.exception())
             self._running[key] = job
             self._watcher.began(tracker)
+            self._limit(key)
         if priority is not None:
             job.tracker.priority = max(job.tracker.priority, priority)
             self._engine.blobs.raise_priority(job.tracker)
         job.wanted_until[by] = max(job.wanted_until.get(by, -math.inf), self._now() + wanted_s)
         return job
+
+    def _limit(self, key: str) -> None:
+        """Put the limit of one model into force, as it is now."""
+        rate, job = self._limits.get(key, 0), self._running.get(key)
+        if job is not None:
+            rate = 0 if job.tracker.urgent else rate
+            job.tracker.limit_bytes_per_s = rate
+        self._transport.set_cap(key, rate)
 
     async def _run(self, key: str, spec: ModelSpec, tracker: Tracker) -> Record:
         try:
@@ -210,8 +219,8 @@ class Flights:
             tracker.failed(CacheAgentError(f"{spec.name}: a defect: {error!r}"[:500], hint="report it with the log"))
             raise
         finally:
-            self._limit(key)
             del self._running[key]
+            self._transport.set_cap(key, 0)
             self._remember(key, tracker.status())
             self._watcher.ended(tracker)
 
@@ -219,14 +228,6 @@ class Flights:
         self._ended.pop(key, None)
         if status.finished:  # a cancelled job leaves nothing to tell
             self._ended[key] = status
-    def _limit(self, key: str) -> None:
-        """Put the limit of one model into force, as it is now."""
-        rate, job = self._limits.get(key, 0), self._running.get(key)
-        if job is not None:
-            rate = 0 if job.tracker.urgent else rate
-            job.tracker.limit_bytes_per_s = rate
-        self._transport.set_cap(key, rate)
-
         while len(self._ended) > ENDED_JOBS_KEPT:
             self._ended.pop(next(iter(self._ended)))
 
@@ -242,7 +243,6 @@ _LATER: Final = (
 
 
 def source_key(spec: ModelSpec) -> str:
-            self._transport.set_cap(key, 0)
     """64 hex digits that name *what is asked for*: everything that changes which files arrive, nothing that does not
     (the name, the priority, the pin)."""
     asked = msgspec.to_builtins(spec)

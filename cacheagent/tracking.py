@@ -119,6 +119,7 @@ class Tracker:
             bytes_kept=self._kept,
             bytes_fetched=self._fetched,
             rate_bytes_per_s=rate,
+            limit_bytes_per_s=self.limit_bytes_per_s,
             eta_s=left / rate if rate > 0 and self._phase == "fetching" and self._has_begun(total) else -1.0,
             elapsed_s=now - self._started,
             message=self._error.message if self._error else "",
@@ -126,7 +127,6 @@ class Tracker:
             hint=self._error.hint if self._error else "",
             path=self._path,
         )
-            limit_bytes_per_s=self.limit_bytes_per_s,
 
     def _has_begun(self, total: int) -> bool:
         """The first files are small, and would make an estimate of days."""
