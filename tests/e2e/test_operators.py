@@ -161,12 +161,14 @@ def test_in_a_pipe_and_for_machines(product: Cluster, operator: Person, model: s
     product.apply(reading_pod("reader", namespace, model, START_AND_STAY, node="n2"))
     wait_until_running(product, namespace, "reader")
     assert fetched(product, "n1", "n2") == before
-    again = operator.run("warm", model, "--nodes", "pool=warm", "-o", "json")
+    again = operator.run("warm", model, "--nodes", "pool=warm", "--max-origin-rate", "500MB/s", "-o", "json")
     assert again.code == 0, again
-    first, last = again.events[0], again.events[-1]
+    looked, first, last = again.events[0], again.events[1], again.events[-1]
+    assert (looked["event"], looked["moved"], looked["origin"]) == ("looked", False, digest)
     assert (first["event"], first["joined"], first["digest"]) == ("warming", True, digest)
     assert (last["event"], last["ready"], last["nodes"], last["exit_code"]) == ("ready", 2, 2, 0)
-    assert len(product.get("modelwarmups")["items"]) == 1
+    (warmup,) = product.get("modelwarmups")["items"]
+    assert warmup["spec"]["maxOriginRate"] == "500MB/s"
     state = operator.run("cluster", "status", model)
     assert f"digest    {digest} (pinned since 2" in state.out
     assert "ready     2 of 2 nodes" in state.out
@@ -426,14 +428,18 @@ def test_refresh_pin_and_evict(product: Cluster, operator: Person, weights: Weig
     assert (same.code, same.out) == (0, f"{model}: the origin holds {old}, as before\n")
     prefix = weights.uri.rpartition("/")[2]
     upload_checkpoint(product.object_store, prefix, size_bytes=60_000_000, shards=3, seed=next(_seeds))
-    elsewhere = operator.run("warm", model, "--nodes", "kubernetes.io/hostname=n3", "--timeout", "90s")
-    assert elsewhere.code == 1, elsewhere  # n3 lists the source and finds another version than it is to fetch
-    assert f"the origin has moved since {old[7:19]} was pinned" in elsewhere.err
-    assert "--refresh warms what the origin holds now" in elsewhere.err
+    stale = operator.run("warm", model, "--nodes", "pool=warm", "--timeout", "90s")
+    assert stale.code == 1, stale  # both nodes have what is pinned, and one was asked to look
+    assert f"the origin has moved since {old} was pinned" in stale.err
+    assert "--refresh warms what the origin holds now" in stale.err
+    assert product.get("modelcache", model)["status"]["digest"] == old
+    elsewhere = operator.run("warm", model, "--nodes", "kubernetes.io/hostname=n3", "--pinned", "--timeout", "5s")
+    assert elsewhere.code == 3, elsewhere  # n3 finds another version than it is to fetch
     moved = operator.run("warm", model, "--nodes", "pool=warm", "--refresh", "--timeout", "2m")
     assert moved.code == 0, moved
     new = product.get("modelcache", model)["status"]["digest"]
     assert new != old
+    assert f"it holds {new} now" in stale.err
     assert f"the origin has moved: {old[:19]} was pinned, {new[:19]} is now" in moved.err
     assert operator.run("cluster", "pin", model).code == 0
     gone = operator.run("cluster", "evict", model)

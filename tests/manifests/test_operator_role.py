@@ -81,8 +81,11 @@ def test_an_operator_warms_a_model(cluster: Cluster, operator: Person) -> None:
     assert cluster.get("modelwarmup", name)["spec"] == {"model": "llama", "nodeSelector": {}, "ttlSeconds": 120}
     said = operator.run("warm", "llama", "--ttl", "3h", "--timeout", "1s", code=3)
     assert "no cache node matches" in said  # these belong to no Node of this cluster
-    assert operator.run("warm", "llama", "--ttl", "3h", "--timeout", "2h", "--no-wait").strip() == name
-    assert cluster.get("modelwarmup", name)["spec"]["ttlSeconds"] > 3 * 3600
+    rate = ("--max-origin-rate", "1.5GB/s")
+    assert operator.run("warm", "llama", "--ttl", "3h", "--timeout", "2h", "--no-wait", *rate).strip() == name
+    spec = cluster.get("modelwarmup", name)["spec"]
+    assert spec["ttlSeconds"] > 3 * 3600
+    assert spec["maxOriginRate"] == "1500MB/s"
 
 
 def test_an_operator_warms_a_uri(cluster: Cluster, operator: Person) -> None:

@@ -1,24 +1,25 @@
-"""What `warm` does, in order: find the model, choose the nodes, order the warm-up, watch it, say how it ended."""
+"""What `warm` does, in order: find the model, choose the nodes, order the warm-up, watch it."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 import msgspec
 
 from cacheagent.cli.cluster.options import with_cluster
-from cacheagent.cli.cluster.watchers import Watcher, node_json, progress_json, watcher
-from cacheagent.cli.output import Format, print_json, size
+from cacheagent.cli.cluster.telling import INTERRUPTED, Telling, pinned_since
+from cacheagent.cli.cluster.watchers import Watcher, watcher
+from cacheagent.cli.output import Format
 from cacheagent.errors import CacheAgentError, PolicyRefused, UsageError
 from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, KubeApi
 from cacheagent.kube.client import KubeClient
 from cacheagent.kube.objects import Source
 from cacheagent.kube.ops.case import permits
-from cacheagent.kube.ops.look import LOOK_FOR_S, Seen, look_at_origin, may_answer
+from cacheagent.kube.ops.look import LOOK_FOR_S, look_at_origin, may_answer
 from cacheagent.kube.ops.orders import (
     find_model,
     make_model,
@@ -29,17 +30,15 @@ from cacheagent.kube.ops.orders import (
     wait_warm,
 )
 from cacheagent.kube.ops.placement import nodes_like, parse_reference, pod_of
-from cacheagent.kube.ops.progress import OriginMoved, Progress, check_look, find_condition
+from cacheagent.kube.ops.progress import OriginMoved, Progress, check_look
 from cacheagent.kube.ops.view import ClusterView, view_cluster
 from cacheagent.kube.ops.warmup import LONGEST_TTL_S, Wish, parse_selector, source_of_uri
-from cacheagent.kube.plan.facts import Facts, facts_of
+from cacheagent.kube.plan.facts import facts_of
 from cacheagent.kube.plan.rates import LEAST_RATE
-from cacheagent.kube.plan.times import written_time
 from cacheagent.kube.plan.views import Model, Warmup
 from cacheagent.kube.uris import is_uri
 from cacheagent.quantity import rate_text
 
-INTERRUPTED: Final = 130
 SHORTEST_TTL_S: Final = 60
 
 
@@ -73,10 +72,10 @@ def run_warm(request: Request) -> int:
     try:
         with_cluster(request.kubeconfig, request.context, run.work)
     except KeyboardInterrupt:
-        run.tell_interrupted()
+        run.interrupted()
         return INTERRUPTED
     except CacheAgentError as error:
-        run.tell_failed(error)
+        run.failed(error)
         raise
     return 0
 
@@ -107,7 +106,7 @@ class _Run:
         self._request = request
         self._warmup: Warmup | None = None
         self._progress: Progress | None = None
-        self._is_json = request.output == "json"
+        self._tell = Telling(is_json=request.output == "json")
 
     async def work(self, api: KubeClient) -> None:
         """Everything. Raises WaitTimedOut, OriginWrong, PolicyRefused, KubeError."""
@@ -124,14 +123,22 @@ class _Run:
             warmup, item, joined = await order_warmup(api, wish)
             view.wrote(MODEL_WARMUPS, item)
             self._warmup = warmup
-            self._tell_ordered(model, wish, warmup, joined)
+            self._tell.ordered(model, wish, warmup, "" if request.refresh else model.status.digest, joined=joined)
             if may_look and not has_looked:  # no node had it, so nobody could look before
                 await self._look(api, view, model, made=None if joined else warmup)
             if not request.wait:
-                if not self._is_json:
+                if request.output != "json":
                     click.echo(warmup.meta.name)
                 return
             await self._wait(view, model, warmup)
+
+    def failed(self, error: CacheAgentError) -> None:
+        """It ends with this."""
+        self._tell.failed(error, self._request.model, self._progress)
+
+    def interrupted(self) -> None:
+        """Somebody pressed Ctrl-C."""
+        self._tell.interrupted(self._warmup.meta.name if self._warmup is not None else "")
 
     async def _model(self, api: KubeApi) -> Model:
         request = self._request
@@ -153,9 +160,9 @@ class _Run:
         """Raises OriginMoved; then the warm-up that was `made` for the version before ends."""
         seen = await look_at_origin(api, view, model.name, min(LOOK_FOR_S, self._request.timeout or LOOK_FOR_S))
         facts = facts_of(view.world())[model.name]
-        self._tell_looked(facts, seen)
+        self._tell.looked(facts, seen)
         try:
-            check_look(facts, _pinned_since(facts.model), seen.digest)
+            check_look(facts, pinned_since(facts.model), seen.digest)
         except OriginMoved:
             if made is not None:
                 await api.delete(MODEL_WARMUPS, made.meta.name, uid=made.meta.uid)
@@ -198,7 +205,7 @@ class _Run:
             async with asyncio.timeout(limit):
                 with watcher(request.output) as shown:
                     if request.refresh:
-                        self._tell_refreshed(model, await wait_resolved(view, model.name))
+                        self._tell.refreshed(model, await wait_resolved(view, model.name))
                     progress = await wait_warm(
                         view,
                         warmup,
@@ -208,93 +215,8 @@ class _Run:
                     )
         except TimeoutError:
             raise timed_out(self._progress, model.name, request.timeout) from None
-        self._tell_ready(progress)
+        self._tell.ready(progress)
 
     def _show(self, shown: Watcher, progress: Progress) -> None:
         self._progress = progress
         shown.show(progress)
-
-    # --- what is told
-
-    def _tell_ordered(self, model: Model, wish: Wish, warmup: Warmup, joined: bool) -> None:  # noqa: FBT001
-        digest = "" if self._request.refresh else model.status.digest
-        since = _pinned_since(model) if digest else ""
-        until = written_time(warmup.expires_at)
-        if self._is_json:
-            told: dict[str, Any] = {"model": model.name, "digest": digest, "pinned_since": since, "where": wish.where}
-            ordered = {"warmup": warmup.meta.name, "until": until, "joined": joined}
-            print_json({"event": "warming", **told, **ordered, "max_origin_bytes_per_s": wish.max_origin_rate})
-            return
-        version = (
-            f"{digest[:19]} ({size(model.status.size_bytes)}, pinned since {since})"
-            if digest
-            else "what its source holds"
-        )
-        limit = f", at most {size(wish.max_origin_rate)}/s from the origin" if wish.max_origin_rate else ""
-        click.echo(f"{model.name}: warming {version} on {wish.where}{limit}", err=True)
-        how = "joined, it is there already" if joined else "made"
-        click.echo(f"{model.name}: warm-up {warmup.meta.name} ({how}), until {until}", err=True)
-
-    def _tell_looked(self, facts: Facts, seen: Seen) -> None:
-        pinned = facts.digest
-        if self._is_json:
-            moved = seen.digest != pinned if seen.digest else None
-            told = {"model": facts.name, "pinned": pinned, "origin": seen.digest, "moved": moved, "why": seen.why}
-            print_json({"event": "looked", **told})
-        elif not seen.digest:
-            click.echo(
-                f"{facts.name}: nobody can say whether the origin has moved ({seen.why}); going on with {pinned[:19]}",
-                err=True,
-            )
-        elif seen.digest == pinned:
-            click.echo(f"{facts.name}: the origin holds {pinned[:19]}, as pinned", err=True)
-
-    def _tell_refreshed(self, before: Model, after: Model) -> None:
-        old, new = before.status.digest, after.status.digest
-        moved = bool(old) and old != new
-        if self._is_json:
-            print_json({"event": "refreshed", "model": after.name, "before": old, "digest": new, "moved": moved})
-        elif moved:
-            click.echo(f"{after.name}: the origin has moved: {old[:19]} was pinned, {new[:19]} is now", err=True)
-        else:
-            click.echo(f"{after.name}: the origin holds {new[:19]}{', as before' if old else ''}", err=True)
-
-    def _tell_ready(self, progress: Progress) -> None:
-        if self._is_json:
-            missing = [node_json(node) for node in progress.missing]
-            print_json({"event": "ready", **progress_json(progress), "missing": missing, "exit_code": 0})
-            return
-        for node in progress.missing:
-            click.echo(f"{progress.model}: without {node.node}: {node.state}: {node.why}", err=True)
-        click.echo(
-            f"{progress.model}: {progress.digest} is verified and published on "
-            f"{progress.ready} of {len(progress.nodes)} nodes"
-        )
-
-    def tell_failed(self, error: CacheAgentError) -> None:
-        """The last event; `main` says the sentence."""
-        if not self._is_json:
-            return
-        event = {1: "failed", 3: "timed-out", 4: "refused"}.get(error.exit_code, "failed")
-        told = progress_json(self._progress) if self._progress is not None else {"model": self._request.model}
-        missing = [node_json(node) for node in self._progress.missing] if self._progress is not None else []
-        last = {"code": error.code, "message": error.message, "hint": error.hint, "exit_code": error.exit_code}
-        print_json({"event": event, **told, "missing": missing, **last})
-
-    def tell_interrupted(self) -> None:
-        """The warm-up is the cluster's: it does not end with us."""
-        name = self._warmup.meta.name if self._warmup is not None else ""
-        if self._is_json:
-            print_json({"event": "interrupted", "warmup": name, "exit_code": INTERRUPTED})
-        if not name:
-            click.echo("cacheagent: interrupted; nothing was ordered", err=True)
-            return
-        click.echo(f"cacheagent: interrupted; the warm-up {name} goes on", err=True)
-        click.echo(f"  next: the same command joins it; kubectl get modelwarmup {name} -w watches it; "
-                   f"kubectl delete modelwarmup {name} ends it", err=True)  # fmt: skip
-
-
-def _pinned_since(model: Model) -> str:
-    """RFC 3339."""
-    state = find_condition(model.status.conditions, "Resolved")
-    return state.last_transition_time if state is not None and state.status == "True" else ""
