@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from cacheagent.api.errors import from_code
 from cacheagent.api.schema import GRANT_S, LONGEST_WAIT_S, Done, MountsReport, Volume, VolumeRequest
 from cacheagent.assignment import Asking, Assigned, Assignment, Reason, permit
-from cacheagent.errors import CorruptModel, NotCached, UsageError
+from cacheagent.errors import CorruptModel, NotCached
 from cacheagent.flights import Flights
 from cacheagent.news import News
 from cacheagent.progress import JobStatus
@@ -28,6 +28,7 @@ from cacheagent.spec import ModelSpec
 from cacheagent.store import Lease, Promise, Record, Store
 from cacheagent.threads import in_thread
 from cacheagent.volumes.filling import Filling, not_fatal
+from cacheagent.volumes.requests import check_request, promise_of
 from cacheagent.volumes.versions import Versions, Wait, require_view
 from cacheagent.volumes.waitlist import Asked, Waitlist
 
@@ -135,7 +136,7 @@ class Volumes:
         over), UsageError.
         """
         self._store.volume_path(volume_id)  # judges the id
-        request = self._named(request)
+        request = check_request(request, self._spell)
         deadline = time.monotonic() + min(request.wait_s, LONGEST_WAIT_S)
         removed = asyncio.Event()
         self._holds[volume_id].add(removed)
@@ -219,13 +220,6 @@ class Volumes:
 
     # --- one look
 
-    def _named(self, request: VolumeRequest) -> VolumeRequest:
-        if request.uri and request.model:
-            raise UsageError("a volume has both model and uri", hint="keep one of them")
-        if not (request.uri or request.model or request.digest):
-            raise UsageError("a volume names no model", hint="`model` is the name of a ModelCache")
-        return replace(request, uri=self._spell(request.uri)) if request.uri else request
-
     async def _attempt(self, volume_id: str, request: VolumeRequest, removed: asyncio.Event) -> Volume | Wait:
         if removed.is_set():
             return Wait(REMOVED)
@@ -293,20 +287,7 @@ class Volumes:
         self._waitlist.hear(volume_id)
         known = self._waitlist.promise(volume_id)
         digest = self._versions.choose(known, assigned, request.digest)
-        promise = known or Promise(
-            volume_id=volume_id,
-            model=assigned.spec.name,
-            namespace=request.namespace,
-            since=self._now(),
-            uri=request.uri,
-            exactly=bool(request.digest),
-            owner=f"{request.namespace}/{request.pod}" if request.pod else request.namespace,
-            view=request.view,
-            later=request.wait == "init",
-            page_cache=request.page_cache or assigned.page_cache,
-            pod_uid=request.pod_uid,
-        )
-        promise = replace(promise, digest=digest)
+        promise = replace(known or promise_of(volume_id, request, assigned, self._now()), digest=digest)
         if promise != known:
             self._waitlist.put(promise)  # before the disk, so that a second call at once agrees
             async with self._waitlist.turn:
