@@ -20,6 +20,7 @@ from cacheagent.kube.copies import Copies
 from cacheagent.kube.metrics import ControllerMetrics
 from cacheagent.kube.plan import Change, Memory, Note, Plan, PlanSettings, plan
 from cacheagent.kube.plan.changes import Key
+from cacheagent.kube.plan.views import Pod
 from cacheagent.kube.plan.world import IN_USE_FOR_S, InUse
 from cacheagent.kube.writer import Writer
 from cacheagent.threads import in_thread
@@ -44,7 +45,8 @@ class EventSink(Protocol):
 
 
 class Controller:
-    """`run` plans while `lead(True)` was the last word. `clock`: seconds since the epoch."""
+    """`run` plans while `lead(True)` was the last word. `on_starts`: told of pods that got their weights. `clock`:
+    seconds since the epoch."""
 
     def __init__(  # noqa: PLR0913 - a composition root hands in its parts
         self,
@@ -55,6 +57,7 @@ class Controller:
         is_leader: Callable[[], bool],
         events: EventSink,
         metrics: ControllerMetrics,
+        on_starts: Callable[[Iterable[Pod]], None] = lambda _: None,
         writes_per_second: float = 50.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -63,6 +66,7 @@ class Controller:
         self._is_leader = is_leader
         self._events = events
         self._metrics = metrics
+        self._on_starts = on_starts
         self._clock = clock
         self._memory = Memory()
         self._in_use: dict[InUse, float] = {}
@@ -130,7 +134,7 @@ class Controller:
             # What was done while this was planned is not in it; whatever was done has everything planned again.
             self.writer.want(change for change in planned.changes if change.key not in self._done)
             self._notice(planned.notices)
-            self._metrics.follow(world)
+            self._on_starts(self._metrics.follow(world))
         return planned
 
     # --- what the writer tells

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cacheagent.config import Address, LogSettings
+from cacheagent.config import Address, LogSettings, TracingSettings
 from cacheagent.config_file import compose, convert
 from cacheagent.errors import ConfigError
 from cacheagent.kube.plan import PlanSettings
@@ -61,6 +61,8 @@ class ControllerConfig(Value):
 
     `sidecars` (default: the known ones): containers that get no weights unless a pod names them.
 
+    `tracing`: as in the agent's configuration.
+
     `writes_per_second` (default 50): the most that is written to the API server, bursts of a second aside. Chosen.
     """
 
@@ -78,6 +80,7 @@ class ControllerConfig(Value):
     cold: ColdSettings = ColdSettings()
     peers: bool = True
     writes_per_second: int = 50
+    tracing: TracingSettings = TracingSettings()
     logs: LogSettings = LogSettings()
 
     def __post_init__(self) -> None:
@@ -113,6 +116,7 @@ class ControllerConfig(Value):
             image_pull_policy=self.image_pull_policy,
             sidecars=self.sidecars,
             allow_list=self.allow_list,
+            traced=bool(self.tracing.endpoint),
         )
 
     def keeper_settings(self, namespace: str) -> KeeperSettings:

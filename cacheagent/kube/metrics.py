@@ -18,7 +18,7 @@ from cacheagent import __version__
 from cacheagent.kube.names import COLD_SINCE, COLD_TAINT
 from cacheagent.kube.plan import Change, World
 from cacheagent.kube.plan.times import seconds_of
-from cacheagent.kube.plan.views import Model
+from cacheagent.kube.plan.views import Model, Pod
 from cacheagent.kube.pod_waits import PodWaits, Waits
 from cacheagent.kube.webhook.server import Result
 from cacheagent.metrics import Row, rows_of, unit_of
@@ -79,6 +79,11 @@ class ControllerMetrics:
             "cacheagent_webhook_certificate_expiry_timestamp_seconds",
             "When the webhook's certificate that this replica shows ends; 0 without one",
         )
+        self._spans = count(
+            "cacheagent_controller_tracing_spans",
+            "Spans by what became of them: sent, failed (not taken by the receiver), dropped (no room in the queue)",
+            ["result"],
+        )
         for result in get_args(Result):  # at zero from the start, so that the first one is seen as an increase
             self._reviews.labels(result)
         self._cluster = _Cluster()
@@ -95,14 +100,15 @@ class ControllerMetrics:
         self._plan_seconds.observe(seconds)
         self._planned.set(changes)
 
-    def follow(self, world: World) -> None:
-        """What the last plan looked at."""
+    def follow(self, world: World) -> tuple[Pod, ...]:
+        """What the last plan looked at. Returns the pods that got their weights since the one before."""
         waits = self._waits.look(world.pods.values())
         self._cluster.seen = _Seen(world, waits)
         for start in waits.started:
             self._start_seconds.observe(start.waited_s)
             self._started_gpus.inc(start.gpus)
             self._gpu_seconds.inc(start.held_s * start.gpus)
+        return waits.started_pods
 
     def wrote(self, change: Change, result: str) -> None:
         """A change was carried out, or could not be."""
@@ -120,6 +126,10 @@ class ControllerMetrics:
         """See `webhook.server.Counts`."""
         self._reviews.labels(result).inc()
         self._review_seconds.observe(seconds)
+
+    def count_spans(self, result: str, count: int) -> None:
+        """From any thread."""
+        self._spans.labels(result).inc(count)
 
     def render(self, *, leads: bool, backlog: int, certificate_ends_at: float = 0.0) -> bytes:
         """The text that Prometheus scrapes."""

@@ -27,11 +27,13 @@ class Start(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Waits:
-    """Pods that have no weights yet, by stage; GPUs that those on a node hold; who got theirs since the look before."""
+    """Pods that have no weights yet, by stage; GPUs that those on a node hold; who got theirs since the look before,
+    and which pods those are."""
 
     pods: dict[str, int]
     gpus_held: int
     started: tuple[Start, ...]
+    started_pods: tuple[Pod, ...] = ()
 
 
 class PodWaits:
@@ -43,19 +45,21 @@ class PodWaits:
     def look(self, pods: Iterable[Pod]) -> Waits:
         """All pods that the webhook rewrote, as they are now."""
         known = self._counted or frozenset()
-        waiting, gpus_held, ready, started = dict.fromkeys(STAGES, 0), 0, set[str](), list[Start]()
+        waiting, gpus_held, ready, started = dict.fromkeys(STAGES, 0), 0, set[str](), list[Pod]()
         for pod in pods:
             if pod.weights_at:
                 ready.add(pod.meta.uid)
                 if self._counted is not None and pod.meta.uid not in known:
-                    started.append(_start(pod))
+                    started.append(pod)
             elif pod.meta.uid in known:
                 ready.add(pod.meta.uid)  # it had them: its sandbox is made anew, or gone at its end
             elif not pod.over and not pod.meta.deleting:
                 waiting[_stage(pod)] += 1
                 gpus_held += pod.gpus if pod.node else 0
         self._counted = frozenset(ready)
-        return Waits(pods=waiting, gpus_held=gpus_held, started=tuple(started))
+        return Waits(
+            pods=waiting, gpus_held=gpus_held, started=tuple(map(_start, started)), started_pods=tuple(started)
+        )
 
 
 def _stage(pod: Pod) -> str:

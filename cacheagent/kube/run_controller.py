@@ -36,12 +36,14 @@ from cacheagent.kube.events import Events
 from cacheagent.kube.leader import TIMES, Leader, Times
 from cacheagent.kube.metrics import ControllerMetrics
 from cacheagent.kube.names import FIELD_MANAGER_CONTROLLER
+from cacheagent.kube.start_traces import StartTraces
 from cacheagent.kube.webhook.catalog import MirrorCatalog
 from cacheagent.kube.webhook.keeper import CertificateKeeper
 from cacheagent.kube.webhook.server import DRAIN_S, LAST_REQUESTS_S, make_webhook_app, serve_webhook
 from cacheagent.kube.webhook.serving import ServingContext
 from cacheagent.logs import start_logging
 from cacheagent.running import Orders, until_stopped
+from cacheagent.tracing_switch import open_tracing
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -96,6 +98,18 @@ async def serve(
     api: KubeApi, config: ControllerConfig, place: Place, stop: asyncio.Event, metrics: ControllerMetrics
 ) -> None:
     """A controller from its start to its end; returns when `stop` is set."""
+    async with open_tracing(config.tracing, "controller", metrics.count_spans) as send:
+        await _serve(api, config, place, stop, metrics, StartTraces(send) if send else None)
+
+
+async def _serve(
+    api: KubeApi,
+    config: ControllerConfig,
+    place: Place,
+    stop: asyncio.Event,
+    metrics: ControllerMetrics,
+    traces: StartTraces | None,
+) -> None:
     copies = Copies(api, place.namespace)
     leader = Leader(
         api,
@@ -113,6 +127,7 @@ async def serve(
         is_leader=leader.is_leader,
         events=events,
         metrics=metrics,
+        on_starts=traces.started if traces else lambda _: None,
         writes_per_second=config.writes_per_second,
     )
     serving = ServingContext()

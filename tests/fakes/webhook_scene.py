@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from cacheagent.kube import names
 from cacheagent.kube.api import NAMESPACES, PODS, WEBHOOKS, KubeError, Object
 from cacheagent.kube.client import KubeClient, open_client
@@ -59,7 +61,7 @@ class Scene:
         async with AsyncExitStack() as stack:
             self.client = await stack.enter_async_context(open_client(self.server.kubeconfig))
             serving = ServingContext()
-            app = make_webhook_app(catalog(), SETTINGS, self)
+            app = make_webhook_app(catalog(), replace(SETTINGS, traced=True), self)
             _, port = await stack.enter_async_context(serve_webhook(app, serving.context, "127.0.0.1", 0, drain_s=0))
             for name, labels in (
                 ("team-a", {}),

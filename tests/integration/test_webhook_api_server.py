@@ -13,8 +13,10 @@ from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cacheagent.kube import names
+from cacheagent.kube import names, slim
 from cacheagent.kube.api import WEBHOOKS, KubeRefused, Object
+from cacheagent.kube.plan.views import parse_pod
+from cacheagent.kube.start_traces import find_review
 from cacheagent.kube.webhook.certificates import CertificateSettings, take_step, utc_now
 from cacheagent.kube.webhook.serving import ServingContext
 from tests.fakes.kube_server import ApiServer, running_api_server
@@ -206,6 +208,15 @@ def test_fields_that_we_do_not_know_survive(scene: Scene) -> None:
     assert ours == plain
 
 
+def test_when_a_pod_was_judged_is_written_on_it(scene: Scene) -> None:
+    """For a pod that has no UID yet: what was written is found again on the pod that has one."""
+    stored = parse_pod(slim.pod(scene.run(scene.try_pod(pod({"model": "llama"})))))
+    judged = find_review(stored)
+    assert stored.meta.uid
+    assert judged is not None
+    assert abs(judged.began_at - stored.meta.created_at) < 2  # whole seconds
+
+
 def test_a_sidecar_that_is_injected_after_us(scene: Scene) -> None:
     """Another webhook runs later and adds a container; ours is called again and gives it nothing."""
     scene.run(_with_a_late_sidecar(scene))
@@ -214,6 +225,7 @@ def test_a_sidecar_that_is_injected_after_us(scene: Scene) -> None:
 async def _with_a_late_sidecar(scene: Scene) -> None:
     async def add_a_sidecar(request: web.Request) -> web.Response:
         review = await request.json()
+        assert "uid" not in review["request"]["object"]["metadata"]  # a start's trace is named by it: only later
         operations = [{"op": "add", "path": "/spec/containers/0", "value": {"name": "late", "image": "i"}}]
         there = any(c["name"] == "late" for c in review["request"]["object"]["spec"]["containers"])
         patch = base64.b64encode(json.dumps([] if there else operations).encode()).decode()

@@ -26,6 +26,7 @@ Values = Mapping[str, Any]
 
 EVERYTHING: Final[Values] = {
     "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}], "pullPolicy": "Always"},
+    "tracing": {"endpoint": "http://otel-collector.observability:4318"},
     "agent": {
         "config": {
             "store": {"floor": "50GiB", "high_watermark": "90%"},

@@ -52,6 +52,15 @@ def test_agent_reads_its_configuration(any_set: Manifests) -> None:
     assert ports == listening
 
 
+def test_starts_are_traced_where_a_receiver_is_named(any_set: Manifests, everything: Manifests) -> None:
+    """By agents and controllers alike, and then the webhook writes on pods; else neither file speaks of it."""
+    endpoint = "http://otel-collector.observability:4318" if any_set is everything else ""
+    controller = controller_config(any_set)
+    assert parse_config(agent_file(any_set), Path("agent.yaml")).tracing.endpoint == endpoint
+    assert (controller.tracing.endpoint, controller.webhook_settings.traced) == (endpoint, bool(endpoint))
+    assert ("tracing" in agent_file(any_set)) == bool(endpoint)
+
+
 def test_agents_settings_arrive(everything: Manifests) -> None:
     """Those of the values are in the file with their meaning."""
     config = parse_config(agent_file(everything), Path("/etc/cacheagent/agent.yaml"))
@@ -71,7 +80,7 @@ def test_every_setting_of_the_agent_has_its_value() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["agent"]["properties"]["config"]
     known = schema["properties"]
     of_the_chart = {"root", "socket", "listen", "file_roots", "on_demand_roots", "refused_networks", "models", "peers"}
-    assert sections.keys() - known.keys() == of_the_chart
+    assert sections.keys() - known.keys() == of_the_chart | {"tracing"}
     for name, section in known.items():
         assert {field.encode_name for field in msgspec.structs.fields(sections[name])} == section["properties"].keys()
 
@@ -81,7 +90,7 @@ def test_every_setting_of_the_controller_has_its_value() -> None:
     fields = {field.encode_name for field in msgspec.structs.fields(ControllerConfig)}
     schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["controller"]["properties"]["config"]
     text = parse(render()).get("ConfigMap", "cacheagent-controller")["data"]["controller.yaml"]
-    assert fields == schema["properties"].keys() | yaml.safe_load(text).keys()
+    assert fields == schema["properties"].keys() | yaml.safe_load(text).keys() | {"tracing"}
 
 
 def test_address_of_version_six() -> None:

@@ -34,6 +34,7 @@ from cacheagent.kube.names import REFRESH, claim_name, version_label
 from cacheagent.kube.plan import PlanSettings
 from cacheagent.kube.plan import plan as make_plan
 from cacheagent.kube.plan.times import written_time
+from cacheagent.kube.plan.views import Pod
 from cacheagent.kube.plan.volumes import SUPERSEDED_FOR_S
 from tests.fakes.kube_scene import SYSTEM, Scene
 from tests.fakes.node_agents import digest_of
@@ -102,6 +103,7 @@ class Replica:
         )
         self.events = Events(cluster.kube, component="cacheagent-controller", instance=identity)
         self.metrics = ControllerMetrics()
+        self.started: list[Pod] = []
         self.controller = Controller(
             cluster.kube,
             self.copies,
@@ -111,6 +113,7 @@ class Replica:
             metrics=self.metrics,
             writes_per_second=2000,
             clock=cluster.clock,
+            on_starts=self.started.extend,
         )
         self.tasks: list[asyncio.Task[None]] = []
 

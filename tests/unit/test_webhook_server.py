@@ -15,15 +15,18 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from msgspec.structs import replace
 
 from cacheagent.errors import ConfigError
+from cacheagent.kube.names import ADMITTED
 from cacheagent.kube.webhook import server as server_module
 from cacheagent.kube.webhook.catalog import Catalog, MirrorCatalog
 from cacheagent.kube.webhook.certificates import CertificateSettings, Pair, Stored, take_step
 from cacheagent.kube.webhook.server import Result, make_webhook_app, serve_webhook
 from cacheagent.kube.webhook.serving import ServingContext
+from cacheagent.kube.webhook.settings import WebhookSettings
 from tests.fakes.transfer import until
-from tests.fakes.webhook import SETTINGS, catalog, cluster, model, pod
+from tests.fakes.webhook import SETTINGS, apply_patch, catalog, cluster, model, pod
 
 NAMES = ("webhook.ns.svc",)
 RULES = CertificateSettings()
@@ -81,12 +84,12 @@ class Client:
 
 @asynccontextmanager
 async def served(
-    known: Catalog, counted: Counted | None = None, *, drain_s: float = 0.0
+    known: Catalog, counted: Counted | None = None, *, drain_s: float = 0.0, settings: WebhookSettings = SETTINGS
 ) -> AsyncIterator[tuple[Client, tuple[str, int], ServingContext, Stored]]:
     """A webhook on loopback and a client."""
     stored, serving = certificates(), ServingContext()
     serving.load(stored.serving)
-    app = make_webhook_app(known, SETTINGS, counted)
+    app = make_webhook_app(known, settings, counted)
     async with serve_webhook(app, serving.context, "127.0.0.1", 0, drain_s=drain_s) as address:
         client = Client(address, stored.bundle_pem)
         try:
@@ -110,6 +113,23 @@ async def test_a_pod_is_patched_over_tls() -> None:
         assert untouched["response"] == {"uid": "u1", "allowed": True}
         assert await client.get("/readyz") == await client.get("/healthz") == 200
     assert counted.results == ["patched", "unchanged"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("traced", [True, False])
+async def test_when_a_pod_was_judged_is_written_on_it(*, traced: bool) -> None:
+    """Where starts are traced, and only on pods that it changes; a second look at the same pod changes nothing."""
+
+    async def operations(client: Client, raw: Any) -> list[dict[str, Any]]:
+        response = (await client.mutate(review(raw)))[1]["response"]
+        return json.loads(base64.b64decode(response["patch"])) if "patch" in response else []
+
+    original = pod({"model": "llama"})
+    async with served(catalog(), settings=replace(SETTINGS, traced=traced)) as (client, *_):
+        rewritten = apply_patch(original, await operations(client, original))
+        assert (ADMITTED in rewritten["metadata"]["annotations"]) == traced
+        assert await operations(client, rewritten) == []
+        assert await operations(client, pod({})) == []
 
 
 @pytest.mark.asyncio

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, Protocol
 from aiohttp import web
 
 from cacheagent.errors import ConfigError, UsageError
+from cacheagent.kube.start_traces import Review, admission
 from cacheagent.kube.webhook.catalog import Catalog
 from cacheagent.kube.webhook.refusal import PodRefused
 from cacheagent.kube.webhook.review import AdmissionRequest, allow, deny, parse_review, patch_for
@@ -125,7 +126,7 @@ class _Mutate:
 
     async def handle(self, request: web.Request) -> web.Response:
         """Never a 500: a defect is logged, and told to the person as a refusal."""
-        began = time.monotonic()
+        began, began_at = time.monotonic(), time.time()
         try:
             async with asyncio.timeout(BODY_TIME_LIMIT_S):
                 review = parse_review(await request.read())
@@ -133,13 +134,15 @@ class _Mutate:
             self._counts.reviewed("malformed", time.monotonic() - began)
             reason = error.message if isinstance(error, UsageError) else "the body is too large or came too slowly"
             return web.Response(text=reason, status=400)
-        result, body = await self._answer(review)
+        result, body = await self._answer(review, began_at)
         self._counts.reviewed(result, time.monotonic() - began)
         return web.Response(body=body, content_type="application/json")
 
-    async def _answer(self, review: AdmissionRequest) -> tuple[Result, bytes]:
+    async def _answer(self, review: AdmissionRequest, began_at: float) -> tuple[Result, bytes]:
         try:
             operations = await self._patch(review)
+            if operations and self._settings.traced:  # beside what we add, annotations are there
+                operations.append(admission(Review(began_at, time.time())))
         except PodRefused as refusal:
             LOG.info("a pod was refused: %s", refusal.message, extra={"namespace": review.namespace})
             return "refused", deny(review.uid, refusal.message, refusal.status)

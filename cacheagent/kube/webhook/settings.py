@@ -23,10 +23,11 @@ KNOWN_SIDECARS: Final = (
 class WebhookSettings(Value):
     """`image`: of the waiting container (`wait: init`), ours. `image_pull_policy`: empty is the cluster's default.
     `sidecars`: containers that get no weights unless a pod names them. `affinity_weight`: how much a warm node
-    attracts, 1 to 100."""
+    attracts, 1 to 100. `traced`: whether to write on pods when they were judged."""
 
     image: str = "cacheagent"
     image_pull_policy: str = ""
     sidecars: tuple[str, ...] = KNOWN_SIDECARS
     affinity_weight: int = 100
     allow_list: AllowList = AllowList()
+    traced: bool = False
