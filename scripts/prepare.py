@@ -188,7 +188,7 @@ def begin_to_build_kubernetes() -> None:
         return
     log = ROOT / "build/kube_binaries.log"
     log.parent.mkdir(exist_ok=True)
-    say(f"building the Kubernetes programs of the test cluster in the background (once, 8-10 minutes): {log}")
+    say(f"building the Kubernetes programs of the test cluster in the background (once, 10-12 minutes): {log}")
     with log.open("w") as output:
         subprocess.Popen(
             [sys.executable, script], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -30,11 +30,10 @@ def monitors_jobs(objects: Iterable[Mapping[str, Any]]) -> list[Job]:
     """Of rendered monitors, as the Prometheus Operator translates the fields that the chart's have (its promcfg.go)."""
     jobs = []
     for each in objects:
-        spec = each["spec"]
         if each["kind"] == "PodMonitor":
-            jobs += [_pod_job(each, endpoint) for endpoint in spec["podMetricsEndpoints"]]
+            jobs += [_pod_job(each, endpoint) for endpoint in each["spec"]["podMetricsEndpoints"]]
         elif each["kind"] == "ServiceMonitor":
-            jobs += [_service_job(each, endpoint) for endpoint in spec["endpoints"]]
+            jobs += [_service_job(each, endpoint) for endpoint in each["spec"]["endpoints"]]
     return jobs
 
 
