@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 from aiohttp import web
 
 from cacheagent import __version__
@@ -28,13 +30,15 @@ from cacheagent.config import AgentConfig, StoreSettings, TransferSettings
 from cacheagent.config_file import load_config
 from cacheagent.desired import Desired
 from cacheagent.disk_watch import DiskWatch
+from cacheagent.errors import ConfigError
 from cacheagent.events import EventHub
 from cacheagent.kube.api import KubeApi
 from cacheagent.kube.node_agent import NodeAgent
 from cacheagent.kube.node_models import NodePolicy, spell_uri
 from cacheagent.logs import JobLog, start_logging
+from cacheagent.member import Member
 from cacheagent.metrics import Metrics
-from cacheagent.node import Node, open_node
+from cacheagent.node import Node, no_peers, open_node
 from cacheagent.page_cache import PageCache
 from cacheagent.progress import JobStatus
 from cacheagent.readings import Readings
@@ -51,6 +55,9 @@ from cacheagent.upkeep import keep_scrubbed, keep_trimmed
 from cacheagent.volumes import Volumes
 from cacheagent.warming import Warming
 
+if TYPE_CHECKING:
+    from cacheagent.peers.swarm import NodePeers
+
 LOG: Final = logging.getLogger(__name__)
 
 STOP_WITHIN_S: Final = 4.5
@@ -59,32 +66,34 @@ agent promises 5 s; the kubelet waits 30 s by default."""
 
 
 class Cluster(NamedTuple):
-    """The Kubernetes cluster that this agent is in, and its node's name there."""
+    """The Kubernetes cluster that this agent is in, its node's name there, and where other nodes' agents reach this one
+    (empty: what `peers.listen` says)."""
 
     api: KubeApi
     node: str
+    peer_host: str = ""
 
 
-def run(config_path: Path, node_name: str = "", kubeconfig: Path | None = None) -> int:
+def run(config_path: Path, node_name: str = "", kubeconfig: Path | None = None, peer_host: str = "") -> int:
     """Run an agent until it is told to stop; returns the exit code: 0 after SIGTERM, 130 after SIGINT. With the name of
-    a Kubernetes node it follows that node's ModelCacheNode.
+    a Kubernetes node it follows that node's ModelCacheNode; `peer_host`: see `Cluster`.
 
     Raises ConfigError, StoreBusy, UnknownLayout, DiskFault before anything has started.
     """
     config = load_config(config_path)
     start_logging(config.logs)
-    return asyncio.run(_run(config_path, config, node_name, kubeconfig))
+    return asyncio.run(_run(config_path, config, kubeconfig, (node_name, peer_host)))
 
 
-async def _run(config_path: Path, config: AgentConfig, node_name: str, kubeconfig: Path | None) -> int:
+async def _run(config_path: Path, config: AgentConfig, kubeconfig: Path | None, place: tuple[str, str]) -> int:
     orders = Orders(STOP_WITHIN_S)
     with orders.from_signals():
         async with AsyncExitStack() as stack:
             cluster = None
-            if node_name:
+            if place[0]:
                 from cacheagent.kube.client import open_client
 
-                cluster = Cluster(await stack.enter_async_context(open_client(kubeconfig)), node_name)
+                cluster = Cluster(await stack.enter_async_context(open_client(kubeconfig)), *place)
             await serve(config_path, config, orders, cluster)
     LOG.info("stopped", extra={"by": orders.stopped_by})
     return 128 + signal.SIGINT if orders.stopped_by == "SIGINT" else 0
@@ -100,6 +109,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         for listener in listeners:
             listener(status)
 
+    peers = _peers(config, metrics, cluster)
     async with AsyncExitStack() as stack:
         name = cluster.node if cluster else ""
         send = await stack.enter_async_context(open_tracing(config.tracing, "agent", metrics.count_spans, node=name))
@@ -112,6 +122,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
                 on_event=tell,
                 observer=metrics,
                 watcher=traces,
+                open_peers=peers.open if peers is not None else no_peers,
             )
         )
         warming = Warming(node.flights, config.models, keep=node.store.keep_warm)
@@ -133,7 +144,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         listeners.append(volumes.heard)
         desired = Desired(warming, volumes)
         desired.configure(config.models)
-        roots = {"keeping models warm": warming.run(), "volumes": volumes.run()}
+        roots: dict[str, Coroutine[Any, Any, None]] = {"keeping models warm": warming.run(), "volumes": volumes.run()}
         if cluster is not None:
             member = NodeAgent(
                 cluster.api,
@@ -148,11 +159,17 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
                     on_demand_roots=tuple(map(str, config.on_demand_roots)),
                     refused_networks=config.refused_networks,
                 ),
+                me=_me(peers, cluster),
             )
+            if peers is not None and member.peers is not None:
+                peers.membership = member.peers
+                member.peers.told = peers.look
             member.start()
             volumes.asking = member.asking
             listeners.append(member.heard)
             roots["following the cluster"] = member.run()
+        if peers is not None:
+            roots["serving peers"] = peers.run()
         live = LiveConfig(config_path, config, node, warming, desired, on_reload=metrics.count_reload)
         disk = DiskWatch(config.root)
         scrub = _scrub(node, live)
@@ -195,6 +212,31 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
 
 async def _scrape(metrics: Metrics, readings: Readings) -> bytes:
     return metrics.render(await readings.take())
+
+
+def _peers(config: AgentConfig, metrics: Metrics, cluster: Cluster | None) -> NodePeers | None:
+    """Nothing of peers is imported where there are none. In a cluster the node's name is its name among peers."""
+    if not config.peers.listen:
+        return None
+    from cacheagent.peers.swarm import NodePeers
+
+    settings = msgspec.structs.replace(config.peers, name=cluster.node, members=()) if cluster else config.peers
+    return NodePeers(settings, config.root, metrics)
+
+
+def _me(peers: NodePeers | None, cluster: Cluster) -> Member | None:
+    """This node as its peers are to know it. Raises ConfigError."""
+    if peers is None or peers.service is None or peers.key is None:
+        return None
+    bound, _, port = peers.service.address.rpartition(":")
+    host = (cluster.peer_host or bound).strip("[]")
+    if host in {"0.0.0.0", "::"}:
+        raise ConfigError(
+            "peers.listen says nothing about where other nodes reach this one", hint="give its address with --peer-host"
+        )
+    return Member(
+        name=cluster.node, address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}", key=peers.key.public_text
+    )
 
 
 def _scrub(node: Node, live: LiveConfig) -> Scrub:

@@ -6,18 +6,19 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Final
+from typing import Any, Final, Protocol
 
 from cacheagent.errors import ChecksumMismatch, LocationExpired, SourceChanged, TargetAbandoned
 from cacheagent.lanes import in_lanes
 from cacheagent.location import Location
 from cacheagent.model import SMALL_FILE_BYTES, RemoteFile
 from cacheagent.plan import Plan
+from cacheagent.progress import PieceOrigin
 from cacheagent.source.base import Source
 from cacheagent.store import Store
 from cacheagent.threads import in_thread
 from cacheagent.tracking import Tracker
-from cacheagent.transfer.base import BlobOrder, PieceOrigin, SmallOrder, SmallResult, Transport
+from cacheagent.transfer.base import BlobOrder, Share, SmallOrder, SmallResult, Transport
 
 BLOBS_AT_ONCE: Final = 32
 """Files of one model in flight. More than any origin wants connections for; few enough that early files finish early
@@ -27,17 +28,43 @@ SMALL_AT_ONCE: Final = 512
 """Small files that are located and ordered together. Chosen."""
 
 
+class BlobShare(Share, Protocol):
+    """Who brings which piece of one blob of an exchange."""
+
+    def have(self, index: int, blake3: str) -> None:
+        """A piece is on disk and proved, from wherever."""
+
+
+class Exchange(Protocol):
+    """Other nodes that bring the same digest, while this one does."""
+
+    def share(self, order: BlobOrder) -> BlobShare:
+        """Of one blob, whose target is there."""
+
+
+class Peers(Protocol):
+    """Whom to exchange with."""
+
+    async def join(self, digest: str, plan: Plan) -> Exchange | None:
+        """None where there is nobody."""
+
+    async def leave(self, exchange: Any, *, complete: bool) -> None:
+        """Everything is here (`complete`), or the download ended without."""
+
+
 class BlobFlights:
     """Brings the blobs of plans to this node, each at most once at a time whoever asks. One event loop."""
 
-    def __init__(self, store: Store, transport: Transport) -> None:
+    def __init__(self, store: Store, transport: Transport, peers: Peers | None = None) -> None:
         self._store = store
         self._transport = transport
+        self._peers = peers
         self._flying: dict[str, asyncio.Task[None]] = {}
         self._plans: dict[Tracker, Plan] = {}
 
-    async def bring(self, plan: Plan, source: Source, tracker: Tracker) -> None:
-        """Return when every blob of the plan is on disk and proved.
+    async def bring(self, plan: Plan, source: Source, tracker: Tracker, *, share_as: str = "") -> None:
+        """Return when every blob of the plan is on disk and proved. `share_as`: the digest under which other nodes that
+        bring the same exchange pieces with this one; empty: everything comes from the source.
 
         The first failure of a blob that this call fetches is raised, after its other flights have stopped. A blob that
         another call fetches is waited for; if that call fails or is cancelled, this one goes on with what is proved.
@@ -46,7 +73,11 @@ class BlobFlights:
         try:
             # What another call fetches of it already, it may fetch for less urgent reasons.
             self.raise_priority(tracker)
-            await self._bring(plan, source, tracker)
+            exchange = await self._peers.join(share_as, plan) if self._peers is not None and share_as else None
+            if exchange is None:
+                await self._bring(plan, source, tracker)
+            else:
+                await self._bring_shared(plan, source, tracker, exchange)
         finally:
             del self._plans[tracker]
 
@@ -57,15 +88,35 @@ class BlobFlights:
             flying = [blob for blob in plan.blobs if blob in self._flying]
             self._transport.raise_priority(flying, tracker.transfer_priority)
 
-    async def _bring(self, plan: Plan, source: Source, tracker: Tracker) -> None:
+    async def _bring_shared(self, plan: Plan, source: Source, tracker: Tracker, exchange: Exchange) -> None:
+        """All large blobs at once: others bring pieces of any of them at any time."""
+        complete = False
+        try:
+            await self._bring(plan, source, tracker, exchange, lanes=BLOBS_AT_ONCE + len(plan.large))
+            complete = True
+        finally:
+            assert self._peers is not None
+            await self._peers.leave(exchange, complete=complete)
+
+    async def _bring(
+        self,
+        plan: Plan,
+        source: Source,
+        tracker: Tracker,
+        exchange: Exchange | None = None,
+        *,
+        lanes: int = BLOBS_AT_ONCE,
+    ) -> None:
         units = [*_chunks(plan.small, SMALL_AT_ONCE), *((blob,) for blob in plan.large)]
 
         async def bring_unit(unit: tuple[str, ...]) -> None:
-            await self._bring_unit(unit, plan, source, tracker)
+            await self._bring_unit(unit, plan, source, tracker, exchange)
 
-        await in_lanes(units, bring_unit, lanes=BLOBS_AT_ONCE)
+        await in_lanes(units, bring_unit, lanes=lanes)
 
-    async def _bring_unit(self, unit: tuple[str, ...], plan: Plan, source: Source, tracker: Tracker) -> None:
+    async def _bring_unit(
+        self, unit: tuple[str, ...], plan: Plan, source: Source, tracker: Tracker, exchange: Exchange | None
+    ) -> None:
         waited_for: set[str] = set()
         while missing := [blob for blob in unit if self._store.blob_hashes(blob) is None]:
             mine = [blob for blob in missing if blob not in self._flying]
@@ -74,29 +125,35 @@ class BlobFlights:
                 await asyncio.wait({self._flying[blob] for blob in missing})
                 continue
             waited_for.difference_update(mine)
-            await self._fly(mine, plan, source, tracker)
+            await self._fly({blob: plan.blobs[blob] for blob in mine}, source, tracker, exchange)
         tracker.linked(sum(plan.blobs[blob].size_bytes for blob in waited_for))
 
-    async def _fly(self, mine: Sequence[str], plan: Plan, source: Source, tracker: Tracker) -> None:
-        files = {blob: plan.blobs[blob] for blob in mine}
+    async def _fly(
+        self, files: dict[str, RemoteFile], source: Source, tracker: Tracker, exchange: Exchange | None
+    ) -> None:
         if any(file.size_bytes >= SMALL_FILE_BYTES for file in files.values()):
             ((blob, file),) = files.items()
-            flight = asyncio.create_task(self._fetch_large(blob, file, source, tracker))
+            flight = asyncio.create_task(self._fetch_large(blob, file, source, tracker, exchange))
         else:
             flight = asyncio.create_task(self._fetch_small(files, source, tracker))
-        self._flying.update(dict.fromkeys(mine, flight))
+        self._flying.update(dict.fromkeys(files, flight))
         try:
             await flight
         finally:
-            for blob in mine:
+            for blob in files:
                 del self._flying[blob]
 
-    async def _fetch_large(self, blob: str, file: RemoteFile, source: Source, tracker: Tracker) -> None:
+    async def _fetch_large(
+        self, blob: str, file: RemoteFile, source: Source, tracker: Tracker, exchange: Exchange | None
+    ) -> None:
         staged = await in_thread(partial(self._store.stage, blob, file.size_bytes))
+        share: BlobShare | None = None
 
         def on_piece(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
             staged.append(index, blake3)
-            (tracker.fetched if origin == "fetched" else tracker.kept)(length)
+            tracker.piece(length, origin)
+            if share is not None:
+                share.have(index, blake3)
 
         async def locate() -> Location:
             return (await source.locate([file]))[0]
@@ -111,8 +168,10 @@ class BlobFlights:
             priority=tracker.transfer_priority,
             cap=tracker.cap,
         )
+        if exchange is not None:
+            share = exchange.share(order)
         try:
-            hashes = await self._transport.fetch(order, locate, on_piece)
+            hashes = await self._transport.fetch(order, locate, on_piece, share)
             if not file.checksums:  # a server may have written to the file while it answered: is it still the one?
                 await source.describe([file])
         except BaseException as error:

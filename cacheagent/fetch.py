@@ -81,7 +81,7 @@ async def _bring(engine: Engine, spec: ModelSpec, source: Source, manifest: Mani
         plan = make_plan(manifest, domain, engine.store.blob_hashes)
         tracker.enter("fetching")
         tracker.linked(plan.linked_bytes)
-        await engine.blobs.bring(plan, source, tracker)
+        await engine.blobs.bring(plan, source, tracker, share_as=manifest.digest if spec.peers == "auto" else "")
 
         tracker.enter("publishing")
         tracker.step("verifying")

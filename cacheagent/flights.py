@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from cacheagent.blobs import BlobFlights
+from cacheagent.blobs import BlobFlights, Peers
 from cacheagent.errors import CacheAgentError, NotCached
 from cacheagent.fetch import Engine, OpenSource, fetch_model, require_version
 from cacheagent.model import Manifest, canonical_json
@@ -77,12 +77,13 @@ class Flights:
         on_event: Callable[[JobStatus], None],
         watcher: Watcher | None = None,
         now: Callable[[], float] = time.monotonic,
+        peers: Peers | None = None,
     ) -> None:
         self._watcher: Watcher = watcher or NobodyWatches()
         self._store = store
         self._transport = transport
         self._engine = Engine(
-            store=store, transport=transport, open_source=open_source, blobs=BlobFlights(store, transport)
+            store=store, transport=transport, open_source=open_source, blobs=BlobFlights(store, transport, peers)
         )
         self._on_event = on_event
         self._now = now

@@ -147,7 +147,7 @@ class Metrics(TransferObserver):
         )
         self.model_bytes = count(
             "cacheagent_model_bytes",
-            "Bytes of models: fetched from the origin, kept from an interrupted job, or linked because they were here",
+            "Bytes of models: fetched from the origin, from a peer, kept of an interrupted job, or linked (were here)",
             ["source", "result"],
         )
         self.jobs = count("cacheagent_jobs", "Jobs that ended: ready, or the code of the error", ["source", "result"])
@@ -185,6 +185,18 @@ class Metrics(TransferObserver):
             "cacheagent_transfer_buffered_bytes",
             "Bytes written through the page cache because the filesystem refuses O_DIRECT",
         )
+        self.peer_received_bytes = count("cacheagent_peer_received_bytes", "Bytes of pieces that came from other nodes")
+        self.peer_sent_bytes = count("cacheagent_peer_sent_bytes", "Bytes of pieces that were sent to other nodes")
+        self.peer_refusals = count(
+            "cacheagent_peer_refusals", "Connections of peers that were sent away, by why", ["result"]
+        )
+        self.peer_rehomed_pieces = count(
+            "cacheagent_peer_rehomed_pieces",
+            "Pieces that were asked of somebody else than at first, because a peer was slow, dead or no help",
+        )
+        self.peer_lies = count(
+            "cacheagent_peer_lies", "Peers that vouched for bytes which the origin does not have, and were left out"
+        )
         self.verification_failures = count(
             "cacheagent_verification_failures",
             "Bytes that were not what they should be: checksum-mismatch from an origin, corrupt at rest",
@@ -209,7 +221,7 @@ class Metrics(TransferObserver):
             self.verification_failures.labels(source, "checksum-mismatch")
             for metric in (self.transfer_bytes, self.piece_seconds, self.throttles, self.throttled_seconds):
                 metric.labels(source)
-            for result in ("fetched", "kept", "linked"):
+            for result in ("fetched", "kept", "linked", "peer"):
                 self.model_bytes.labels(source, result)
             for result in ("ready", "failed"):
                 self.job_seconds.labels(source, result)
@@ -219,6 +231,8 @@ class Metrics(TransferObserver):
                 self.retries.labels(source, result)
             for result in ("ready", NoRoom.code, DiskFault.code, CorruptModel.code, *ORIGIN_ERRORS):
                 self.jobs.labels(source, result)
+        for result in ("version", "member", "signature", "time", "nonce", "busy", "wants"):
+            self.peer_refusals.labels(result)
         for result in ("hit", "miss"):
             self.volume_bytes.labels(result)
             self.volume_wait_seconds.labels(result)
@@ -252,8 +266,8 @@ class Metrics(TransferObserver):
         """Count what is new in a job's state; every state of every job passes here, in order."""
         source, key = source_kind(status.uri), (status.name, status.uri)
         before = self._seen.pop(key, None)
-        for result in ("fetched", "kept", "linked"):
-            now, then = (getattr(state, f"bytes_{result}") if state else 0 for state in (status, before))
+        for result in ("fetched", "kept", "linked", "peer"):
+            now, then = (_bytes(state, result) if state else 0 for state in (status, before))
             self.model_bytes.labels(source, result).inc(max(0, now - then))
         if not status.finished:
             self._seen[key] = status
@@ -278,6 +292,26 @@ class Metrics(TransferObserver):
     def hedge(self, source_kind: str, *, won: bool) -> None:
         self.hedges.labels(source_kind, "won" if won else "lost").inc()
 
+    def peer_received(self, size_bytes: int) -> None:
+        """Bytes from other nodes."""
+        self.peer_received_bytes.inc(size_bytes)
+
+    def peer_sent(self, size_bytes: int) -> None:
+        """Bytes to other nodes."""
+        self.peer_sent_bytes.inc(size_bytes)
+
+    def peer_refused(self, reason: str) -> None:
+        """This node sent a peer away."""
+        self.peer_refusals.labels(reason).inc()
+
+    def peer_rehomed(self, pieces: int) -> None:
+        """Pieces are asked of somebody else."""
+        self.peer_rehomed_pieces.inc(pieces)
+
+    def peer_lied(self) -> None:
+        """A peer is left out."""
+        self.peer_lies.inc()
+
     def worker_lost(self) -> None:
         self.workers_lost.inc()
 
@@ -294,6 +328,18 @@ class Metrics(TransferObserver):
                 self.mounts.labels(self._names.label(name), result)
         self._readings.now = now
         return generate_latest(self.registry)
+
+
+def _bytes(status: JobStatus, result: str) -> int:
+    match result:
+        case "fetched":
+            return status.bytes_fetched - status.bytes_from_peers
+        case "kept":
+            return status.bytes_kept
+        case "linked":
+            return status.bytes_linked
+        case _:
+            return status.bytes_from_peers
 
 
 def source_kind(uri: str) -> str:

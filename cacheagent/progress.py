@@ -9,9 +9,13 @@ from cacheagent.model import Value
 Phase = Literal["queued", "resolving", "reserving", "fetching", "publishing", "ready", "failed"]
 
 
+PieceOrigin = Literal["fetched", "kept", "peer"]
+"""Travelled just now, was claimed by a journal and proved, or came from another node."""
+
+
 class JobStatus(Value, forbid_unknown_fields=False):
     """One model's state at one moment. Bytes are of the whole model; `bytes_linked` were already on this node,
-    `bytes_fetched` travelled in this job, `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1
+    `bytes_fetched` travelled in this job (`bytes_from_peers` of them from other nodes), `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1
     while unknown. `limit_bytes_per_s`: what a warm-up lets it take from the origin; 0: no limit. An older client ignores
     fields that a newer agent adds.
     """
@@ -26,6 +30,7 @@ class JobStatus(Value, forbid_unknown_fields=False):
     bytes_linked: int = 0
     bytes_kept: int = 0
     bytes_fetched: int = 0
+    bytes_from_peers: int = 0
     rate_bytes_per_s: float = 0.0
     eta_s: float = -1.0
     limit_bytes_per_s: int = 0

@@ -20,7 +20,7 @@ from cacheagent.store import Record, Store
 from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, Locate
 
-FetchPiece = Callable[[BlobOrder, int, Locate], Awaitable[None]]
+FetchPiece = Callable[[BlobOrder, int, Locate], Awaitable[object]]
 """Brings one piece to its place in the order's target, which has the whole file's size."""
 
 SCRATCH_PREFIX = ".repair-"

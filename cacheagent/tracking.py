@@ -9,7 +9,7 @@ from typing import Final
 
 from cacheagent.errors import CacheAgentError
 from cacheagent.model import Manifest
-from cacheagent.progress import JobStatus, Phase
+from cacheagent.progress import JobStatus, Phase, PieceOrigin
 
 RATE_WINDOW_S: Final = 10.0
 """Long enough that 16 MiB pieces make a steady figure on a slow link. Chosen, not measured."""
@@ -48,6 +48,7 @@ class Tracker:
         self._phase: Phase = "queued"
         self._manifest: Manifest | None = None
         self._linked = self._kept = self._fetched = 0
+        self._from_peers = 0
         self._arrivals: deque[tuple[float, int]] = deque()
         self._last_event = -EVENT_INTERVAL_S
         self._path = ""
@@ -79,6 +80,14 @@ class Tracker:
         """Bytes that this node had, or that another job brought."""
         self._linked += size_bytes
         self._emit_sometimes()
+
+    def piece(self, size_bytes: int, origin: PieceOrigin) -> None:
+        """One piece of a large file more is here."""
+        if origin == "kept":
+            self.kept(size_bytes)
+            return
+        self._from_peers += size_bytes if origin == "peer" else 0
+        self.fetched(size_bytes)
 
     def kept(self, size_bytes: int) -> None:
         """Bytes of an interrupted job that were proved again."""
@@ -118,6 +127,7 @@ class Tracker:
             bytes_linked=self._linked,
             bytes_kept=self._kept,
             bytes_fetched=self._fetched,
+            bytes_from_peers=self._from_peers,
             rate_bytes_per_s=rate,
             limit_bytes_per_s=self.limit_bytes_per_s,
             eta_s=left / rate if rate > 0 and self._phase == "fetching" and self._has_begun(total) else -1.0,

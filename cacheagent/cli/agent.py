@@ -16,11 +16,17 @@ import click
 )
 @click.option("--node", default="", metavar="NAME", help="The Kubernetes node that this is: follow its ModelCacheNode.")
 @click.option(
+    "--peer-host",
+    default="",
+    metavar="HOST",
+    help="Where other nodes' agents reach this one (with --node); default: what peers.listen says.",
+)
+@click.option(
     "--kubeconfig",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="How to reach the cluster, outside of a pod.",
 )
-def agent(config: Path, node: str, kubeconfig: Path | None) -> None:
+def agent(config: Path, node: str, peer_host: str, kubeconfig: Path | None) -> None:
     """Keep the configured models on this node, and serve the local API, health and metrics.
 
     With --node, the models that the controller assigns to that Kubernetes node come in addition.
@@ -35,4 +41,4 @@ def agent(config: Path, node: str, kubeconfig: Path | None) -> None:
     # Imported late: only this command needs the server.
     from cacheagent.agent import run
 
-    raise SystemExit(run(config, node, kubeconfig))
+    raise SystemExit(run(config, node, kubeconfig, peer_host))

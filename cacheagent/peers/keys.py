@@ -11,7 +11,7 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from cacheagent.errors import DiskFault, StoreError
+from cacheagent.errors import StoreError
 from cacheagent.store.durable import disk_faults, write_whole
 from cacheagent.store.layout import Layout
 

@@ -12,8 +12,9 @@ from cacheagent.store.durable import sync_directory, write_all
 from cacheagent.store.layout import LAYOUT_VERSION, Layout
 
 CONTENT: Final = f"cacheagent layout {LAYOUT_VERSION}\n".encode()
-_MAY_BE_THERE: Final = ("lost+found", ".VERSION")
-"""Beginnings of names that don't speak against an empty directory: a new filesystem's own, another first start's."""
+_MAY_BE_THERE: Final = ("lost+found", ".VERSION", "node.key", ".node.key")
+"""Beginnings of names that don't speak against an empty directory: a new filesystem's own, another first start's, a key
+that was made before it."""
 
 
 class Owner:

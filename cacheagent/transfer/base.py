@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from cacheagent.location import Location
 from cacheagent.model import Checksum, FileHashes, Value
+from cacheagent.progress import PieceOrigin
+from cacheagent.transfer.orders import PieceHash
 
 Locate = Callable[[], Awaitable[Location]]
 """Where the blob's bytes are; asked again when a signed URL has expired."""
 
-PieceOrigin = Literal["fetched", "kept"]
-"""Travelled just now, or was claimed by a journal and proved."""
-
 OnPiece = Callable[[int, str, int, PieceOrigin], None]
 """Called on the event loop with (piece index, blake3 hex, length in bytes, origin) as soon as a piece is on disk, in
 any order. Must not block longer than an append to a file takes."""
+
+
+class PieceSink(Protocol):
+    """One blob under way, for whoever shares its pieces out."""
+
+    def want(self, indexes: Sequence[int]) -> None:
+        """These are to be fetched from the origin."""
+
+    def put(self, piece: PieceHash) -> None:
+        """This one is at its place in the target: it came from elsewhere, and is what it was said to be."""
+
+
+class Share(Protocol):
+    """Who brings which piece of one blob. One event loop. Never two write the same piece at the same time: what was
+    wanted of the sink stays with the origin."""
+
+    def begin(self, sink: PieceSink, missing: Sequence[int]) -> None:
+        """The target is there; these pieces must travel. Each of them is wanted of the sink sooner or later, or
+        put there."""
+
+    def came(self, index: int, length: int) -> None:
+        """So many bytes of a piece that the sink was to want are in the target, from the piece's beginning on."""
+
+    async def end(self) -> None:
+        """Returns when nobody but the origin's workers writes into the target. Raises TargetAbandoned if somebody still
+        may."""
 
 
 class BlobOrder(Value):
@@ -67,8 +92,10 @@ class Transport(Protocol):
     reused).
     """
 
-    async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
-        """Bring one blob to disk."""
+    async def fetch(
+        self, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: Share | None = None
+    ) -> FileHashes:
+        """Bring one blob to disk. `share`: who brings what, where it is not all left to the origin."""
 
     async def fetch_small(
         self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""

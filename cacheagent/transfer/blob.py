@@ -7,7 +7,8 @@ from itertools import chain
 
 from cacheagent.checksum import ALWAYS, CRCS, check_file, find_cuts, fold, needed_crcs
 from cacheagent.model import FileHashes, piece_count, piece_range
-from cacheagent.transfer.base import BlobOrder, OnPiece, PieceOrigin
+from cacheagent.progress import PieceOrigin
+from cacheagent.transfer.base import BlobOrder, OnPiece
 from cacheagent.transfer.orders import CrcAlgorithm, PieceHash
 from cacheagent.transfer.rehash import AtRest
 

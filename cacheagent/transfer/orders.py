@@ -2,7 +2,8 @@
 
 Frame: 4 bytes big-endian length, then one msgpack message of `Order` (to the worker) or `Report` (from it). Every
 order is answered by exactly one final report (`PieceDone`, `SmallDone`, `StreamDone`, `RehashDone` or `Failed`) with
-the same `id`; `StreamPiece` may come in between. Two orders never write the same byte range at the same time.
+the same `id`; `StreamPiece` and `PiecePart` may come in between. Two orders never write the same byte range at the same
+time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class FetchPiece(Value, tag="piece"):
     """Receive one range and write it at the same offset of `target` (which exists with its full size). `cuts`: absolute
     offsets strictly inside the range at which CRC segments end (multipart boundaries). `write_at`: differs from
     `offset` only for a hedge, which writes into a scratch file from 0. `cap`: the number of the cap that its bytes have
-    beside everybody's (see `rate`); 0: none.
+    beside everybody's (see `rate`); 0: none. `parts`: tell of what is written on the way.
     """
 
     id: int
@@ -56,6 +57,7 @@ class FetchPiece(Value, tag="piece"):
     crcs: tuple[CrcAlgorithm, ...] = ()
     cuts: tuple[int, ...] = ()
     cap: int = 0
+    parts: bool = False
 
 
 class SmallItem(Value):
@@ -173,6 +175,13 @@ class StreamPiece(Value, tag="stream-piece"):
     fetched: bool
 
 
+class PiecePart(Value, tag="piece-part"):
+    """So many bytes of a piece are written, from its beginning on; nothing is known of them yet."""
+
+    id: int
+    length: int
+
+
 class StreamDone(Value, tag="stream"):
     """The whole file is on disk; `whole`: algorithm -> hex of what was computed, composites under the same name.
     `resumed`: for each connection that broke and was replaced, how it broke."""
@@ -204,4 +213,4 @@ class Failed(Value, tag="failed"):
     files: tuple[SmallFile, ...] = ()
 
 
-Report = PieceDone | SmallDone | StreamPiece | StreamDone | RehashDone | Failed
+Report = PieceDone | PiecePart | SmallDone | StreamPiece | StreamDone | RehashDone | Failed

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Final
 
 from cacheagent.model import piece_range
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.hashing import PieceSums
-from cacheagent.transfer.orders import FetchPiece, PieceDone, PieceHash, Rehash, RehashDone
+from cacheagent.transfer.orders import FetchPiece, PieceDone, PieceHash, PiecePart, Rehash, RehashDone
 from cacheagent.transfer.running import Running
 from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range, open_target
+
+PART_BYTES: Final = 512 * 1024
+"""What is written and told of at once where others wait for it: on a link of 20 MB/s 26 ms. Chosen."""
 
 
 def fetch_piece(order: FetchPiece, running: Running, tools: Tools, buffer: Buffer) -> PieceDone:
@@ -21,11 +25,13 @@ def fetch_piece(order: FetchPiece, running: Running, tools: Tools, buffer: Buffe
     with open_target(order.target, tools) as target, open_range(order.location, running, tools) as source:
         source.open(order.offset, order.length, order.file_size)
         first_byte_s = time.monotonic() - began
-        for done, length in steps(order.length):
+        for done, length in steps(order.length, PART_BYTES if order.parts else BUFFER_BYTES):
             view = memory[:length]
             source.receive(view)
             sums.update(view)
             target.write(view, order.write_at + done)
+            if order.parts and done + length < order.length:
+                tools.report(PiecePart(id=order.id, length=done + length))
         source.finish()
     return PieceDone(id=order.id, piece=sums.result(), seconds=time.monotonic() - began, first_byte_s=first_byte_s)
 

@@ -17,8 +17,9 @@ from cacheagent.checksum import check_bytes, needs_serial
 from cacheagent.errors import TransferFailed
 from cacheagent.location import Location, PathLocation
 from cacheagent.model import FileHashes
+from cacheagent.progress import PieceOrigin
 from cacheagent.threads import in_thread
-from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, PieceOrigin, SmallOrder
+from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, Share, SmallOrder
 from cacheagent.transfer.blob import Pieces
 from cacheagent.transfer.caps import Cap, Caps
 from cacheagent.transfer.concurrency import FixedLimit
@@ -73,6 +74,7 @@ class WorkerPool:
         self._origins: dict[str, Origin] = {}
         self._outcomes: set[asyncio.Future[None]] = set()
         self._slots = count()
+        self._lent: set[int] = set()
         self._shared: SharedRate | None = None
         self._caps: Caps | None = None
 
@@ -101,7 +103,18 @@ class WorkerPool:
         shared = self._shared
         return sum(map(shared.received_bytes, range(MOST_SLOTS))) if shared is not None else 0
 
-    async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
+    def lend(self) -> tuple[SharedRate, int]:
+        """The workers' memory, and a line in it for a process of somebody else: it keeps the cap of everything too, and
+        what it receives is counted."""
+        self._require_open()
+        assert self._shared is not None
+        slot = self._free_slot()
+        self._lent.add(slot)
+        return self._shared, slot
+
+    async def fetch(
+        self, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: Share | None = None
+    ) -> FileHashes:
         """See Transport. `on_piece` may raise: its error ends the fetch and is raised.
 
         Raises TargetAbandoned, or CancelledError with a TargetAbandoned as its cause, when a hung worker may still
@@ -114,26 +127,29 @@ class WorkerPool:
         located = Located(location=await locate(), asked_at=asked_at)
         await in_thread(partial(remove_scratch_files, order.target))
         pieces = Pieces(order, on_piece)
-        outcome = self._new_outcome()
         with caps.use(order.cap) as cap:
-            if needs_serial(order.checksums):
-                whole = await self._stream(located, locate, pieces, outcome, cap)
-            else:
-                whole = await self._piece_by_piece(located, locate, pieces, outcome, cap)
+            whole: dict[str, str] = {}
+            is_serial = needs_serial(order.checksums)
+            if share is not None or not is_serial:
+                await self._piece_by_piece(located, locate, pieces, cap, share)
+            if is_serial:  # what is here by now, from whomever, is read back and put through the hash
+                whole = await self._stream(located, locate, pieces, self._new_outcome(), cap)
         return await in_thread(partial(pieces.judge, display_name(located.location), whole))
 
-    async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> None:
-        """Bring one piece to its place in the target, which has the whole file's size. Nobody's checksum covers it: the
-        caller knows what it should be. Raises as `fetch`."""
+    async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> str:
+        """Bring one piece to its place in the target, which has the whole file's size, and return its BLAKE3. Nobody's
+        checksum covers it: the caller knows what it should be. Raises as `fetch`."""
         self._require_open()
         asked_at = asyncio.get_running_loop().time()
         located = Located(location=await locate(), asked_at=asked_at)
         outcome = self._new_outcome()
         group, origin, _ = self._place(located.location)
-        job = PieceJob(self._setting, origin, located, Pieces(order, _nobody_listens, only=index), outcome)
+        pieces = Pieces(order, _nobody_listens, only=index)
+        job = PieceJob(self._setting, origin, located, pieces, outcome)
         job.relocate_with(locate)
         job.want([index])
         await self._carry_out(group, [job], outcome)
+        return pieces.proved()[index]
 
     async def fetch_small(
         self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""
@@ -212,19 +228,27 @@ class WorkerPool:
         return job.whole
 
     async def _piece_by_piece(
-        self, located: Located, locate: Locate, pieces: Pieces, outcome: asyncio.Future[None], cap: Cap | None
-    ) -> dict[str, str]:
+        self, located: Located, locate: Locate, pieces: Pieces, cap: Cap | None, share: Share | None
+    ) -> None:
         """Claims are proved while the rest travels already; what turns out wrong travels too."""
+        outcome = self._new_outcome()
         group, origin, disk = self._place(located.location)
         job = PieceJob(self._setting, origin, located, pieces, outcome)
         job.cap = cap
         job.relocate_with(locate)
-        job.want(pieces.unclaimed())
         jobs: list[AnyJob] = [job]
         if pieces.claimed:
             jobs.append(RehashJob(self._setting, disk, pieces.at_rest(job.prove), outcome))
-        await self._carry_out(group, jobs, outcome)
-        return {}
+        if share is None:
+            job.want(pieces.unclaimed())
+            await self._carry_out(group, jobs, outcome)
+            return
+        job.share_with(share)
+        share.begin(job, pieces.unclaimed())
+        try:
+            await self._carry_out(group, jobs, outcome)
+        finally:
+            await share.end()
 
     async def _carry_out(self, group: WorkerGroup, jobs: Sequence[AnyJob], outcome: asyncio.Future[None]) -> None:
         self._outcomes.add(outcome)
@@ -277,17 +301,19 @@ class WorkerPool:
 
     def _start_worker(self, on_end: Callable[[Worker], None]) -> Worker:
         assert self._shared is not None
-        used = {worker.slot for group in self._groups.values() for worker in group.workers}
-        slot = next(slot for number in self._slots if (slot := number % MOST_SLOTS) not in used)
         launch = Launch(
             argv=self._argv,
-            slot=slot,
+            slot=self._free_slot(),
             shared=self._shared,
             threads=self.config.threads_per_worker(),
             idle_timeout_s=self.config.idle_timeout_s,
             answer_limit_s=self.config.answer_limit_s,
         )
         return Worker(launch, on_end)
+
+    def _free_slot(self) -> int:
+        used = {worker.slot for group in self._groups.values() for worker in group.workers} | self._lent
+        return next(slot for number in self._slots if (slot := number % MOST_SLOTS) not in used)
 
     def _require_open(self) -> Caps:
         if self._shared is None or self._caps is None:

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from cacheagent.errors import TargetAbandoned, TransferFailed
-from cacheagent.transfer.orders import Cancel, FetchPiece, FetchSmall, FetchStream, Rehash, Report, StreamPiece
+from cacheagent.transfer.orders import (
+    Cancel,
+    FetchPiece,
+    FetchSmall,
+    FetchStream,
+    PiecePart,
+    Rehash,
+    Report,
+    StreamPiece,
+)
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.wire import FrameReader, frame
 
@@ -25,6 +34,8 @@ READ_BYTES: Final = 256 * 1024
 log = logging.getLogger(__name__)
 
 Work = FetchPiece | FetchSmall | FetchStream | Rehash
+OnPart = Callable[[StreamPiece | PiecePart], None]
+"""Hears what comes before the final report."""
 
 
 class WorkerLost(TransferFailed):
@@ -37,7 +48,7 @@ class Asked:
 
     work: Work
     answer: asyncio.Future[Report]
-    on_part: Callable[[StreamPiece], None] | None
+    on_part: OnPart | None
     asked_at: float
     cancelling: asyncio.TimerHandle | None = None
     failure: TransferFailed | None = None
@@ -114,7 +125,7 @@ class Worker:
         """What it has not answered yet."""
         return tuple(self._asked.values())
 
-    async def ask(self, work: Work, on_part: Callable[[StreamPiece], None] | None = None) -> Report:
+    async def ask(self, work: Work, on_part: OnPart | None = None) -> Report:
         """Give an order and wait for its final report.
 
         Raises WorkerLost when the worker died, TargetAbandoned when it hangs and can't be ended. Cancelling sends
@@ -226,7 +237,7 @@ class Worker:
         asked = self._asked.get(report.id)
         if asked is None:
             return
-        if isinstance(report, StreamPiece):
+        if isinstance(report, StreamPiece | PiecePart):
             asked.asked_at = self._loop.time()
             if asked.on_part is not None:
                 asked.on_part(report)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cacheagent.errors import TransferFailed
 from cacheagent.model import piece_range
-from cacheagent.transfer.base import BlobOrder, Locate
+from cacheagent.transfer.base import BlobOrder, Locate, Share
 from cacheagent.transfer.blob import Pieces
 from cacheagent.transfer.job import Flight, RemoteJob, Setting, Unit
 from cacheagent.transfer.orders import (
@@ -17,6 +17,7 @@ from cacheagent.transfer.orders import (
     FetchStream,
     PieceDone,
     PieceHash,
+    PiecePart,
     Report,
     StreamDone,
     StreamPiece,
@@ -128,6 +129,8 @@ class FileJob(RemoteJob[FileUnit]):
 class PieceJob(FileJob):
     """Every piece is an order of its own, by whichever worker is free."""
 
+    _share: Share | None = None
+
     def want(self, indexes: Sequence[int]) -> None:
         """These have to travel."""
         for index in indexes:
@@ -144,6 +147,18 @@ class PieceJob(FileJob):
             else:
                 wrong.append(piece.index)
         self.want(wrong)
+        self.finish_if_complete()
+
+    def share_with(self, share: Share) -> None:
+        """Somebody wants to hear of what comes on the way."""
+        self._share = share
+
+    def put(self, piece: PieceHash) -> None:
+        """See PieceSink."""
+        try:
+            self.pieces.add(piece, "peer")
+        except Exception as error:  # of the caller's on_piece: its answer, not the peer's
+            self.fail(error)
         self.finish_if_complete()
 
     async def fly(self, flight: Flight[FileUnit]) -> Report:
@@ -163,10 +178,17 @@ class PieceJob(FileJob):
             crcs=self.pieces.crcs,
             cuts=self.pieces.cuts(unit.index),
             cap=self.cap_number,
+            parts=self._share is not None,
         )
+        share, index = self._share, unit.index
+
+        def on_part(part: StreamPiece | PiecePart) -> None:
+            if share is not None and isinstance(part, PiecePart):
+                share.came(index, part.length)
+
         first: Report | WorkerLost
         try:
-            first = await flight.worker.ask(flight.order)
+            first = await flight.worker.ask(flight.order, on_part)
         except WorkerLost as error:
             first = error
         except BaseException:
@@ -229,7 +251,8 @@ class StreamJob(FileJob):
             cap=self.cap_number,
         )
 
-        def on_part(part: StreamPiece) -> None:
+        def on_part(part: StreamPiece | PiecePart) -> None:
+            assert isinstance(part, StreamPiece), part
             try:
                 self._take_part(flight, part)
             except Exception as error:  # of the caller's on_piece: its answer, not the socket's

@@ -8,7 +8,6 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from cacheagent.errors import TransferFailed
-from cacheagent.transfer.orders import Order, Report
 
 FRAME_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """No honest message is longer: an order for a file of 1 TB with every piece claimed has 6 MB. Chosen."""
@@ -19,7 +18,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 Message = TypeVar("Message")
 
 
-def frame(message: Order | Report) -> bytes:
+def frame(message: msgspec.Struct) -> bytes:
     """One message, ready to be sent."""
     body = _encoder.encode(message)
     return _LENGTH.pack(len(body)) + body

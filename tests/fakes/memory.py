@@ -19,7 +19,7 @@ from cacheagent.errors import OriginNotFound, SourceChanged
 from cacheagent.location import HttpLocation, Location
 from cacheagent.model import FileHashes, RemoteFile, TrustDomain, piece_count, piece_range
 from cacheagent.source.base import Listing
-from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, SmallOrder, SmallResult
+from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, Share, SmallOrder, SmallResult
 
 
 class MemoryOrigin:
@@ -89,7 +89,9 @@ class MemoryTransport:
     async def wait_until_started(self, path: str) -> None:
         await self._started.setdefault(path, asyncio.Event()).wait()
 
-    async def fetch(self, order: BlobOrder, locate: Locate, on_piece: OnPiece) -> FileHashes:
+    async def fetch(
+        self, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: Share | None = None
+    ) -> FileHashes:
         location = await locate()
         content = await self._arrive(location)
         self.priorities[str(location.url if isinstance(location, HttpLocation) else "")] = order.priority

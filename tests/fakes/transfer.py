@@ -14,7 +14,8 @@ from blake3 import blake3
 
 from cacheagent.location import HttpLocation, Location
 from cacheagent.model import PIECE_SIZE_BYTES, Checksum, FileHashes, piece_count, piece_range
-from cacheagent.transfer.base import BlobOrder, PieceOrigin
+from cacheagent.progress import PieceOrigin
+from cacheagent.transfer.base import BlobOrder
 from cacheagent.transfer.observer import TransferObserver
 from cacheagent.transfer.pool import WorkerPool
 

@@ -1,0 +1,233 @@
+"""One other member, as a subscriber sees it: the connection, what it is to bring, how it does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import deque
+from collections.abc import Collection, Iterable
+from typing import Final, NamedTuple, Protocol
+
+from cacheagent.member import Member
+from cacheagent.peers import protocol
+from cacheagent.peers.keys import NodeKey, is_signed
+from cacheagent.peers.orders import Arrived, Ended
+from cacheagent.peers.receiving import Receiving
+
+GATHER_S: Final = 0.02
+"""Wants of so long go in one message. Chosen."""
+RATE_WINDOW_S: Final = 3.0
+
+
+class Owner(Protocol):
+    """The exchange that a link belongs to."""
+
+    def link_up(self, link: Link) -> None:
+        """The member has let us in."""
+
+    def link_arrived(self, link: Link, report: Arrived) -> None:
+        """A piece is here."""
+
+    def link_moved(self, link: Link, size_bytes: int) -> None:
+        """Bytes came."""
+
+    def link_down(self, link: Link, report: Ended) -> None:
+        """The connection is over. What was expected of it is not written any more."""
+
+
+class Subject(NamedTuple):
+    """What all links of an exchange are about, and by whom. `session`: the receiver's number for it."""
+
+    digest: str
+    pieces: int
+    me: str
+    key: NodeKey
+    receiving: Receiving
+    session: int
+
+
+class Link:
+    """`expected`: pieces that this member, and nobody else, may write now. One event loop."""
+
+    def __init__(self, member: Member, subject: Subject, owner: Owner) -> None:
+        self.member = member
+        self.expected: set[int] = set()
+        self.adopt: set[int] = set()
+        self.is_up = False
+        self.was_up = False
+        self.is_complete = False
+        self.have: frozenset[int] = frozenset()
+        self.refusal: protocol.Refusal | None = None
+        self.failures = 0
+        self.delivered = 0
+        self.relieved_at = time.monotonic()
+        self._digest = subject.digest
+        self._pieces = subject.pieces
+        self._me = subject.me
+        self._key = subject.key
+        self._receiving = subject.receiving
+        self._receiver_session = subject.session
+        self._owner = owner
+        self._connection: int | None = None
+        self._session: protocol.Session | None = None
+        self._number = 0
+        self._asked: set[int] = set()
+        self._drop: set[int] = set()
+        self._gathering: asyncio.TimerHandle | None = None
+        self._arrivals: deque[tuple[float, int]] = deque()
+
+    @property
+    def name(self) -> str:
+        """The member's."""
+        return self.member.name
+
+    @property
+    def is_connected(self) -> bool:
+        """Or on the way there."""
+        return self._connection is not None
+
+    def connect(self) -> None:
+        """Try; the owner hears how it went."""
+        self.refusal = None
+        self._connection = self._receiving.connect(self._receiver_session, self.member.host, self.member.port, self)
+
+    def disconnect(self) -> None:
+        """The owner hears when it is over."""
+        if self._connection is not None:
+            self._receiving.disconnect(self._connection)
+
+    def want(self, pieces: Iterable[int], *, adopt: bool = False) -> None:
+        """It is to bring these, now or when it is there."""
+        fresh = set(pieces)
+        self.expected |= fresh
+        if adopt:
+            self.adopt |= fresh
+        self._gather()
+
+    async def release(self, pieces: Collection[int]) -> None:
+        """Returns when it does not write these any more. Raises TargetAbandoned."""
+        mine = self.expected.intersection(pieces)
+        self.expected -= mine
+        self.adopt -= mine
+        self._drop |= mine & self._asked
+        self._gather()
+        if self._connection is not None and mine:
+            await self._receiving.release(self._connection, mine)
+
+    def take_all(self) -> set[int]:
+        """What it was to bring, when its connection is over."""
+        taken, self.expected = self.expected, set()
+        self.adopt.clear()
+        return taken
+
+    def rate(self) -> float:
+        """Bytes a second, lately."""
+        now = time.monotonic()
+        while self._arrivals and self._arrivals[0][0] < now - RATE_WINDOW_S:
+            self._arrivals.popleft()
+        return sum(size for _, size in self._arrivals) / RATE_WINDOW_S
+
+    # --- what the receiver says
+
+    def said(self, body: bytes) -> None:
+        """See Listener."""
+        try:
+            note = protocol.read_note(body)
+            if isinstance(note, protocol.Hello):
+                self._ask(note)
+            elif isinstance(note, protocol.Welcome):
+                self._welcomed(note)
+            else:
+                self.refusal = note
+        except protocol.ProtocolError as error:
+            self.refusal = protocol.Refusal(code="signature", message=f"{error}"[:200])
+            self.disconnect()
+
+    def arrived(self, report: Arrived) -> None:
+        """See Listener."""
+        self.expected.discard(report.number)
+        self.adopt.discard(report.number)
+        self._asked.discard(report.number)
+        self.failures = 0
+        self._owner.link_arrived(self, report)
+
+    def moved(self, received_bytes: int) -> None:
+        """See Listener."""
+        self.delivered += received_bytes
+        self._arrivals.append((time.monotonic(), received_bytes))
+        self._owner.link_moved(self, received_bytes)
+
+    def ended(self, report: Ended) -> None:
+        """See Listener."""
+        self._connection = self._session = None
+        self.is_up = False
+        self.failures += 1
+        self._asked.clear()
+        self._drop.clear()
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        self._owner.link_down(self, report)
+
+    def _ask(self, hello: protocol.Hello) -> None:
+        if self._connection is None or self._session is not None or hello.magic != protocol.MAGIC:
+            raise protocol.ProtocolError("a second greeting, or none of ours")
+        version = protocol.highest_version(hello.versions)
+        nonce = os.urandom(protocol.NONCE_BYTES)
+        self._session = protocol.Session(self._digest, self._me, self.name, nonce, hello.nonce)
+        self._asked = set(self.expected)
+        self._drop.clear()
+        self._number = 0
+        unsigned = protocol.Ask(
+            version=version,
+            digest=self._digest,
+            client=self._me,
+            server=self.name,
+            time_s=int(time.time()),
+            server_nonce=hello.nonce,
+            client_nonce=nonce,
+            pieces=self._pieces,
+            wants=protocol.pack_set(self._asked),
+            adopt=protocol.pack_set(self.adopt & self._asked),
+            signature=b"",
+        )
+        ask = protocol.signed(unsigned, self._key.sign(protocol.ask_to_sign(unsigned)))
+        self._receiving.say(self._connection, protocol.request(ask), self._asked)
+
+    def _welcomed(self, welcome: protocol.Welcome) -> None:
+        if self._session is None or self.is_up:
+            raise protocol.ProtocolError("an answer to no question")
+        if not is_signed(protocol.welcome_to_sign(self._session, welcome), welcome.signature, self.member.keys):
+            raise protocol.ProtocolError("it answers as a member that it is not")
+        self.is_up = self.was_up = True
+        self.is_complete = welcome.complete
+        self.have = frozenset(protocol.unpack_set(welcome.have, self._pieces))
+        self.relieved_at = time.monotonic()
+        self._gather()
+        self._owner.link_up(self)
+
+    def _gather(self) -> None:
+        if self.is_up and self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(GATHER_S, self._tell)
+
+    def _tell(self) -> None:
+        self._gathering = None
+        fresh = self.expected - self._asked
+        adopt = self.adopt & fresh
+        again = self._drop & self.expected  # dropped and wanted again: from its first byte
+        drop = set(self._drop)
+        if self._connection is None or self._session is None or not (fresh or drop):
+            return
+        self._number += 1
+        unsigned = protocol.More(
+            number=self._number,
+            wants=protocol.pack_set(fresh | again),
+            adopt=protocol.pack_set(adopt),
+            drop=protocol.pack_set(drop),
+            signature=b"",
+        )
+        more = protocol.signed(unsigned, self._key.sign(protocol.more_to_sign(self._session, unsigned)))
+        self._asked = (self._asked - drop) | fresh | again
+        self._drop.clear()
+        self._receiving.say(self._connection, protocol.request(more), fresh | again)

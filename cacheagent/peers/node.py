@@ -1,0 +1,32 @@
+"""What this node is among its peers: the parts that every exchange uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cacheagent.member import Member
+from cacheagent.peers.homes import cohort
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.member import Membership
+from cacheagent.peers.observer import PeerObserver
+from cacheagent.peers.receiving import Receiving
+from cacheagent.peers.service import Service
+from cacheagent.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeerNode:
+    """`name`: this node's, among the members."""
+
+    name: str
+    key: NodeKey
+    service: Service
+    receiving: Receiving
+    store: Store
+    membership: Membership
+    observer: PeerObserver
+
+    def members(self, digest: str) -> Sequence[Member]:
+        """With whom this node exchanges a digest, itself included."""
+        return cohort(self.membership.members(digest), self.name, digest)

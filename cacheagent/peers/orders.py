@@ -1,0 +1,218 @@
+"""What the agent's process and its two peer processes say to each other. Values only; msgpack on the wire, framed as
+those of the transfer workers.
+
+The server process gives pieces to others; it holds the node's key. The receiver takes them from others and writes them
+to disk; it holds no key but public ones. Pieces are numbered as in `cacheagent.peers.protocol`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cacheagent.model import Value
+from cacheagent.transfer.orders import CrcAlgorithm, PieceHash
+
+# --- to the server
+# ----------------------------------------------------------------------------------------------------------------
+
+
+class Start(Value, tag="start"):
+    """The first order. `egress_cap_bytes_per_s`: 0 is none."""
+
+    name: str
+    seed: bytes
+    egress_cap_bytes_per_s: int = 0
+
+
+class Serve(Value, tag="serve"):
+    """A digest, from now on; said again when something of it changed. `members`: raw public keys by name, this node's
+    own too. `sizes`: of the large files, in order. `paths`: where they are now; empty where one is not staged yet.
+    `hashes`: the raw BLAKE3 of all pieces if all are here, else empty.
+    """
+
+    digest: str
+    members: dict[str, tuple[bytes, ...]]
+    homes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    paths: tuple[str, ...]
+    hashes: bytes = b""
+
+
+class Part(Value, tag="part"):
+    """So many bytes of a piece are on disk, from its beginning on; not proved."""
+
+    digest: str
+    piece: int
+    length: int
+
+
+class Have(Value, tag="have"):
+    """A piece is on disk and proved. `signer`, `signature`: of whoever it came from; empty for this node itself."""
+
+    digest: str
+    piece: int
+    blake3: bytes
+    signer: str = ""
+    signature: bytes = b""
+
+
+class Lost(Value, tag="lost"):
+    """These are served no more."""
+
+    digest: str
+    pieces: bytes
+
+
+class Withdraw(Value, tag="withdraw"):
+    """The digest is served no more: not here, or not any more. Whoever waits for it is refused."""
+
+    digest: str
+
+
+ServerOrder = Start | Serve | Part | Have | Lost | Withdraw
+
+# --- from the server
+# --------------------------------------------------------------------------------------------------------------
+
+
+class Sought(Value, tag="sought"):
+    """Somebody asks for a digest that is not served. Answered by Serve or Withdraw."""
+
+    digest: str
+
+
+class Adopt(Value, tag="adopt"):
+    """A member asks this node to fetch pieces if nobody else brings them."""
+
+    digest: str
+    client: str
+    pieces: bytes
+
+
+class Refused(Value, tag="refused"):
+    """Somebody was sent away. `client`: what it called itself, cut to 64 characters."""
+
+    reason: str
+    client: str
+    message: str
+
+
+class Counts(Value, tag="counts"):
+    """Since the process started; `connections` now."""
+
+    sent_bytes: int
+    connections: int
+
+
+ServerReport = Sought | Adopt | Refused | Counts
+
+# --- to the receiver
+# --------------------------------------------------------------------------------------------------------------
+
+
+class Target(Value, tag="target"):
+    """A file that pieces are written to. `first`: number of its first piece. `cuts`: as in `FetchPiece`, of the whole
+    file."""
+
+    session: int
+    first: int
+    path: str
+    size_bytes: int
+    crcs: tuple[CrcAlgorithm, ...]
+    cuts: tuple[int, ...] = ()
+
+
+class Keys(Value, tag="keys"):
+    """Who may vouch for pieces in a session: raw public keys by name."""
+
+    session: int
+    digest: str
+    keys: dict[str, tuple[bytes, ...]]
+
+
+class Connect(Value, tag="connect"):
+    """Open a subscription. Answered by `Said` for each note of the server, and by one `Ended` at the end."""
+
+    id: int
+    session: int
+    host: str
+    port: int
+
+
+class Say(Value, tag="say"):
+    """Send this on the connection. `expect`: pieces that it may bring from now on, nobody else brings them."""
+
+    id: int
+    data: bytes
+    expect: bytes = b""
+
+
+class Release(Value, tag="release"):
+    """What is left of these pieces is not written any more; answered by Released."""
+
+    id: int
+    number: int
+    pieces: bytes
+
+
+class Disconnect(Value, tag="disconnect"):
+    """End it; answered by Ended, after which nothing of it is written."""
+
+    id: int
+
+
+class Forget(Value, tag="forget"):
+    """The session is over, its connections have ended."""
+
+    session: int
+
+
+ReceiverOrder = Target | Keys | Connect | Say | Release | Disconnect | Forget
+
+# --- from the receiver
+# ------------------------------------------------------------------------------------------------------------
+
+
+class Said(Value, tag="said"):
+    """A note of the server, as it came."""
+
+    id: int
+    body: bytes
+
+
+class Arrived(Value, tag="arrived"):
+    """A piece is whole, on disk, and as its seal says, whose signature is right. `piece.index` counts in its file."""
+
+    id: int
+    number: int
+    piece: PieceHash
+    signer: str
+    signature: bytes
+
+
+class Progress(Value, tag="progress"):
+    """Bytes that came on a connection since the last time."""
+
+    id: int
+    received_bytes: int
+
+
+class Released(Value, tag="released"):
+    """See Release."""
+
+    number: int
+
+
+EndKind = Literal["connect", "reset", "timeout", "protocol", "mismatch", "forged", "disk", "closed"]
+"""`mismatch`: bytes and their seal differ. `forged`: a seal that nobody who may has signed. `closed`: as ordered."""
+
+
+class Ended(Value, tag="ended"):
+    """The connection is over and nothing of it is written any more."""
+
+    id: int
+    kind: EndKind
+    message: str
+
+
+ReceiverReport = Said | Arrived | Progress | Released | Ended

@@ -1,0 +1,369 @@
+"""The process that takes pieces from other members: bytes off the network, through the hashes, onto the disk.
+
+    python -m cacheagent.peers.receiver --fd 3 --shared-fd 4 --slot 0
+
+One thread and one buffer for each connection; the main thread reads orders. It decides nothing: whom to ask for what is
+the agent's business, and so is every signature of this node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, assert_never
+
+from cacheagent.model import PIECE_SIZE_BYTES, piece_range
+from cacheagent.peers import protocol
+from cacheagent.peers.channel import Channel, end_with_parent
+from cacheagent.peers.keys import is_signed
+from cacheagent.peers.orders import (
+    Arrived,
+    Connect,
+    Disconnect,
+    Ended,
+    EndKind,
+    Forget,
+    Keys,
+    Progress,
+    ReceiverOrder,
+    ReceiverReport,
+    Release,
+    Released,
+    Said,
+    Say,
+    Target,
+)
+from cacheagent.transfer.disk import Buffer, DirectFile
+from cacheagent.transfer.hashing import PieceSums
+from cacheagent.transfer.rate import Meter, SharedRate
+
+PROGRESS_S: Final = 0.25
+"""How often a connection tells what came, if anything did. Chosen."""
+
+Report = Callable[[ReceiverReport], None]
+
+
+class ConnectionOver(Exception):
+    """Why a connection ended."""
+
+    def __init__(self, kind: EndKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+
+
+class Session:
+    """One digest: its files by the numbers of their pieces, and whose seals are good."""
+
+    def __init__(self) -> None:
+        self.digest = ""
+        self.keys: dict[str, tuple[bytes, ...]] = {}
+        self._file_of: dict[int, Target] = {}
+
+    def add(self, target: Target) -> None:
+        """Its pieces can be written from now on."""
+        for index in range(-(-target.size_bytes // PIECE_SIZE_BYTES)):
+            self._file_of[target.first + index] = target
+
+    def file_of(self, piece: int) -> Target | None:
+        """Where a piece goes, None if nowhere."""
+        return self._file_of.get(piece)
+
+
+class Incoming:
+    """One piece on its way."""
+
+    def __init__(self, target: Target, number: int) -> None:
+        self.target = target
+        self.index = number - target.first
+        self.offset, self.length = piece_range(target.size_bytes, self.index)
+        self.done = 0
+        self.sums = self._fresh()
+
+    def restart(self) -> None:
+        """From its first byte."""
+        self.done = 0
+        self.sums = self._fresh()
+
+    def _fresh(self) -> PieceSums:
+        return PieceSums(self.index, self.offset, self.target.crcs, self.target.cuts)
+
+
+class Subscription:
+    """One connection. `run` is its thread; the rest is called by the main thread."""
+
+    def __init__(self, order: Connect, session: Session, meter: Meter, report: Report) -> None:
+        self.id = order.id
+        self._order = order
+        self._session = session
+        self._meter = meter
+        self._report = report
+        self._condition = threading.Condition()
+        self._expected: set[int] = set()
+        self._writing = -1
+        self._stopped = False
+        self._socket = socket.socket()
+        self._buffer = Buffer()
+        self._incoming: dict[int, Incoming] = {}
+        self._open: tuple[str, DirectFile] | None = None
+        self._unreported = 0
+        self._reported_at = time.monotonic()
+
+    def run(self) -> None:
+        """Until the connection is over, which is reported last."""
+        ended = Ended(id=self.id, kind="closed", message="closed")
+        try:
+            self._connect()
+            while not self._stopped:
+                self._message()
+        except ConnectionOver as over:
+            ended = Ended(id=self.id, kind="closed" if self._stopped else over.kind, message=over.message)
+        except OSError as error:
+            ended = Ended(id=self.id, kind="closed" if self._stopped else "reset", message=str(error))
+        except EOFError as error:
+            ended = Ended(id=self.id, kind="disk", message=str(error))
+        finally:
+            self._socket.close()
+            self._close_file()
+        self._tell_progress()
+        self._report(ended)
+
+    def say(self, order: Say) -> None:
+        """Never waits: what a connection does not take at once is the end of it."""
+        with self._condition:
+            self._expected.update(protocol.unpack_set(order.expect, protocol.MOST_PIECES))
+        try:
+            sent = self._socket.send(order.data, socket.MSG_DONTWAIT)
+        except OSError:
+            sent = -1
+        if sent != len(order.data):
+            self.stop(by_order=False)
+
+    def release(self, pieces: set[int]) -> None:
+        """Returns when nothing of them is written any more."""
+        with self._condition:
+            self._expected -= pieces
+            self._condition.wait_for(lambda: self._writing not in pieces)
+
+    def stop(self, *, by_order: bool = True) -> None:
+        """The thread ends soon."""
+        with self._condition:
+            self._stopped = self._stopped or by_order
+            self._condition.notify_all()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # not connected yet, or over
+
+    def _connect(self) -> None:
+        where = f"{self._order.host}:{self._order.port}"
+        try:
+            addresses = socket.getaddrinfo(self._order.host, self._order.port, type=socket.SOCK_STREAM)
+            family, kind, number, _, address = addresses[0]
+            self._socket.close()
+            self._socket = socket.socket(family, kind, number)
+            self._socket.settimeout(protocol.HANDSHAKE_S)
+            self._socket.connect(address)
+            self._socket.settimeout(None)
+            self._prepare()
+        except OSError as error:
+            raise ConnectionOver("connect", f"{where}: no connection: {error}") from error
+        self._limit_waiting(protocol.HANDSHAKE_S)
+        if self._stopped:
+            raise ConnectionOver("closed", "closed")
+
+    def _prepare(self) -> None:
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+
+    def _limit_waiting(self, seconds: float) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), 0))
+
+    def _message(self) -> None:
+        kind, piece, offset, length = protocol.HEAD.unpack(self._exactly(protocol.HEAD.size))
+        if kind == protocol.CHUNK and 0 < length <= protocol.CHUNK_LIMIT_BYTES:
+            self._chunk(piece, offset, length)
+        elif kind == protocol.SEAL and length <= protocol.HASH_BYTES + protocol.SIGNATURE_BYTES + 256:
+            self._seal(piece, self._exactly(length))
+        elif kind == protocol.NOTE and length <= protocol.NOTE_LIMIT_BYTES:
+            body = self._exactly(length)
+            if isinstance(protocol.read_note(body), protocol.Welcome):
+                self._limit_waiting(0)  # from now on silence is no fault
+            self._report(Said(id=self.id, body=body))
+        else:
+            raise ConnectionOver("protocol", f"a message of kind {kind} and {length} bytes")
+
+    def _chunk(self, number: int, offset: int, length: int) -> None:
+        view = self._buffer.view(length)[:length]
+        for part in self._meter.pace(view, time.sleep):
+            self._fill(part)
+        self._unreported += length
+        incoming = self._find(number)
+        if incoming is None:
+            return  # of a piece that somebody else brings by now
+        if offset + length > incoming.length:
+            raise ConnectionOver("protocol", f"piece {number}: {offset + length} bytes, it has {incoming.length}")
+        if offset != incoming.done:
+            incoming.restart()  # it was dropped and wanted again: it comes anew, after what was under way
+            if offset:
+                return
+        with self._condition:
+            if number not in self._expected:
+                return
+            self._writing = number
+        try:
+            self._file(incoming.target).write(view, incoming.offset + offset)
+        except OSError as error:
+            raise ConnectionOver("disk", f"{incoming.target.path}: {error}") from error
+        finally:
+            with self._condition:
+                self._writing = -1
+                self._condition.notify_all()
+        incoming.sums.update(view)
+        incoming.done += length
+        if time.monotonic() - self._reported_at >= PROGRESS_S:
+            self._tell_progress()
+
+    def _seal(self, number: int, body: bytes) -> None:
+        blake3, signature, signer = protocol.read_seal(body)
+        incoming = self._find(number)
+        if incoming is None or incoming.done != incoming.length:
+            return  # as in `_chunk`
+        piece = incoming.sums.result()
+        if bytes.fromhex(piece.blake3) != blake3:
+            raise ConnectionOver("mismatch", f"piece {number} is not what its seal says")
+        keys = self._session.keys.get(signer, ())
+        if not is_signed(protocol.seal_to_sign(self._session.digest, number, piece.length, blake3), signature, keys):
+            raise ConnectionOver("forged", f"piece {number} is sealed by {signer[:64]!r}, whose signature that is not")
+        with self._condition:
+            if number not in self._expected:
+                return
+            self._expected.discard(number)
+        del self._incoming[number]
+        self._tell_progress()
+        self._report(Arrived(id=self.id, number=number, piece=piece, signer=signer, signature=signature))
+
+    def _find(self, number: int) -> Incoming | None:
+        if number not in self._expected:
+            self._incoming.pop(number, None)
+            return None
+        incoming = self._incoming.get(number)
+        if incoming is None:
+            target = self._session.file_of(number)
+            if target is None:
+                return None
+            incoming = self._incoming[number] = Incoming(target, number)
+        return incoming
+
+    def _file(self, target: Target) -> DirectFile:
+        if self._open is None or self._open[0] != target.path:
+            self._close_file()
+            self._open = target.path, DirectFile(target.path, writable=True, on_buffered=self._meter.count_buffered)
+        return self._open[1]
+
+    def _close_file(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+            self._open = None
+
+    def _exactly(self, length: int) -> bytes:
+        data = bytearray(length)
+        self._fill(memoryview(data))
+        return bytes(data)
+
+    def _fill(self, view: memoryview) -> None:
+        missing = len(view)
+        while missing:
+            try:
+                count = self._socket.recv_into(view[-missing:], missing, socket.MSG_WAITALL)
+            except BlockingIOError as error:
+                raise ConnectionOver("timeout", f"no answer within {protocol.HANDSHAKE_S:g} s") from error
+            if count == 0:
+                raise ConnectionOver("reset", "the connection ended")
+            missing -= count
+
+    def _tell_progress(self) -> None:
+        if self._unreported:
+            self._report(Progress(id=self.id, received_bytes=self._unreported))
+        self._unreported = 0
+        self._reported_at = time.monotonic()
+
+
+class Receiver:
+    """Turns orders into connections."""
+
+    def __init__(self, meter: Meter, report: Report) -> None:
+        self._meter = meter
+        self._report = report
+        self._sessions: dict[int, Session] = {}
+        self._subscriptions: dict[int, Subscription] = {}
+
+    def accept(self, order: ReceiverOrder) -> None:
+        """On the main thread."""
+        match order:
+            case Target():
+                self._session(order.session).add(order)
+            case Keys():
+                session = self._session(order.session)
+                session.digest, session.keys = order.digest, order.keys
+            case Connect():
+                subscription = Subscription(order, self._session(order.session), self._meter, self._report)
+                self._subscriptions[order.id] = subscription
+                threading.Thread(target=self._run, args=(subscription,), name="peer", daemon=True).start()
+            case Say():
+                if (one := self._subscriptions.get(order.id)) is not None:
+                    one.say(order)
+            case Release():
+                if (one := self._subscriptions.get(order.id)) is not None:
+                    one.release(set(protocol.unpack_set(order.pieces, protocol.MOST_PIECES)))
+                self._report(Released(number=order.number))
+            case Disconnect():
+                if (one := self._subscriptions.get(order.id)) is not None:
+                    one.stop()
+            case Forget():
+                self._sessions.pop(order.session, None)
+            case _:
+                assert_never(order)
+
+    def _run(self, subscription: Subscription) -> None:
+        try:
+            subscription.run()
+        except Exception as error:  # also one that nobody foresaw ends this connection only
+            self._report(Ended(id=subscription.id, kind="protocol", message=f"{type(error).__name__}: {error}"[:400]))
+        finally:
+            self._subscriptions.pop(subscription.id, None)
+
+    def _session(self, number: int) -> Session:
+        return self._sessions.setdefault(number, Session())
+
+
+def main() -> None:
+    """Runs until the parent is gone."""
+    parser = argparse.ArgumentParser(prog="cacheagent.peers.receiver", description="Started by the agent only.")
+    parser.add_argument("--fd", type=int, required=True, help="socket for orders and reports")
+    parser.add_argument("--shared-fd", type=int, required=True, help="memory shared with the transfer workers")
+    parser.add_argument("--slot", type=int, required=True, help="this process' line in it")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us in order
+    end_with_parent()
+    channel: Channel[ReceiverOrder] = Channel(socket.socket(fileno=options.fd), ReceiverOrder)
+    meter = SharedRate(options.shared_fd).meter(options.slot)
+    receiver = Receiver(meter, channel.send)
+    try:
+        for order in channel:
+            receiver.accept(order)
+    finally:
+        os._exit(0)  # threads may be in calls that never return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""The receiver process as the agent sees it: sessions, connections, and what becomes of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from cacheagent.errors import TargetAbandoned
+from cacheagent.peers.child import Child
+from cacheagent.peers.orders import (
+    Arrived,
+    Connect,
+    Disconnect,
+    Ended,
+    Forget,
+    Keys,
+    Progress,
+    ReceiverReport,
+    Release,
+    Released,
+    Said,
+    Say,
+    Target,
+)
+from cacheagent.peers.protocol import pack_set
+from cacheagent.transfer.rate import SharedRate
+
+MODULE: Final = "cacheagent.peers.receiver"
+ANSWER_WITHIN_S: Final = 5.0
+"""How long the process may take to let go of pieces before it counts as hung and is killed."""
+
+
+class Listener(Protocol):
+    """Whoever has a connection."""
+
+    def said(self, body: bytes) -> None:
+        """A note of the server."""
+
+    def arrived(self, report: Arrived) -> None:
+        """A piece is on disk."""
+
+    def moved(self, received_bytes: int) -> None:
+        """Bytes came."""
+
+    def ended(self, report: Ended) -> None:
+        """It is over; nothing of it is written any more."""
+
+
+class Receiving:
+    """Used on the event loop only. The process is started when it is first needed, and again when it died."""
+
+    def __init__(self, lend: Callable[[], tuple[SharedRate, int]]) -> None:
+        self._lend = lend
+        self._memory: tuple[SharedRate, int] | None = None
+        self._child: Child[ReceiverReport] | None = None
+        self._numbers = itertools.count(1)
+        self._keys: dict[int, Keys] = {}
+        self._targets: dict[int, list[Target]] = {}
+        self._listeners: dict[int, Listener] = {}
+        self._releases: dict[int, asyncio.Future[None]] = {}
+        self._closed = False
+
+    def session(self, digest: str, keys: dict[str, tuple[bytes, ...]]) -> int:
+        """A new one."""
+        number = next(self._numbers)
+        self._targets[number] = []
+        self.set_keys(number, digest, keys)
+        return number
+
+    def set_keys(self, session: int, digest: str, keys: dict[str, tuple[bytes, ...]]) -> None:
+        """Whose seals are good from now on."""
+        self._keys[session] = Keys(session=session, digest=digest, keys=keys)
+        if self._child is not None:
+            self._child.send(self._keys[session])
+
+    def add(self, target: Target) -> None:
+        """A file that pieces are written to from now on."""
+        self._targets[target.session].append(target)
+        if self._child is not None:
+            self._child.send(target)
+
+    def forget(self, session: int) -> None:
+        """Its connections have ended."""
+        self._keys.pop(session, None)
+        self._targets.pop(session, None)
+        if self._child is not None:
+            self._child.send(Forget(session=session))
+
+    def connect(self, session: int, host: str, port: int, listener: Listener) -> int:
+        """Begin; the listener hears the rest. Raises OSError when no process can be started."""
+        child = self._running()
+        number = next(self._numbers)
+        self._listeners[number] = listener
+        child.send(Connect(id=number, session=session, host=host, port=port))
+        return number
+
+    def say(self, connection: int, data: bytes, expect: Iterable[int]) -> None:
+        """To the server of a connection, which may bring these pieces from now on."""
+        if self._child is not None:
+            self._child.send(Say(id=connection, data=data, expect=pack_set(expect)))
+
+    async def release(self, connection: int, pieces: Iterable[int]) -> None:
+        """Returns when the connection does not write these pieces any more. Raises TargetAbandoned."""
+        if self._child is None or connection not in self._listeners:
+            return
+        number = next(self._numbers)
+        self._child.send(Release(id=connection, number=number, pieces=pack_set(pieces)))
+        await self._answered(number)
+
+    def disconnect(self, connection: int) -> None:
+        """The listener hears when it is over."""
+        if self._child is not None:
+            self._child.send(Disconnect(id=connection))
+
+    async def close(self) -> None:
+        """End the process. Nobody may use this any more."""
+        self._closed = True
+        if self._child is not None:
+            await self._child.close()
+
+    async def _answered(self, number: int) -> None:
+        child = self._child
+        assert child is not None
+        answer = self._releases[number] = asyncio.get_running_loop().create_future()
+        try:
+            await asyncio.wait((answer,), timeout=ANSWER_WITHIN_S)
+            if not answer.done():
+                child.kill()
+            await child_or(child, answer)
+        finally:
+            self._releases.pop(number, None)
+        if child.is_stuck:
+            raise TargetAbandoned(
+                f"the peers' receiver {child.pid} hangs in the kernel and may still write",
+                hint="look for a disk that stopped answering: dmesg, ps state D",
+            )
+
+    def _running(self) -> Child[ReceiverReport]:
+        if self._child is None:
+            self._memory = self._memory or self._lend()
+            shared, slot = self._memory
+            self._child = Child(
+                MODULE,
+                ("--shared-fd", str(shared.fd), "--slot", str(slot)),
+                (shared.fd,),
+                ReceiverReport,
+                self._heard,
+                self._died,
+            )
+            for session, keys in self._keys.items():
+                self._child.send(keys)
+                for target in self._targets[session]:
+                    self._child.send(target)
+        return self._child
+
+    def _heard(self, report: ReceiverReport) -> None:
+        if isinstance(report, Released):
+            if (answer := self._releases.get(report.number)) is not None and not answer.done():
+                answer.set_result(None)
+            return
+        listener = self._listeners.get(report.id)
+        if listener is None:
+            return
+        match report:
+            case Said():
+                listener.said(report.body)
+            case Arrived():
+                listener.arrived(report)
+            case Progress():
+                listener.moved(report.received_bytes)
+            case Ended():
+                del self._listeners[report.id]
+                listener.ended(report)
+
+    def _died(self) -> None:
+        self._child = None
+        listeners, self._listeners = self._listeners, {}
+        for number, listener in listeners.items():
+            listener.ended(Ended(id=number, kind="reset", message="the receiver process ended"))
+
+
+async def child_or(child: Child[ReceiverReport], answer: asyncio.Future[None]) -> None:
+    """Until either has ended."""
+    ended = asyncio.ensure_future(child.ended.wait())
+    try:
+        await asyncio.wait((ended, answer), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        ended.cancel()

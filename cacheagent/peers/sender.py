@@ -1,0 +1,193 @@
+"""One subscriber: what it wants, and the thread that sends it what comes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from cacheagent.peers import protocol
+from cacheagent.peers.shelf import Place, Shelf
+
+CHUNK_BYTES: Final = 256 * 1024
+"""What is sent in one go: 13 ms of a link of 20 MB/s, so that pieces that come side by side go side by side. Chosen."""
+NO_PROGRESS_S: Final = 30
+"""A subscriber that takes nothing for so long is dropped."""
+UNSENT_BYTES: Final = 512 * 1024
+"""What may wait in the kernel for one subscriber: with more, what it no longer wants would be sent for seconds."""
+LOOK_AGAIN_S: Final = 0.2
+"""After a file that is not where it should be: a publish has moved it, and its new place is told in a moment."""
+
+_TCP_NOTSENT_LOWAT: Final = 25
+
+
+class Step(NamedTuple):
+    """What is sent next of a piece: bytes, or its seal."""
+
+    piece: int
+    offset: int
+    length: int
+    place: Place
+    seal: bytes
+
+
+class Sender:
+    """`run` is its thread; the rest is called by the server's main thread."""
+
+    def __init__(
+        self, sock: socket.socket, shelf: Shelf, client: str, wants: list[int], wait_for: Callable[[int], float]
+    ) -> None:
+        self.client = client
+        self.shelf = shelf
+        self.sent_bytes = 0
+        self._socket = sock
+        self._wait_for = wait_for
+        self._wants: set[int] = set()
+        self._sent: dict[int, int] = {}
+        self._begun: deque[int] = deque()
+        self._seen = 0
+        self._stopped = False
+        self._open: tuple[str, int] | None = None
+        with shelf.condition:
+            self._want(wants)
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", NO_PROGRESS_S, 0))
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+
+    def more(self, wants: list[int], drop: list[int]) -> None:
+        """Other wants. Those that are here already are looked for again."""
+        with self.shelf.condition:
+            for piece in drop:
+                self._done_with(piece)
+            fresh = [piece for piece in wants if piece not in self._wants]
+            self._want(fresh)
+            seen = set(self.shelf.arrived[: self._seen])
+            self._begun.extend(piece for piece in fresh if piece in seen)
+            self.shelf.condition.notify_all()
+
+    def stop(self) -> None:
+        """The thread ends soon."""
+        with self.shelf.condition:
+            self._stopped = True
+            self.shelf.condition.notify_all()
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return  # it is over already
+
+    def run(self) -> None:
+        """Until the subscriber goes, takes nothing any more, or the digest is served no more."""
+        try:
+            while (step := self._next()) is not None:
+                self._send(step)
+        except OSError:
+            return  # whatever broke: the subscriber asks again or goes elsewhere
+        finally:
+            self.stop()
+            self._close_file()
+            with self.shelf.condition:
+                self.shelf.wanted.subtract(self._wants)
+
+    def _want(self, pieces: list[int]) -> None:
+        self._wants.update(pieces)
+        self.shelf.wanted.update(pieces)
+
+    def _done_with(self, piece: int) -> None:
+        self._sent.pop(piece, None)
+        if piece in self._wants:
+            self._wants.discard(piece)
+            self.shelf.wanted[piece] -= 1
+
+    def _next(self) -> Step | None:
+        with self.shelf.condition:
+            while not self._stopped and not self.shelf.is_closed:
+                if (step := self._find()) is not None:
+                    return step
+                self.shelf.condition.wait()
+        return None
+
+    def _find(self) -> Step | None:
+        """The first of what has begun that has more to send."""
+        arrived = self.shelf.arrived
+        while self._seen < len(arrived):
+            if arrived[self._seen] in self._wants:
+                self._begun.append(arrived[self._seen])
+            self._seen += 1
+        for piece in tuple(self._begun) if self._begun else ():
+            if piece not in self._wants:
+                self._begun.remove(piece)
+                continue
+            sent, here = self._sent.get(piece, 0), self.shelf.available(piece)
+            if sent < here:
+                place = self.shelf.place(piece)
+                return Step(piece, sent, min(CHUNK_BYTES, here - sent), place, b"")
+            seal = self.shelf.seal(piece) if sent == self.shelf.length(piece) else None
+            if seal is not None:
+                self._begun.remove(piece)
+                self._done_with(piece)
+                return Step(piece, 0, 0, self.shelf.place(piece), protocol.seal(piece, *seal))
+        return None
+
+    def _send(self, step: Step) -> None:
+        if step.seal:
+            self._socket.sendall(step.seal)
+            self._drop_cached(step)
+            return
+        file = self._file(step.place.path)
+        if file < 0:
+            time.sleep(LOOK_AGAIN_S)
+            return
+        if wait_s := self._wait_for(step.length):
+            time.sleep(wait_s)
+        head = protocol.HEAD.pack(protocol.CHUNK, step.piece, step.offset, step.length)
+        self._socket.sendall(head, socket.MSG_MORE)
+        at, left = step.place.offset + step.offset, step.length
+        while left:
+            count = os.sendfile(self._socket.fileno(), file, at, left)
+            if count == 0:
+                raise OSError(f"{step.place.path} ends at {at}")
+            at, left = at + count, left - count
+            self.sent_bytes += count
+        with self.shelf.condition:
+            if step.piece in self._wants and self._sent.get(step.piece, 0) == step.offset:
+                self._sent[step.piece] = step.offset + step.length
+
+    def _file(self, path: str) -> int:
+        """Open it, or -1 while it is elsewhere. Nothing is read ahead: what lies there may not be written yet."""
+        if self._open is None or self._open[0] != path:
+            self._close_file()
+            try:
+                file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                return -1
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+            self._open = path, file
+        return self._open[1]
+
+    def _close_file(self) -> None:
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
+
+    def _drop_cached(self, step: Step) -> None:
+        """Weights that were read to be sent push out what the node's pods have in the page cache. The last one who
+        wanted them drops them."""
+        if self.shelf.wanted[step.piece] <= 0 and self._open is not None and self._open[0] == step.place.path:
+            os.posix_fadvise(self._open[1], step.place.offset, step.place.length, os.POSIX_FADV_DONTNEED)
+
+
+def start(sender: Sender, on_end: Callable[[], None]) -> None:
+    """Its thread."""
+
+    def run() -> None:
+        try:
+            sender.run()
+        finally:
+            on_end()
+
+    threading.Thread(target=run, name="subscriber", daemon=True).start()

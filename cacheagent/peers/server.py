@@ -1,0 +1,358 @@
+"""The process that gives pieces to other members.
+
+    python -m cacheagent.peers.server --fd 3 --listen-fd 4
+
+The main thread takes connections, judges who they are, and reads what they want; each subscriber that was let in has a
+thread that sends. So thousands of connections that never say a right word cost a socket each, and for 5 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections import Counter
+from typing import Final, assert_never
+
+from cacheagent.peers import protocol
+from cacheagent.peers.channel import Channel, end_with_parent
+from cacheagent.peers.gate import Judge, Turned
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.orders import (
+    Adopt,
+    Counts,
+    Have,
+    Lost,
+    Part,
+    Refused,
+    Serve,
+    ServerOrder,
+    Sought,
+    Start,
+    Withdraw,
+)
+from cacheagent.peers.sender import Sender, start
+from cacheagent.peers.shelf import Shelf
+from cacheagent.transfer.rate import SharedRate
+
+MOST_CONNECTIONS: Final = 256
+MOST_PER_MEMBER: Final = 4
+"""Of one digest: a reconnection may be here before the old connection's end is."""
+MOST_PENDING: Final = 128
+"""Connections that have not said who they are. The oldest goes when there are more: an honest one needs milliseconds.
+Chosen."""
+COUNTS_S: Final = 1.0
+
+
+class Pending:
+    """A connection that nobody knows yet."""
+
+    def __init__(self, sock: socket.socket, now: float) -> None:
+        self.socket = sock
+        self.deadline = now + protocol.HANDSHAKE_S
+        self.nonce = os.urandom(protocol.NONCE_BYTES)
+        self.inbox = Inbox(sock)
+        self.ask: protocol.Ask | None = None
+
+
+class Inbox:
+    """Cuts what a client sends into requests."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._data = bytearray()
+
+    def read(self) -> list[protocol.Request]:
+        """What is complete now. Raises ProtocolError, and EOFError when the client is gone."""
+        try:
+            data = self._socket.recv(64 * 1024, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise EOFError from error
+        if not data:
+            raise EOFError
+        self._data += data
+        requests = []
+        while len(self._data) >= protocol.LENGTH.size:
+            (length,) = protocol.LENGTH.unpack_from(self._data)
+            if length > protocol.ASK_LIMIT_BYTES:
+                raise protocol.ProtocolError(f"a request of {length} bytes")
+            end = protocol.LENGTH.size + length
+            if len(self._data) < end:
+                break
+            requests.append(protocol.read_request(bytes(self._data[protocol.LENGTH.size : end])))
+            del self._data[:end]
+        return requests
+
+
+class Member:
+    """A connection that was let in."""
+
+    def __init__(self, pending: Pending, sender: Sender, session: protocol.Session) -> None:
+        self.socket = pending.socket
+        self.inbox = pending.inbox
+        self.sender = sender
+        self.session = session
+        self.number = 0
+        self.is_over = False
+
+
+class Server:
+    """All of it but the threads that send; used on the main thread."""
+
+    def __init__(self, channel: Channel[ServerOrder], listening: socket.socket, order: Start) -> None:
+        self._channel = channel
+        self._listening = listening
+        self._key = NodeKey(order.seed)
+        self._name = order.name
+        self._egress = SharedRate.create(0, order.egress_cap_bytes_per_s).whole
+        self._shelves: dict[str, Shelf] = {}
+        self._absent: set[str] = set()
+        self._pending: list[Pending] = []
+        self._members: list[Member] = []
+        self._sent_before = 0
+        self._counted_at = 0.0
+        self._last_counts = Counts(sent_bytes=0, connections=0)
+        self._selector = selectors.DefaultSelector()
+
+    def run(self) -> None:
+        """Until the agent is gone."""
+        self._listening.setblocking(False)
+        self._selector.register(self._channel.socket, selectors.EVENT_READ, self._channel)
+        self._selector.register(self._listening, selectors.EVENT_READ, None)
+        while True:
+            for key, _ in self._selector.select(0.5):
+                what = key.data
+                if what is self._channel:
+                    if not (orders := self._channel.read()):
+                        return
+                    for order in orders:
+                        self._obey(order)
+                elif what is None:
+                    self._accept()
+                elif isinstance(what, Pending):
+                    self._read_pending(what)
+                else:
+                    self._read_member(what)
+            self._tidy()
+
+    # --- orders
+
+    def _obey(self, order: ServerOrder) -> None:
+        if isinstance(order, Start):
+            return
+        shelf = self._shelves.get(order.digest)
+        if isinstance(order, Serve):
+            self._serve(order, shelf)
+        elif isinstance(order, Withdraw):
+            if shelf is not None:
+                del self._shelves[order.digest]
+                shelf.close()
+            self._answer_waiting(order.digest)
+        elif shelf is not None:
+            match order:
+                case Part():
+                    shelf.part(order.piece, order.length)
+                case Have():
+                    shelf.have(order)
+                case Lost():
+                    shelf.lose(protocol.unpack_set(order.pieces, shelf.pieces))
+                case _:
+                    assert_never(order)
+
+    def _serve(self, order: Serve, shelf: Shelf | None) -> None:
+        if shelf is not None:
+            shelf.update(order)
+            self._drop_removed(order)
+        else:
+            self._shelves[order.digest] = Shelf(order, self._name, self._key)
+        self._answer_waiting(order.digest)
+
+    def _drop_removed(self, order: Serve) -> None:
+        """Who is no member any more gets nothing more."""
+        for member in self._members:
+            if member.session.digest == order.digest and member.session.client not in order.members:
+                member.sender.stop()
+
+    def _answer_waiting(self, digest: str) -> None:
+        for pending in tuple(self._pending):
+            if pending.ask is not None and pending.ask.digest == digest:
+                self._judge(pending, pending.ask)
+
+    # --- connections
+
+    def _accept(self) -> None:
+        for _ in range(64):  # then others have their turn
+            try:
+                sock, _ = self._listening.accept()
+            except OSError:
+                return  # there is none any more, or no descriptor for one
+            if len(self._pending) >= MOST_PENDING:
+                self._refuse(self._pending[0], "busy", "too many connections say nothing")
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            pending = Pending(sock, time.monotonic())
+            self._pending.append(pending)
+            self._selector.register(sock, selectors.EVENT_READ, pending)
+            hello = protocol.note(protocol.Hello(versions=protocol.VERSIONS, nonce=pending.nonce))
+            with contextlib.suppress(OSError):  # its end is seen by reading
+                sock.send(hello)
+
+    def _read_pending(self, pending: Pending) -> None:
+        if pending not in self._pending:  # it was sent away, or let in, a moment ago
+            return
+        try:
+            requests = pending.inbox.read()
+        except EOFError:
+            self._forget(pending)
+            return
+        except protocol.ProtocolError as error:
+            self._refuse(pending, "wants", str(error))
+            return
+        for request in requests:
+            if pending.ask is not None or not isinstance(request, protocol.Ask):
+                self._refuse(pending, "wants", "it did not wait for the answer")
+                return
+            pending.ask = request
+            if request.digest in self._shelves:
+                self._judge(pending, request)
+            else:
+                self._channel.send(Sought(digest=request.digest[:80]))
+
+    def _judge(self, pending: Pending, ask: protocol.Ask) -> None:
+        shelf = self._shelves.get(ask.digest)
+        try:
+            if shelf is None:
+                raise Turned("digest", "this node does not want that digest, or not yet")
+            Judge(self._name, pending.nonce, time.time()).judge(ask, shelf)
+            self._require_room(ask)
+            wants = protocol.unpack_set(ask.wants, shelf.pieces)
+            adopt = protocol.unpack_set(ask.adopt, shelf.pieces)
+        except Turned as turned:
+            self._refuse(pending, turned.code, turned.message)
+            return
+        except protocol.ProtocolError as error:
+            self._refuse(pending, "wants", str(error))
+            return
+        self._let_in(pending, ask, shelf, wants)
+        self._pass_on(shelf, ask.client, adopt)
+
+    def _require_room(self, ask: protocol.Ask) -> None:
+        mine = Counter((member.session.client, member.session.digest) for member in self._members)
+        if len(self._members) >= MOST_CONNECTIONS or mine[ask.client, ask.digest] >= MOST_PER_MEMBER:
+            raise Turned("busy", "too many connections")
+
+    def _let_in(self, pending: Pending, ask: protocol.Ask, shelf: Shelf, wants: list[int]) -> None:
+        session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
+        with shelf.condition:
+            welcome = protocol.Welcome(
+                complete=shelf.is_complete,
+                have=b"" if shelf.is_complete else protocol.pack_set(shelf.proved()),
+                homes=shelf.order.homes,
+                signature=b"",
+            )
+        signature = self._key.sign(protocol.welcome_to_sign(session, welcome))
+        signed = protocol.signed(welcome, signature)
+        self._pending.remove(pending)
+        sender = Sender(pending.socket, shelf, ask.client, wants, self._egress.reserve)
+        member = Member(pending, sender, session)
+        self._members.append(member)
+        self._selector.modify(pending.socket, selectors.EVENT_READ, member)
+        try:
+            pending.socket.sendall(protocol.note(signed))
+        except OSError:
+            sender.stop()
+
+        def on_end() -> None:
+            member.is_over = True
+
+        start(sender, on_end)
+
+    def _read_member(self, member: Member) -> None:
+        try:
+            for request in member.inbox.read():
+                self._take_more(member, request)
+        except (EOFError, protocol.ProtocolError):
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(member.socket)
+            member.sender.stop()
+
+    def _take_more(self, member: Member, request: protocol.Request) -> None:
+        shelf, session = member.sender.shelf, member.session
+        if not isinstance(request, protocol.More) or request.number != member.number + 1:
+            raise protocol.ProtocolError("not the next request")
+        Judge.require_signed(request, session, shelf)
+        member.number = request.number
+        member.sender.more(
+            protocol.unpack_set(request.wants, shelf.pieces), protocol.unpack_set(request.drop, shelf.pieces)
+        )
+        self._pass_on(shelf, session.client, protocol.unpack_set(request.adopt, shelf.pieces))
+
+    def _pass_on(self, shelf: Shelf, client: str, adopt: list[int]) -> None:
+        if adopt:
+            self._channel.send(Adopt(digest=shelf.digest, client=client, pieces=protocol.pack_set(adopt)))
+
+    def _refuse(self, pending: Pending, code: protocol.RefusalCode, message: str) -> None:
+        client = pending.ask.client[:64] if pending.ask is not None else ""
+        if code != "digest":  # that is every late start, and no reason to look
+            self._channel.send(Refused(reason=code, client=client, message=message[:200]))
+        with contextlib.suppress(OSError):
+            pending.socket.send(protocol.note(protocol.Refusal(code=code, message=message[:200])))
+        self._forget(pending)
+
+    def _forget(self, pending: Pending) -> None:
+        self._pending.remove(pending)
+        self._selector.unregister(pending.socket)
+        pending.socket.close()
+
+    def _tidy(self) -> None:
+        now = time.monotonic()
+        for pending in [each for each in self._pending if each.deadline < now]:
+            if pending.ask is None:
+                self._forget(pending)  # it said nothing: it gets no answer either
+            else:
+                self._refuse(pending, "digest", "this node does not know yet whether it wants that digest")
+        for member in [each for each in self._members if each.is_over]:
+            self._members.remove(member)
+            self._sent_before += member.sender.sent_bytes
+            with contextlib.suppress(KeyError):  # its end was read before
+                self._selector.unregister(member.socket)
+            member.socket.close()
+        if now - self._counted_at >= COUNTS_S:
+            self._counted_at = now
+            sent = self._sent_before + sum(member.sender.sent_bytes for member in self._members)
+            counts = Counts(sent_bytes=sent, connections=len(self._members))
+            if counts != self._last_counts:
+                self._last_counts = counts
+                self._channel.send(counts)
+
+
+def main() -> None:
+    """Runs until the parent is gone."""
+    parser = argparse.ArgumentParser(prog="cacheagent.peers.server", description="Started by the agent only.")
+    parser.add_argument("--fd", type=int, required=True, help="socket for orders and reports")
+    parser.add_argument("--listen-fd", type=int, required=True, help="socket that listens on the peer port")
+    options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us in order
+    end_with_parent()
+    threading.stack_size(256 * 1024)
+    channel: Channel[ServerOrder] = Channel(socket.socket(fileno=options.fd), ServerOrder)
+    first, *rest = channel.read()
+    assert isinstance(first, Start), first
+    server = Server(channel, socket.socket(fileno=options.listen_fd), first)
+    try:
+        for order in rest:
+            server._obey(order)
+        server.run()
+    finally:
+        os._exit(0)  # threads may be in calls that never return
+
+
+if __name__ == "__main__":
+    main()

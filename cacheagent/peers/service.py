@@ -1,0 +1,269 @@
+"""What this node gives to others: the server process, and what it was told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from cacheagent.config import Address, PeersSettings
+from cacheagent.errors import ConfigError
+from cacheagent.model import SMALL_FILE_BYTES, blob_id, piece_count
+from cacheagent.peers.child import Child
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.member import Membership
+from cacheagent.peers.observer import PeerObserver
+from cacheagent.peers.orders import (
+    Adopt,
+    Counts,
+    Have,
+    Lost,
+    Part,
+    Refused,
+    Serve,
+    ServerReport,
+    Sought,
+    Start,
+    Withdraw,
+)
+from cacheagent.peers.protocol import pack_set
+from cacheagent.store import Record, Store
+
+LOG: Final = logging.getLogger(__name__)
+MODULE: Final = "cacheagent.peers.server"
+LOOK_S: Final = 5.0
+"""How often members are asked again and what is served is looked for on disk."""
+RESTART_S: Final = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What there is of a digest on this node at the start of a download: its large files in order, and the raw hashes
+    of those that are here."""
+
+    digest: str
+    blobs: Mapping[str, int]
+    paths: Mapping[str, str]
+    here: Mapping[str, tuple[bytes, ...]]
+
+
+@dataclass(kw_only=True)
+class Served:
+    """One digest that the server process knows, to be said again when it is started anew."""
+
+    order: Serve
+    have: dict[int, Have] = field(default_factory=dict)
+
+
+class Service:
+    """Used on the event loop only. The process runs as long as this does; one that dies is replaced."""
+
+    def __init__(
+        self, settings: PeersSettings, key: NodeKey, store: Store, membership: Membership, observer: PeerObserver
+    ) -> None:
+        self.connections = 0
+        self.sent_bytes = 0
+        self.on_adopt: Callable[[Adopt], None] = lambda _: None
+        self._start_order = Start(
+            name=settings.node_name, seed=key.seed, egress_cap_bytes_per_s=int(settings.egress_cap_bytes_per_s)
+        )
+        self._store = store
+        self._membership = membership
+        self._observer = observer
+        self._served: dict[str, Served] = {}
+        self._closing = False
+        self._listening = _listen(settings.listen)
+        self._child: Child[ServerReport] | None = None
+        self._sent_by_others = 0
+        self._start()
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        host, port = self._listening.getsockname()[:2]
+        return f"{host}:{port}"
+
+    async def run(self) -> None:
+        """Keep what is served as it is on disk and as the members are; until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """Members may have changed: who comes must be let in at once, or it goes to the origin."""
+        for digest, served in tuple(self._served.items()):
+            self._look(digest, served)
+
+    async def close(self) -> None:
+        """End the process."""
+        self._closing = True
+        self._listening.close()
+        if self._child is not None:
+            await self._child.close()
+
+    def show(self, shown: Shown, homes: tuple[str, ...]) -> None:
+        """A download begins: what is here is served, the rest as it comes."""
+        order = Serve(
+            digest=shown.digest,
+            members=self._members(shown.digest),
+            homes=homes,
+            sizes=tuple(shown.blobs.values()),
+            paths=tuple(shown.paths.get(blob, "") for blob in shown.blobs),
+        )
+        self._say(order)
+        piece = 0
+        for blob, size in shown.blobs.items():
+            for blake3 in shown.here.get(blob, ()):
+                self.have(shown.digest, piece, blake3, "", b"")
+                piece += 1
+            if blob not in shown.here:
+                piece += piece_count(size)
+
+    def set_path(self, digest: str, file: int, path: str) -> None:
+        """A file is staged."""
+        served = self._served.get(digest)
+        if served is not None and served.order.paths[file] != path:
+            paths = (*served.order.paths[:file], path, *served.order.paths[file + 1 :])
+            self._say(msgspec.structs.replace(served.order, paths=paths))
+
+    def part(self, digest: str, piece: int, length: int) -> None:
+        """See Part."""
+        self._send(Part(digest=digest, piece=piece, length=length))
+
+    def have(self, digest: str, piece: int, blake3: bytes, signer: str, signature: bytes) -> None:
+        """See Have."""
+        served = self._served.get(digest)
+        if served is not None:
+            order = Have(digest=digest, piece=piece, blake3=blake3, signer=signer, signature=signature)
+            served.have[piece] = order
+            self._send(order)
+
+    def lose(self, digest: str, pieces: range) -> None:
+        """Nobody is given these any more."""
+        served = self._served.get(digest)
+        if served is not None:
+            for piece in pieces:
+                served.have.pop(piece, None)
+            self._send(Lost(digest=digest, pieces=pack_set(pieces)))
+
+    def published(self, record: Record) -> None:
+        """All of it is here, at its last place; what a download told of it is no longer needed."""
+        order = self._of_record(record)
+        if order is not None:
+            self._say(order)
+            self._served[record.digest].have.clear()
+
+    def withdraw(self, digest: str) -> None:
+        """It is not here any more, or was given up."""
+        self._served.pop(digest, None)
+        self._send(Withdraw(digest=digest))
+
+    def _look(self, digest: str, served: Served) -> None:
+        record = self._store.record(digest)
+        if record is None and served.order.hashes:  # evicted
+            self.withdraw(digest)
+            return
+        order = msgspec.structs.replace(served.order, members=self._members(digest))
+        if record is not None and not served.order.hashes:
+            self.published(record)
+        elif order != served.order:
+            self._say(order)
+
+    def _of_record(self, record: Record) -> Serve | None:
+        large = {
+            blob_id(record.domain, file): file.size_bytes
+            for file in record.manifest.files
+            if file.size_bytes >= SMALL_FILE_BYTES
+        }
+        hashes: list[bytes] = []
+        for blob in large:
+            known = self._store.blob_hashes(blob)
+            if known is None:
+                return None
+            hashes.extend(bytes.fromhex(piece) for piece in known.pieces)
+        return Serve(
+            digest=record.digest,
+            members=self._members(record.digest),
+            homes=(),
+            sizes=tuple(large.values()),
+            paths=tuple(str(self._store.blob_path(blob)) for blob in large),
+            hashes=b"".join(hashes),
+        )
+
+    def _members(self, digest: str) -> dict[str, tuple[bytes, ...]]:
+        return {member.name: member.keys for member in self._membership.members(digest)}
+
+    def _say(self, order: Serve) -> None:
+        served = self._served.setdefault(order.digest, Served(order=order))
+        served.order = order
+        self._send(order)
+
+    def _send(self, order: msgspec.Struct) -> None:
+        if self._child is not None:
+            self._child.send(order)
+
+    def _start(self) -> None:
+        if self._closing:
+            return
+        number = self._listening.fileno()
+        listening = ("--listen-fd", str(number))
+        self._child = Child(MODULE, listening, (number,), ServerReport, self._heard, self._died)
+        self._child.send(self._start_order)
+        for served in self._served.values():
+            self._child.send(served.order)
+            for have in served.have.values():
+                self._child.send(have)
+
+    def _died(self) -> None:
+        self._child = None
+        self._sent_by_others, self.connections = self.sent_bytes, 0
+        if not self._closing:
+            LOG.warning("the peers' server ended; another one takes its place")
+            asyncio.get_running_loop().call_later(RESTART_S, self._start)
+
+    def _heard(self, report: ServerReport) -> None:
+        match report:
+            case Sought():
+                self._sought(report.digest)
+            case Adopt():
+                self.on_adopt(report)
+            case Refused():
+                LOG.warning(
+                    "a peer was sent away",
+                    extra={"peer": report.client, "reason": report.reason, "why": report.message},
+                )
+                self._observer.peer_refused(report.reason)
+            case Counts():
+                sent = self._sent_by_others + report.sent_bytes
+                self._observer.peer_sent(sent - self.sent_bytes)
+                self.sent_bytes, self.connections = sent, report.connections
+
+    def _sought(self, digest: str) -> None:
+        """Somebody asks for what the process does not know: is it here?"""
+        record = self._store.record(digest)
+        order = self._of_record(record) if record is not None else None
+        if order is None:
+            self._send(Withdraw(digest=digest))
+        else:
+            self._say(order)
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0][0]
+        sock = socket.socket(family)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((address.host, address.port))
+        sock.listen(512)
+    except OSError as error:
+        raise ConfigError(
+            f"peers: can't listen on {address}: {error}", hint="choose another address or port"
+        ) from error
+    os.set_inheritable(sock.fileno(), False)
+    return sock

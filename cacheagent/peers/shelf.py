@@ -1,0 +1,132 @@
+"""What the server process has of one digest, and who waits for more of it. Shared by its threads."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from cacheagent.model import PIECE_SIZE_BYTES, piece_count
+from cacheagent.peers import protocol
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.orders import Have, Serve
+
+
+class Seal(NamedTuple):
+    """Who vouches for a piece."""
+
+    blake3: bytes
+    signature: bytes
+    signer: str
+
+
+class Place(NamedTuple):
+    """Where a piece lies: file, offset and length in bytes."""
+
+    path: str
+    offset: int
+    length: int
+
+
+class Shelf:
+    """One digest. `condition` guards everything and is notified of whatever changes."""
+
+    def __init__(self, order: Serve, name: str, key: NodeKey) -> None:
+        self.digest: Final = order.digest
+        self.condition: Final = threading.Condition()
+        self.arrived: list[int] = []
+        """Pieces of which something is here, in the order in which they came: only grows."""
+        self.is_closed = False
+        self.wanted: Final[Counter[int]] = Counter()
+        """By how many subscribers a piece still is."""
+        self._name = name
+        self._key = key
+        self._sizes = order.sizes
+        self._firsts = [0, *accumulate(piece_count(size) for size in order.sizes)]
+        self._files = [file for file, size in enumerate(order.sizes) for _ in range(piece_count(size))]
+        self._here: dict[int, int] = {}
+        self._hashes: dict[int, Seal | bytes] = {}
+        self.order = order
+        self.update(order)
+
+    @property
+    def pieces(self) -> int:
+        """How many there are."""
+        return self._firsts[-1]
+
+    @property
+    def is_complete(self) -> bool:
+        """Every piece is here and proved."""
+        return len(self._hashes) == self.pieces
+
+    def update(self, order: Serve) -> None:
+        """What the agent says anew: members, places, or that all is here."""
+        with self.condition:
+            self.order = order
+            for piece in range(len(order.hashes) // protocol.HASH_BYTES):
+                at = piece * protocol.HASH_BYTES
+                self._hashes[piece] = order.hashes[at : at + protocol.HASH_BYTES]
+                self._come(piece, self.length(piece))
+            self.condition.notify_all()
+
+    def part(self, piece: int, length: int) -> None:
+        """So much of it is on disk."""
+        with self.condition:
+            self._come(piece, length)
+            self.condition.notify_all()
+
+    def have(self, order: Have) -> None:
+        """It is proved."""
+        with self.condition:
+            seal = Seal(order.blake3, order.signature, order.signer) if order.signer else order.blake3
+            self._hashes[order.piece] = seal
+            self._come(order.piece, self.length(order.piece))
+            self.condition.notify_all()
+
+    def lose(self, pieces: list[int]) -> None:
+        """They are here no more."""
+        with self.condition:
+            for piece in pieces:
+                self._here.pop(piece, None)
+                self._hashes.pop(piece, None)
+
+    def close(self) -> None:
+        """It is served no more."""
+        with self.condition:
+            self.is_closed = True
+            self.condition.notify_all()
+
+    def available(self, piece: int) -> int:
+        """Bytes of it that can be sent. With the condition held."""
+        return self._here.get(piece, 0)
+
+    def proved(self) -> list[int]:
+        """Pieces that are here. With the condition held."""
+        return list(self._hashes)
+
+    def seal(self, piece: int) -> Seal | None:
+        """Who vouches for it; None while nobody does. With the condition held: this node signs when it is first asked,
+        50 us."""
+        found = self._hashes.get(piece)
+        if isinstance(found, bytes):
+            signature = self._key.sign(protocol.seal_to_sign(self.digest, piece, self.length(piece), found))
+            found = self._hashes[piece] = Seal(found, signature, self._name)
+        return found
+
+    def length(self, piece: int) -> int:
+        """Bytes of a piece."""
+        return self.place(piece).length
+
+    def place(self, piece: int) -> Place:
+        """Where it lies now."""
+        file = self._files[piece]
+        offset = (piece - self._firsts[file]) * PIECE_SIZE_BYTES
+        return Place(self.order.paths[file], offset, min(PIECE_SIZE_BYTES, self._sizes[file] - offset))
+
+    def _come(self, piece: int, length: int) -> None:
+        before = self._here.get(piece, 0)
+        if length > before:
+            self._here[piece] = length
+            if before == 0:
+                self.arrived.append(piece)

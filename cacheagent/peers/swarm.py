@@ -1,0 +1,133 @@
+"""A node among its peers: one server, one receiver, and an exchange for each digest that is being downloaded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from cacheagent.config import PeersSettings
+from cacheagent.member import Member
+from cacheagent.model import SMALL_FILE_BYTES
+from cacheagent.peers.exchange import Exchange
+from cacheagent.peers.keys import NodeKey, load_or_make_key
+from cacheagent.peers.member import Membership, StaticMembership
+from cacheagent.peers.node import PeerNode
+from cacheagent.peers.observer import PeerObserver
+from cacheagent.peers.orders import Adopt
+from cacheagent.peers.receiving import Receiving
+from cacheagent.peers.service import Service, Shown
+from cacheagent.plan import Plan
+from cacheagent.store import Store
+from cacheagent.threads import in_thread
+from cacheagent.transfer.pool import WorkerPool
+
+LOG: Final = logging.getLogger(__name__)
+
+MOST_FILES: Final = 1024
+"""Large files of one digest that are exchanged: all of them are under way at the same time. What has more of them comes
+from its origin alone. Chosen."""
+
+
+class Swarm:
+    """Used on the event loop only."""
+
+    def __init__(self, node: PeerNode) -> None:
+        self._node = node
+        self._exchanges: dict[str, Exchange] = {}
+        self._banned: set[str] = set()
+        node.service.on_adopt = self._adopt
+
+    async def join(self, digest: str, plan: Plan) -> Exchange | None:
+        """Take part in the exchange of a digest, or not: nobody else wants it, or there is nothing to exchange."""
+        members = self._node.members(digest)
+        large = {blob: file.size_bytes for blob, file in plan.blobs.items() if file.size_bytes >= SMALL_FILE_BYTES}
+        alone = len(members) < 2 or self._node.name not in {member.name for member in members}
+        if alone or not plan.large or len(large) > MOST_FILES or digest in self._exchanges:
+            return None
+        exchange = Exchange(digest, large, members, self._node, self._banned)
+        self._exchanges[digest] = exchange
+        try:
+            await exchange.start(self._shown(digest, large))
+        except BaseException:
+            await self.leave(exchange, complete=False)
+            raise
+        return exchange
+
+    async def leave(self, exchange: Exchange, *, complete: bool) -> None:
+        """The download is over. What is complete is served on."""
+        del self._exchanges[exchange.digest]
+        await exchange.leave()
+        if not complete:
+            self._node.service.withdraw(exchange.digest)
+
+    def accuse(self, name: str, what: str) -> None:
+        """A member vouched for bytes that the origin does not have: it is left out for this agent's life."""
+        LOG.error("a peer lied", extra={"peer": name, "what": what})
+        self._banned.add(name)
+        self._node.observer.peer_lied()
+
+    def _shown(self, digest: str, large: dict[str, int]) -> Shown:
+        known = {blob: hashes for blob in large if (hashes := self._node.store.blob_hashes(blob)) is not None}
+        return Shown(
+            digest=digest,
+            blobs=large,
+            paths={blob: str(self._node.store.blob_path(blob)) for blob in known},
+            here={blob: tuple(map(bytes.fromhex, hashes.pieces)) for blob, hashes in known.items()},
+        )
+
+    def _adopt(self, order: Adopt) -> None:
+        if (exchange := self._exchanges.get(order.digest)) is not None:
+            exchange.adopt(order)
+
+
+class NodePeers:
+    """What an agent has of its peers. `membership`: who they are; the configuration's list until somebody knows
+    better."""
+
+    def __init__(self, settings: PeersSettings, root: Path, observer: PeerObserver) -> None:
+        self.membership: Membership = StaticMembership(settings.members)
+        self.key: NodeKey | None = None
+        self.service: Service | None = None
+        self._settings = settings
+        self._root = root
+        self._observer = observer
+
+    def members(self, digest: str) -> tuple[Member, ...]:
+        """See Membership."""
+        return self.membership.members(digest)
+
+    @asynccontextmanager
+    async def open(self, store: Store, pool: WorkerPool) -> AsyncIterator[Swarm]:
+        """Listen for the length of the block. Raises ConfigError, DiskFault, StoreError."""
+        self.key = await in_thread(partial(load_or_make_key, self._root))
+        self.service = Service(self._settings, self.key, store, self, self._observer)
+        receiving = Receiving(pool.lend)
+        node = PeerNode(
+            name=self._settings.node_name,
+            key=self.key,
+            service=self.service,
+            receiving=receiving,
+            store=store,
+            membership=self,
+            observer=self._observer,
+        )
+        LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text})
+        try:
+            yield Swarm(node)
+        finally:
+            await self.service.close()
+            await receiving.close()
+
+    def look(self) -> None:
+        """The members may have changed."""
+        if self.service is not None:
+            self.service.look()
+
+    async def run(self) -> None:
+        """Until cancelled; while it is open."""
+        assert self.service is not None
+        await self.service.run()
