@@ -80,8 +80,8 @@ class Flight(Generic[U]):
 
     @property
     def hedgeable(self) -> bool:
-        """A piece that was asked for once."""
-        return self.order is not None and self.hedge is None
+        """A piece that was asked for once, and is late for no reason of ours."""
+        return self.order is not None and self.hedge is None and not self.job.is_capped
 
 
 class Job(Generic[U]):
@@ -119,6 +119,11 @@ class Job(Generic[U]):
     def room(self) -> int:
         """How many connections more its cap lets it use."""
         return NO_LIMIT if self.cap is None else self.cap.room
+
+    @property
+    def is_capped(self) -> bool:
+        """Whether it has to be slow."""
+        return self.cap is not None and self.cap.bucket.bytes_per_s > 0
 
     @property
     def cap_number(self) -> int:

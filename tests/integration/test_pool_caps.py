@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
@@ -18,7 +19,8 @@ from cacheagent.location import HttpLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum
 from cacheagent.transfer import caps
 from cacheagent.transfer.base import SmallOrder, SmallResult
-from cacheagent.transfer.caps import Caps
+from cacheagent.transfer.caps import Cap, Caps
+from cacheagent.transfer.job import Flight, Job, Unit
 from cacheagent.transfer.pool import TransferConfig, WorkerPool
 from cacheagent.transfer.rate import BURST_NS, LARGEST_SLICE_BYTES, SharedRate
 from tests.fakes.origin import Origin
@@ -162,6 +164,21 @@ async def test_small_files_have_the_cap_too(origin: Origin, tmp_path: Path) -> N
     assert len(results) == 12
     assert samples[-1].after - samples[0].before >= (12 * len(content) - LARGEST_SLICE_BYTES) / SLOW * 0.9
     assert all((tmp_path / f"s{number}").read_bytes() == content for number in range(12))
+
+
+def test_a_piece_that_has_to_be_slow_is_not_asked_for_twice() -> None:
+    """It would only take from what its job may have."""
+    shared = SharedRate.create(1)
+    cap = Cap(1, shared.bucket(1))
+    job: Any = SimpleNamespace(is_capped=False)
+    flight: Any = Flight(unit=Unit(length=1), worker=job, origin=job, started=0.0, job=job, work_id=1, order=job)
+    assert flight.hedgeable
+    job.is_capped = Job.is_capped.fget(SimpleNamespace(cap=cap))  # type: ignore[attr-defined]
+    assert flight.hedgeable
+    cap.bucket.set(1)
+    job.is_capped = Job.is_capped.fget(SimpleNamespace(cap=cap))  # type: ignore[attr-defined]
+    assert not flight.hedgeable
+    shared.close()
 
 
 def test_a_number_is_used_again_and_there_are_only_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
