@@ -32,10 +32,12 @@ MOST_MODELS: Final = 16
 """Of one pod. Chosen: more are a mistake in a template."""
 MOST_GATE_NODES: Final = 10000
 
-_OURS: Final = frozenset({
+_WRITTEN_HERE: Final = frozenset({names.ADMITTED, names.DECISION, names.WOKEN})
+"""By us, never by a person; they come again with a second call, or with a pod that was copied."""
+_OURS: Final = _WRITTEN_HERE | {
     names.MODEL, names.MOUNT_PATH, names.CONTAINERS, names.MODE, names.WAIT, names.VIEW, names.PAGE_CACHE,
-    names.GATE_NODES, names.GATE_DEADLINE, names.DECISION, names.WOKEN,
-})  # fmt: skip
+    names.GATE_NODES, names.GATE_DEADLINE,
+}  # fmt: skip
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PATH: Final = re.compile(r"/[^\x00-\x1f\x7f:,]*")
 _PAIR: Final = re.compile(r"(?P<model>.*?)=(?P<path>/.*)")
@@ -107,7 +109,7 @@ def _check_known(annotations: Mapping[str, str]) -> None:
     prefix = f"{names.GROUP}/"
     for key in annotations:
         if key.startswith(prefix) and key not in _OURS:
-            written = [known.removeprefix(prefix) for known in sorted(_OURS - {names.DECISION, names.WOKEN})]
+            written = [known.removeprefix(prefix) for known in sorted(_OURS - _WRITTEN_HERE)]
             meant = near(key.removeprefix(prefix), written) or "; see docs/annotations.md"
             raise PodRefused(f"the annotation {key[:200]!r} is not known{meant}")
 
