@@ -1,15 +1,12 @@
-"""A pull as a person watches it: a bar on a terminal, a line now and then in a pipe, JSON events for machines."""
+"""A pull as a person watches it."""
 
 from __future__ import annotations
 
-import sys
-import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Final, Self
 
-import click
-
-from cacheagent.cli.output import Format, duration, print_json, size
+from cacheagent.cli.output import duration, size
+from cacheagent.cli.watching import Words
 from cacheagent.progress import JobStatus
 
 if TYPE_CHECKING:
@@ -17,25 +14,6 @@ if TYPE_CHECKING:
 
 LINE_INTERVAL_S: Final = 5.0
 """A log of a long pull stays readable. Chosen."""
-
-
-class Watcher(Protocol):
-    """Shows the states of one job, from the first to the last."""
-
-    def show(self, status: JobStatus) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def watcher(output: Format) -> Watcher:
-    """What fits where the output goes. Progress is on standard error, so that standard output holds only the result."""
-    if output == "json":
-        return _JsonLines()
-    return _Bar() if sys.stderr.isatty() else _Lines()
 
 
 def describe(status: JobStatus) -> str:
@@ -65,35 +43,6 @@ def _sources(status: JobStatus) -> str:
     return ", ".join(parts)
 
 
-class _Quiet:
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-class _JsonLines(_Quiet):
-    def show(self, status: JobStatus) -> None:
-        print_json(status)
-
-
-class _Lines(_Quiet):
-    def __init__(self) -> None:
-        self._phase = ""
-        self._last = 0.0
-
-    def show(self, status: JobStatus) -> None:
-        if status.finished:
-            return
-        now = time.monotonic()
-        if status.phase != self._phase or now - self._last >= LINE_INTERVAL_S:
-            self._phase, self._last = status.phase, now
-            click.echo(describe(status), err=True)
-
-
 class _Bar:
     def __init__(self) -> None:
         # Imported late: a pipe does without it.
@@ -118,7 +67,7 @@ class _Bar:
     ) -> None:
         self._progress.stop()
 
-    def show(self, status: JobStatus) -> None:
+    def show(self, status: JobStatus, /) -> None:
         if self._task is None:
             self._task = self._progress.add_task(status.name, total=None, text="")
         fetching = status.phase in {"fetching", "publishing"}
@@ -128,3 +77,13 @@ class _Bar:
             completed=status.bytes_done,
             text=describe(status).removeprefix(f"{status.name}: "),
         )
+
+
+PULL: Final[Words[JobStatus]] = Words(
+    line=lambda status: "" if status.finished else describe(status),
+    mark=lambda status: status.phase,
+    interval_s=LINE_INTERVAL_S,
+    event=lambda status: status,
+    live=_Bar,
+)
+"""How it ended is the command's to say."""

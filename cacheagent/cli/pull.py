@@ -14,9 +14,10 @@ import click
 from cacheagent.api.catalog import ready_status
 from cacheagent.api.errors import from_code
 from cacheagent.api.schema import LONGEST_WAIT_S
-from cacheagent.cli.bars import Watcher, describe, watcher
+from cacheagent.cli.bars import PULL, describe
 from cacheagent.cli.desk import find_agent
 from cacheagent.cli.options import RATE, root_and_socket, where_options
+from cacheagent.cli.watching import Watcher, watcher
 from cacheagent.errors import UsageError, WaitTimedOut
 from cacheagent.node import open_node
 from cacheagent.progress import JobStatus
@@ -70,7 +71,7 @@ def pull(uri: str, **given: Any) -> None:
     spec = _spec(uri, given)
     root, socket = root_and_socket(given["root"], given["socket"])
     transfer = TransferConfig(connections=given["connections"] or 0, ingress_cap_bytes_per_s=given["ingress_cap"])
-    view = watcher(given["output"])
+    view = watcher(given["output"], PULL)
     cache = Cache(root, socket, transfer)
     status = asyncio.run(_pull(spec, cache, view, refresh=given["refresh"], timeout_s=given["timeout"]))
     if given["output"] == "text":
@@ -110,7 +111,9 @@ class Cache:
     transfer: TransferConfig
 
 
-async def _pull(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool, timeout_s: float | None) -> JobStatus:
+async def _pull(
+    spec: ModelSpec, cache: Cache, view: Watcher[JobStatus], *, refresh: bool, timeout_s: float | None
+) -> JobStatus:
     with view:
         try:
             async with asyncio.timeout(timeout_s), find_agent(cache.socket) as client:
@@ -124,7 +127,7 @@ async def _pull(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool, 
             ) from None
 
 
-async def _ask(client: AgentClient, spec: ModelSpec, view: Watcher, *, refresh: bool) -> JobStatus:
+async def _ask(client: AgentClient, spec: ModelSpec, view: Watcher[JobStatus], *, refresh: bool) -> JobStatus:
     """Let the agent do it and show what it tells."""
     watching = asyncio.create_task(_show(client, spec, view))
     try:
@@ -141,13 +144,13 @@ async def _ask(client: AgentClient, spec: ModelSpec, view: Watcher, *, refresh: 
     return status
 
 
-async def _show(client: AgentClient, spec: ModelSpec, view: Watcher) -> None:
+async def _show(client: AgentClient, spec: ModelSpec, view: Watcher[JobStatus]) -> None:
     async for status in client.events(spec.name):
         if not status.finished:
             view.show(status)
 
 
-async def _do(spec: ModelSpec, cache: Cache, view: Watcher, *, refresh: bool) -> JobStatus:
+async def _do(spec: ModelSpec, cache: Cache, view: Watcher[JobStatus], *, refresh: bool) -> JobStatus:
     """Do it in this process; Ctrl-C stops it cleanly."""
     async with open_node(cache.root, transfer=cache.transfer, on_event=view.show) as node:
         started = time.monotonic()

@@ -12,8 +12,9 @@ import msgspec
 
 from cacheagent.cli.cluster.options import with_cluster
 from cacheagent.cli.cluster.telling import INTERRUPTED, Telling, pinned_since
-from cacheagent.cli.cluster.watchers import Watcher, watcher
+from cacheagent.cli.cluster.watchers import WARMUP
 from cacheagent.cli.output import Format
+from cacheagent.cli.watching import Watcher, watcher
 from cacheagent.errors import CacheAgentError, PolicyRefused, UsageError
 from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, KubeApi
 from cacheagent.kube.client import KubeClient
@@ -203,7 +204,7 @@ class _Run:
         limit = request.timeout or None
         try:
             async with asyncio.timeout(limit):
-                with watcher(request.output) as shown:
+                with watcher(request.output, WARMUP) as shown:
                     if request.refresh:
                         self._tell.refreshed(model, await wait_resolved(view, model.name))
                     progress = await wait_warm(
@@ -217,6 +218,6 @@ class _Run:
             raise timed_out(self._progress, model.name, request.timeout) from None
         self._tell.ready(progress)
 
-    def _show(self, shown: Watcher, progress: Progress) -> None:
+    def _show(self, shown: Watcher[Progress], progress: Progress) -> None:
         self._progress = progress
         shown.show(progress)

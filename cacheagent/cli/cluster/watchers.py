@@ -1,16 +1,12 @@
-"""A warm-up as a person watches it: a live table on a terminal, a line now and then in a pipe, JSON events for
-machines."""
+"""A warm-up as a person watches it: a line, a live table, events."""
 
 from __future__ import annotations
 
-import sys
-import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-import click
-
-from cacheagent.cli.output import Format, duration, print_json, size
+from cacheagent.cli.output import duration, size
+from cacheagent.cli.watching import Words
 from cacheagent.kube.ops.nodes import NodeState
 from cacheagent.kube.ops.progress import Progress
 
@@ -23,26 +19,6 @@ MOST_ROWS: Final = 12
 """Nodes in the live table, those furthest behind; a fleet does not fit a terminal."""
 MOST_TOLD: Final = 50
 """Nodes in a JSON event; the last one has all that are missing."""
-
-
-class Watcher(Protocol):
-    """Shows one warm-up, from the first state to the last."""
-
-    def show(self, progress: Progress) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def watcher(output: Format) -> Watcher:
-    """What fits where the output goes. Progress is on standard error, so that standard output holds only the result;
-    JSON events are the result."""
-    if output == "json":
-        return _JsonLines()
-    return _LiveTable() if sys.stderr.isatty() else _Lines()
 
 
 def describe(progress: Progress) -> str:
@@ -102,42 +78,7 @@ def progress_json(progress: Progress) -> dict[str, Any]:
     }
 
 
-class _Quiet:
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-class _JsonLines(_Quiet):
-    def __init__(self) -> None:
-        self._last: Progress | None = None
-
-    def show(self, progress: Progress) -> None:
-        if progress != self._last:
-            self._last = progress
-            missing = [node_json(node) for node in progress.missing[:MOST_TOLD]]
-            print_json({"event": "progress", **progress_json(progress), "missing": missing})
-
-
-class _Lines(_Quiet):
-    def __init__(self) -> None:
-        self._state: object = None
-        self._line = ""
-        self._at = 0.0
-
-    def show(self, progress: Progress) -> None:
-        state = (progress.digest, [(node.node, node.state, node.code) for node in progress.nodes])
-        line, now = describe(progress), time.monotonic()
-        if state != self._state or (line != self._line and now - self._at >= LINE_INTERVAL_S):
-            self._state, self._line, self._at = state, line, now
-            click.echo(line, err=True)
-
-
-class _LiveTable(_Quiet):
+class _LiveTable:
     def __init__(self) -> None:
         # Imported late: a pipe does without it.
         from rich.console import Console
@@ -154,7 +95,7 @@ class _LiveTable(_Quiet):
     ) -> None:
         self._live.stop()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: Progress, /) -> None:
         self._live.update(_table(progress), refresh=True)
 
 
@@ -179,3 +120,17 @@ def _table(progress: Progress) -> Table:
 def describe_short(progress: Progress) -> str:
     """Without the slowest node, which stands below."""
     return describe(progress).partition(";")[0]
+
+
+def _event(progress: Progress) -> dict[str, Any]:
+    missing = [node_json(node) for node in progress.missing[:MOST_TOLD]]
+    return {"event": "progress", **progress_json(progress), "missing": missing}
+
+
+WARMUP: Final[Words[Progress]] = Words(
+    line=describe,
+    mark=lambda progress: (progress.digest, [(node.node, node.state, node.code) for node in progress.nodes]),
+    interval_s=LINE_INTERVAL_S,
+    event=_event,
+    live=_LiveTable,
+)
