@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cacheagent.demo.child import free_ports
 from cacheagent.errors import ModelInUse, NotCached, PolicyRefused
 from cacheagent.kube.api import (
     MODEL_CACHE_NODES,
+    MODEL_CACHE_PEERS,
     MODEL_CACHES,
     MODEL_WARMUPS,
     NAMESPACES,
@@ -58,6 +60,7 @@ class Cluster:
         self.server = server
         self.origin = origin
         self.agents: dict[str, RunningAgent] = {}
+        self.settings: dict[str, Any] = {}
         self.stack = ExitStack()
         self.shared = folder / "shared"
         self.shared.mkdir()
@@ -98,7 +101,7 @@ class Cluster:
         """A node, its agent's pod, and the agent."""
         self.kube(lambda api: _make_node(api, name, labels))
         (self.folder / name).mkdir()
-        agent = RunningAgent(self.folder / name, file_roots=[str(self.shared)])
+        agent = RunningAgent(self.folder / name, file_roots=[str(self.shared)], **self.settings)
         agent.arguments = ("--node", name, "--kubeconfig", str(self.server.kubeconfig))
         self.agents[name] = self.stack.enter_context(agent)
         return agent
@@ -144,7 +147,7 @@ async def _prepare(server: ApiServer) -> None:
             await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
         for name in (SYSTEM, "team-a", "team-b"):
             await api.create(NAMESPACES, {"metadata": {"name": name}})
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_WARMUPS):
+        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_WARMUPS):
             deadline = time.monotonic() + PATIENCE_S
             while time.monotonic() < deadline:
                 with suppress(KubeError):
@@ -312,6 +315,62 @@ def _look(cluster: Cluster, mark: str) -> str:
     cluster.kube(lambda api: api.patch(MODEL_CACHES, "big", mark_it))
     cluster.until(lambda: status().get("lookedFor", "") != before)
     return str(status().get("originDigest", ""))
+
+
+BIG = 6 * 16 * 2**20 + 12345
+
+
+def test_nodes_exchange_what_they_fetch(cluster: Cluster) -> None:
+    """Three nodes cost the origin one copy, also the one that resolved; a node that comes later takes its own share at
+    most; what may not be exchanged is fetched by each; one whose key is new is known by it."""
+    cluster.settings = {"peers": {"listen": "127.0.0.1:0"}}
+    agents = [cluster.node(f"n{number}") for number in (1, 2, 3)]
+    cluster.until(lambda: all(_status(cluster, f"n{number}").get("publicKey") for number in (1, 2, 3)))
+    content = random.Random(7).randbytes(BIG)
+    for name in ("big", "closed"):
+        cluster.origin.put(f"{name}/weights.bin", content)
+        cluster.origin.add_sums(name)
+    cluster.kube(lambda api: api.create(MODEL_CACHES, model(cluster, "big")))
+    cluster.until(lambda: cluster.ready("big", 3))
+    (peers,) = cluster.kube(lambda api: api.list(MODEL_CACHE_PEERS)).items
+    assert [each["name"] for each in peers["spec"]["members"]] == ["n1", "n2", "n3"]
+    assert peers["spec"]["digests"] == [cluster.digest("big")]
+    taken = cluster.origin.body_bytes_sent("big/weights.bin")
+    assert taken <= BIG * 1.02, f"{taken / BIG:.2f} copies"
+    for number, agent in enumerate(agents):
+        granted = ask(agent, f"v{number}", model="big")
+        assert (agent.root / granted.path / "weights.bin").read_bytes() == content
+
+    late = cluster.node("n4")
+    cluster.until(lambda: cluster.ready("big", 4))
+    share = 2 * 16 * 2**20
+    assert cluster.origin.body_bytes_sent("big/weights.bin") <= taken + share * 1.02
+    assert (late.root / ask(late, "v", model="big").path / "weights.bin").read_bytes() == content
+
+    cluster.kube(lambda api: api.create(MODEL_CACHES, model(cluster, "closed", peers="never")))
+    cluster.until(lambda: cluster.ready("closed", 4))
+    assert cluster.origin.body_bytes_sent("closed/weights.bin") == 4 * BIG
+
+    before = _status(cluster, "n2")["publicKey"]
+    agents[1].send(signal.SIGKILL)
+    agents[1].wait()
+    (agents[1].root / "node.key").unlink()
+    agents[1].start()
+    cluster.until(lambda: _status(cluster, "n2")["publicKey"] != before)
+    after = _status(cluster, "n2")["publicKey"]
+    cluster.until(lambda: after in _keys(cluster))
+    assert before not in _keys(cluster)
+
+
+def _status(cluster: Cluster, node: str) -> Object:
+    with suppress(KubeNotFound):
+        return dict(cluster.kube(lambda api: api.get(MODEL_CACHE_NODES, node)).get("status") or {})
+    return {}
+
+
+def _keys(cluster: Cluster) -> set[str]:
+    lists = cluster.kube(lambda api: api.list(MODEL_CACHE_PEERS)).items
+    return {member["key"] for item in lists for member in item["spec"]["members"]}
 
 
 def _labels(cluster: Cluster, node: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from cacheagent.kube import convert
 from cacheagent.kube.api import (
     EVENTS,
     MODEL_CACHE_NODES,
+    MODEL_CACHE_PEERS,
     MODEL_CACHES,
     MODEL_WARMUPS,
     NODES,
@@ -33,10 +34,11 @@ from cacheagent.kube.client import KubeClient, open_client
 from cacheagent.kube.events import Events
 from cacheagent.kube.leader import Leader, Times
 from cacheagent.kube.mirror import Mirror
-from cacheagent.kube.objects import KubeValue
+from cacheagent.kube.names import member_label
+from cacheagent.kube.objects import KubeValue, ModelCachePeersSpec
 from tests.conformance.kube import SOURCE, KubeBehaviour, model, new_name, take
 from tests.fakes.kube_server import ApiServer, running_api_server
-from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, WARMUP, WARMUP_STATUS
+from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, PEERS, WARMUP, WARMUP_STATUS
 from tests.fakes.running import running, until
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
@@ -57,7 +59,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 async def _install_crds(server: ApiServer) -> None:
     async with open_client(server.kubeconfig) as client:
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_WARMUPS):
+        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_WARMUPS):
             definition = yaml.safe_load((CRDS / f"{resource.plural}.yaml").read_text())
             await client.apply(DEFINITIONS, definition, manager="tests")
             await until(partial(_is_served, client, resource), f"{resource.plural} are served")
@@ -273,6 +275,24 @@ async def test_every_field_survives(client: KubeClient, resource: Resource, spec
     assert convert.status_of(told, type(status)) == status
     again = await client.apply(resource, body, manager="us", subresource="status")
     assert again["metadata"]["resourceVersion"] == told["metadata"]["resourceVersion"]
+
+
+@pytest.mark.asyncio
+async def test_a_node_that_is_taken_off_a_list_hears_that_it_is_gone(client: KubeClient) -> None:
+    """An agent watches by its own label: the object that loses it is one that was deleted. Nothing of it is pruned."""
+    name = new_name()
+    label = member_label(name)
+    body: Object = {"metadata": {"name": name, "labels": {label: ""}}, "spec": convert.to_json(PEERS)}
+    made = await client.create(MODEL_CACHE_PEERS, body)
+    assert convert.spec_of(made, ModelCachePeersSpec) == PEERS
+    mirror = Mirror(client, MODEL_CACHE_PEERS, labels=label)
+    async with running(mirror.run()):
+        await mirror.synced()
+        assert [key[1] for key in mirror.items] == [name]
+        await client.patch(MODEL_CACHE_PEERS, name, {"metadata": {"labels": {label: None}}})
+        await until(lambda: not mirror.items, "it is told")
+    assert await client.get(MODEL_CACHE_PEERS, name)
+    await client.delete(MODEL_CACHE_PEERS, name)
 
 
 def _spec(**changes: Any) -> Object:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHES, NAMESPACES, NODES, PODS
+from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_CACHES, NAMESPACES, NODES, PODS
 from cacheagent.kube.names import LOOK, REFRESH, VERSION_LABEL, claim_name, short_digest, version_label
 from cacheagent.kube.objects import Wanted
 from cacheagent.kube.plan.facts import living_cache_nodes
@@ -33,7 +35,12 @@ class Clusters(RuleBasedStateMachine):
         self.scene = Scene(cold=True)
         for name in SPACES:
             self.scene.namespace(name, team=name)
-        self.scene.node("n0", pool="gpu")
+        self._node("n0", "gpu")
+
+    def _node(self, name: str, pool: str) -> None:
+        agent = self.scene.node(name, pool=pool)
+        agent.public_key = base64.b64encode(name.encode().ljust(32)).decode()
+        agent.peer_address = f"{name}.example:7411"
 
     # --- people
 
@@ -46,6 +53,7 @@ class Clusters(RuleBasedStateMachine):
         volumes=st.lists(spaces, unique=True),
         allowed=st.sampled_from([None, {"names": ["shop"]}, {"selector": {"matchLabels": {"team": "lab"}}}, {}]),
         pin=st.sampled_from(["", *DIGESTS]),
+        peers=st.sampled_from(["auto", "never"]),
     )
     def write_model(self, name: str, digest: str, pool: str, pin: str, **spec: object) -> None:
         """Somebody makes or changes a ModelCache."""
@@ -99,7 +107,14 @@ class Clusters(RuleBasedStateMachine):
         if self.scene.kube.peek(NODES, name):
             self.scene.relabel(name, pool=pool)
         else:
-            self.scene.node(name, pool=pool)
+            self._node(name, pool)
+
+    @rule(name=nodes, reachable=st.booleans())
+    def peer_turns(self, name: str, reachable: bool) -> None:  # noqa: FBT001 - hypothesis names it
+        """An agent moves to another address, or exchanges nothing any more."""
+        if name in self.scene.agents:
+            self.scene.agents[name].peer_address = f"{name}.elsewhere:7411" if reachable else ""
+            self.scene.report(name)
 
     @rule(name=nodes, wiped=st.booleans())
     def node_goes(self, name: str, wiped: bool) -> None:  # noqa: FBT001 - hypothesis names it
@@ -195,8 +210,13 @@ class Clusters(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """Left alone the cluster comes to rest, and then nothing is planned, by nobody."""
+        """Left alone the cluster comes to rest, and then nothing is planned, by nobody; who is on a list is told of its
+        versions."""
         self.scene.settle()
+        for item in self.scene.kube.all(MODEL_CACHE_PEERS):
+            for member in item["spec"]["members"]:
+                told = {model.digest for model in self.scene.spec(member["name"]).models if model.shared}
+                assert set(item["spec"]["digests"]) <= told
         assert self.scene.plan().changes == ()
         self.scene.restart()
         assert [change for change in self.scene.plan().changes if change.resource != PODS] == []
@@ -252,6 +272,17 @@ def test_the_machine_sees_what_it_looks_for() -> None:
     scene.model("alpha", digest=DIGESTS[0])
     scene.settle()
     assert version_label(DIGESTS[0]) in scene.labels("n0")
+
+
+def test_the_machine_sees_lists_of_peers() -> None:
+    """Positive control: two nodes of the machine are told of each other."""
+    machine = Clusters()
+    machine.begin()
+    machine.node_comes("n1", "gpu")
+    machine.scene.model("alpha", digest=DIGESTS[0])
+    machine.scene.settle()
+    (item,) = machine.scene.kube.all(MODEL_CACHE_PEERS)
+    assert [member["name"] for member in item["spec"]["members"]] == ["n0", "n1"]
 
 
 Clusters.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -1,0 +1,149 @@
+"""Nodes that fetch the same model exchange its pieces: the origin is asked for one copy, whatever happens meanwhile.
+
+What the origin sends is counted by what passes it on. Each test has a model of its own, so nothing is here already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.faults import container_status, kill_container, node_model, node_status, wait_until_started_again
+from tests.e2e.cluster.models import Weights, delete_models, model_cache, upload_checkpoint, wait_until_cached
+from tests.e2e.cluster.paced import PacedOrigin, paced_origin
+from tests.e2e.cluster.product import NAMESPACE, ON_EVERY_NODE, agent_pod, install
+from tests.e2e.cluster.waiting import wait_until
+
+pytestmark = [pytest.mark.kube, pytest.mark.slow]
+
+NODES = ("n1", "n2", "n3")
+SIZE = 100_000_000
+SLOW = 14_000_000.0
+"""Bytes a second: seven seconds for one copy, so that there is a middle."""
+ONE_COPY = 1.03
+"""Listings, headers and small files included, which every node fetches itself."""
+WITH_ONE_THIRD_LOST = 1.8
+"""What one of three nodes is to bring may be asked for again by the others while it is away, and what it had not
+finished by itself when it is back."""
+PEERS: dict[str, Any] = {"peers": {"enabled": True}}
+AT_ONCE: dict[str, Any] = {"updateStrategy": {"rollingUpdate": {"maxUnavailable": "100%"}}}
+
+
+@pytest.fixture(scope="module")
+def exchanging(product: Cluster) -> Iterator[Cluster]:
+    """With peers, and every agent has said how it is reached."""
+    install(product, {**ON_EVERY_NODE, **PEERS, "agent": {**ON_EVERY_NODE["agent"], **AT_ONCE}})
+    try:
+        wait_until(lambda: all(node_status(product, node).get("peerAddress") for node in NODES), "agents report", 30)
+        yield product
+    finally:
+        install(product)
+
+
+class Download:
+    """Of one model by three nodes."""
+
+    def __init__(self, cluster: Cluster, name: str, weights: Weights, origin: PacedOrigin) -> None:
+        self.cluster = cluster
+        self.name = name
+        self.weights = weights
+        self.origin = origin
+
+    @property
+    def copies(self) -> float:
+        """What the origin has sent so far."""
+        return self.origin.bytes_sent / self.weights.size_bytes
+
+    def reach(self, part: float) -> None:
+        """Return when the origin has sent so much of a copy, which is before anybody has all of it."""
+        wait_until(lambda: self.copies >= part, f"{part:.0%} is on its way", 60, pause=0.05)
+        assert not any(node_model(self.cluster, node, self.name).get("phase") == "ready" for node in NODES)
+
+    def end(self) -> dict[str, Any]:
+        """The model's status once all nodes have it, each with the right bytes."""
+        status = wait_until_cached(self.cluster, self.name, nodes=3)
+        folder = f"/var/lib/cacheagent/models/{status['digest'].replace(':', '-')}/files"
+        for node in NODES:
+            at = self.cluster.node(node)
+            sums = at.nsenter_command("sh", "-c", f"cd {folder} && sha256sum $(find -type f)").stdout.splitlines()
+            found = {line.split()[1].removeprefix("./"): line.split()[0] for line in sums}
+            assert found == self.weights.files, node
+        return status
+
+
+@contextmanager
+def download(cluster: Cluster, name: str, *, seed: int, bytes_per_s: float | None = SLOW) -> Iterator[Download]:
+    """Begun, and gone afterwards."""
+    weights = upload_checkpoint(cluster.object_store, name, size_bytes=SIZE, shards=3, seed=seed)
+    with paced_origin(cluster.object_store.endpoint, bytes_per_s) as origin:
+        cluster.apply(model_cache(name, weights, source={"endpoint": origin.endpoint}))
+        try:
+            yield Download(cluster, name, weights, origin)
+        finally:
+            delete_models(cluster, name)
+
+
+def test_three_nodes_cost_the_origin_one_copy(exchanging: Cluster) -> None:
+    """Also the node that was asked what the source holds; all three are listed for it, with their keys."""
+    with download(exchanging, "shared", seed=61, bytes_per_s=None) as shared:
+        status = shared.end()
+        assert 1 <= shared.copies <= ONE_COPY, f"{shared.copies:.2f} copies"
+        (peers,) = [
+            each for each in exchanging.get("modelcachepeers")["items"] if status["digest"] in each["spec"]["digests"]
+        ]
+        listed = {each["name"]: (each["key"], each["address"]) for each in peers["spec"]["members"]}
+        reported = {node: node_status(exchanging, node) for node in NODES}
+        assert listed == {node: (each["publicKey"], each["peerAddress"]) for node, each in reported.items()}
+
+
+def test_an_agent_that_is_killed_while_the_controller_is_away(exchanging: Cluster) -> None:
+    """Agents go on with the peers that they know, also the one that begins anew; the others do without it meanwhile."""
+    with download(exchanging, "killed", seed=62) as killed:
+        killed.reach(0.2)
+        exchanging.kubectl("scale", "-n", NAMESPACE, "deployment/cacheagent-controller", "--replicas=0")
+        try:
+            killed.reach(0.35)
+            kill_container(exchanging, NAMESPACE, agent_pod(exchanging, "n1"), "agent")
+            wait_until(
+                lambda: all(node_model(exchanging, node, "killed").get("phase") == "ready" for node in NODES),
+                "all nodes have it",
+                90,
+            )
+        finally:
+            exchanging.kubectl("scale", "-n", NAMESPACE, "deployment/cacheagent-controller", "--replicas=2")
+        killed.end()
+        assert killed.copies <= WITH_ONE_THIRD_LOST, f"{killed.copies:.2f} copies"
+
+
+def test_an_agent_that_is_rolled_in_the_middle(exchanging: Cluster) -> None:
+    """Its successor has another address: the others are told, and it goes on where its predecessor was."""
+    with download(exchanging, "rolled", seed=63) as rolled:
+        rolled.reach(0.35)
+        before = node_status(exchanging, "n2")["peerAddress"]
+        exchanging.kubectl("delete", "pod", "-n", NAMESPACE, agent_pod(exchanging, "n2"), "--wait=false")
+        rolled.end()
+        assert rolled.copies <= WITH_ONE_THIRD_LOST, f"{rolled.copies:.2f} copies"
+        assert node_status(exchanging, "n2")["peerAddress"] != before
+
+
+def test_a_key_that_is_renewed_in_the_middle(exchanging: Cluster) -> None:
+    """The file is removed and the agent restarted: its new key is reported, listed, and believed by the others."""
+    with download(exchanging, "renewed", seed=64) as renewed:
+        renewed.reach(0.35)
+        before = node_status(exchanging, "n3")["publicKey"]
+        exchanging.node("n3").nsenter_command("rm", "/var/lib/cacheagent/node.key")
+        pod = agent_pod(exchanging, "n3")
+        was = str(container_status(exchanging, NAMESPACE, pod, "agent")["containerID"])
+        kill_container(exchanging, NAMESPACE, pod, "agent")
+        renewed.end()
+        assert renewed.copies <= WITH_ONE_THIRD_LOST, f"{renewed.copies:.2f} copies"
+        wait_until_started_again(exchanging, NAMESPACE, pod, "agent", was)
+        after = node_status(exchanging, "n3")["publicKey"]
+        assert after != before
+        lists = exchanging.get("modelcachepeers")["items"]
+        keys = {member["key"] for item in lists for member in item["spec"]["members"] if member["name"] == "n3"}
+        assert keys == {after}
