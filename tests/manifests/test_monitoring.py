@@ -154,11 +154,13 @@ def test_scrape_configuration_of_the_documentation(tmp_path: Path) -> None:
     same labels as the monitors."""
     (text,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", OPERATIONS.read_text(), re.DOTALL)
     file = tmp_path / "prometheus.yml"
-    discovery = "kubernetes_sd_configs: [{role: pod}]"
-    assert discovery in text
-    file.write_text(f"rule_files: [{RULES}]\n{text.replace(discovery, 'static_configs: [{targets: [x]}]')}")
+    static, found = re.subn(r"kubernetes_sd_configs: \[\{role: \w+\}\]", "static_configs: [{targets: [x]}]", text)
+    assert found == 2
+    static = static.replace("/var/run/secrets/kubernetes.io/serviceaccount/token", "token")
+    (tmp_path / "token").write_text("there is none outside a pod")
+    file.write_text(f"rule_files: [{RULES}]\n{static}")
     assert "SUCCESS" in promtool("check", "config", file)
-    (job,) = yaml.safe_load(text)["scrape_configs"]
-    assert job["job_name"] == "cacheagent"
+    job, kubelet = yaml.safe_load(text)["scrape_configs"]
+    assert (job["job_name"], kubelet["job_name"]) == ("cacheagent", "kubelet")
     targets = {each.get("target_label") for each in job["relabel_configs"]}
     assert {"node", "component", "namespace"} <= targets
