@@ -14,11 +14,12 @@ from cacheagent.location import Location
 from cacheagent.model import SMALL_FILE_BYTES, RemoteFile
 from cacheagent.plan import Plan
 from cacheagent.progress import PieceOrigin
+from cacheagent.sharing import BlobShare, fetch_shared
 from cacheagent.source.base import Source
 from cacheagent.store import Store
 from cacheagent.threads import in_thread
 from cacheagent.tracking import Tracker
-from cacheagent.transfer.base import BlobOrder, Share, SmallOrder, SmallResult, Transport
+from cacheagent.transfer.base import BlobOrder, SmallOrder, SmallResult, Transport
 
 BLOBS_AT_ONCE: Final = 32
 """Files of one model in flight. More than any origin wants connections for; few enough that early files finish early
@@ -26,13 +27,6 @@ and a dataset of many files does not preallocate them all. Chosen, not measured.
 
 SMALL_AT_ONCE: Final = 512
 """Small files that are located and ordered together. Chosen."""
-
-
-class BlobShare(Share, Protocol):
-    """Who brings which piece of one blob of an exchange."""
-
-    def have(self, index: int, blake3: str) -> None:
-        """A piece is on disk and proved, from wherever."""
 
 
 class Exchange(Protocol):
@@ -147,13 +141,10 @@ class BlobFlights:
         self, blob: str, file: RemoteFile, source: Source, tracker: Tracker, exchange: Exchange | None
     ) -> None:
         staged = await in_thread(partial(self._store.stage, blob, file.size_bytes))
-        share: BlobShare | None = None
 
         def on_piece(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
             staged.append(index, blake3)
             tracker.piece(length, origin)
-            if share is not None:
-                share.have(index, blake3)
 
         async def locate() -> Location:
             return (await source.locate([file]))[0]
@@ -168,10 +159,11 @@ class BlobFlights:
             priority=tracker.transfer_priority,
             cap=tracker.cap,
         )
-        if exchange is not None:
-            share = exchange.share(order)
         try:
-            hashes = await self._transport.fetch(order, locate, on_piece, share)
+            if exchange is None:
+                hashes = await self._transport.fetch(order, locate, on_piece)
+            else:
+                hashes = await fetch_shared(self._transport, order, locate, on_piece, exchange.share(order))
             if not file.checksums:  # a server may have written to the file while it answered: is it still the one?
                 await source.describe([file])
         except BaseException as error:

@@ -37,7 +37,7 @@ class Node:
 
 
 @asynccontextmanager
-async def open_node(
+async def open_node(  # noqa: PLR0913 - each is a part that a plain pull goes without
     root: Path,
     *,
     store_policy: StorePolicy | None = None,

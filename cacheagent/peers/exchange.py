@@ -78,11 +78,12 @@ class Exchange:
         self._own: list[int] = []
         self._at_origin: set[int] = set()
         self._here: set[int] = set()
-        self._came_from: dict[int, tuple[str, str, bytes]] = {}
+        self._vouched: dict[int, tuple[str, bytes, str]] = {}
         self._adopted: set[int] = set()
         self._answered: set[str] = set()
         self._cold = 0
         self._is_late = False
+        self._is_checked = False
         self._out: set[str] = set()
         self._released = False
         self._closing = False
@@ -166,7 +167,9 @@ class Exchange:
         """A piece is on disk and proved, wherever it came from."""
         self._here.add(piece)
         self._moved_at = time.monotonic()
-        _, signer, signature = self._came_from.get(piece, ("", "", b""))
+        signer, signature, vouched = self._vouched.get(piece, ("", b"", ""))
+        if vouched != blake3:  # it came from the origin, if not at first
+            signer, signature = "", b""
         self._service.have(self.digest, piece, bytes.fromhex(blake3), signer, signature)
         if piece in self._at_origin:
             self._at_origin.discard(piece)
@@ -179,7 +182,26 @@ class Exchange:
 
     def sender_of(self, piece: int) -> str:
         """Who vouched for it; empty for the origin."""
-        return self._came_from.get(piece, ("", "", b""))[1]
+        return self._vouched[piece][0] if piece in self._vouched else ""
+
+    def lose(self, pieces: range) -> None:
+        """Something in these is wrong, and it is not known yet what."""
+        self._service.lose(self.digest, pieces)
+        for piece in pieces:
+            self._here.discard(piece)
+
+    def is_first_check(self) -> bool:
+        """True once."""
+        first, self._is_checked = not self._is_checked, True
+        return first
+
+    def accuse(self, name: str, what: str) -> None:
+        """A member vouched for bytes that the origin does not have: it is left out for this agent's life."""
+        LOG.error("a peer lied", extra={"peer": name, "what": what, "digest": self.digest})
+        self._banned.add(name)
+        self._observer.peer_lied()
+        if (link := self._links.get(name)) is not None:
+            link.disconnect()
 
     async def end(self, share: BlobShare, pieces: Collection[int]) -> None:
         """Nobody brings these any more. Raises TargetAbandoned."""
@@ -205,7 +227,7 @@ class Exchange:
         """See Owner."""
         share = self._share_of.get(report.number)
         if share is not None and report.number not in self._here:
-            self._came_from[report.number] = (link.name, report.signer, report.signature)
+            self._vouched[report.number] = (report.signer, report.signature, report.piece.blake3)
             share.put(report)
 
     def link_moved(self, link: Link, size_bytes: int) -> None:
@@ -224,7 +246,7 @@ class Exchange:
         what = link.refusal.message if link.refusal is not None else report.message
         if refusal not in {"", "digest", "busy"} or report.kind in {"mismatch", "forged", "protocol"}:
             LOG.warning("a peer is no help", extra={"peer": link.name, "why": what, "digest": self.digest})
-        if link.was_up and link.failures == 1 and not refusal:
+        if link.was_up and link.failures == 1 and not refusal and link.name not in self._banned:
             self._connect(link)
             return
         # "member", "signature": it has not heard of this node, or of its new key, by now.
@@ -432,6 +454,18 @@ class BlobShare:
     def sender_of(self, index: int) -> str:
         """Who vouched for a piece; empty for the origin."""
         return self._exchange.sender_of(self._first + index)
+
+    def lose(self) -> None:
+        """Nothing of it is given to others any more."""
+        self._exchange.lose(range(self._first, self._first + piece_count(self._size_bytes)))
+
+    def is_first_check(self) -> bool:
+        """See `sharing.BlobShare`."""
+        return self._exchange.is_first_check()
+
+    def accuse(self, name: str, what: str) -> None:
+        """It vouched for bytes that the origin does not have."""
+        self._exchange.accuse(name, what)
 
     def want(self, piece: int) -> None:
         """Of the origin."""

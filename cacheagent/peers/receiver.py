@@ -282,6 +282,8 @@ class Subscription:
 
     def _fill(self, view: memoryview) -> None:
         missing = len(view)
+        # One wake-up for all of it, not one for each packet. The kernel may refuse what its buffers can't hold.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
         while missing:
             try:
                 count = self._socket.recv_into(view[-missing:], missing, socket.MSG_WAITALL)

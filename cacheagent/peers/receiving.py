@@ -62,6 +62,10 @@ class Receiving:
         self._releases: dict[int, asyncio.Future[None]] = {}
         self._closed = False
 
+    def start(self) -> None:
+        """Have the process ready before it is needed: it takes a fifth of a second. Raises OSError."""
+        self._running()
+
     def session(self, digest: str, keys: dict[str, tuple[bytes, ...]]) -> int:
         """A new one."""
         number = next(self._numbers)

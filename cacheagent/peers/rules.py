@@ -11,6 +11,8 @@ PATIENCE_S: Final = 3.0
 """Nobody is called slow sooner, and nobody who needs no longer for the rest. Chosen."""
 SLOW_SHARE: Final = 0.5
 """Of what the others have delivered."""
+LAG_S: Final = 2.0
+"""And by so long behind them: shares differ by chance while they are small. Chosen."""
 OUT_AFTER_S: Final = 5.0
 """A home that could not be reached since the beginning is not counted on any more. Chosen."""
 
@@ -33,7 +35,9 @@ def find_slow(homes: Sequence[Home]) -> list[str]:
         others = [other for other in homes if other.name != home.name]
         if not home.owed or not others or home.age_s < PATIENCE_S or _rest_s(home) < PATIENCE_S:
             continue
-        behind = home.delivered < SLOW_SHARE * median(other.delivered for other in others)
+        usual = median(other.delivered for other in others)
+        pace = median(other.rate for other in others)
+        behind = home.delivered < SLOW_SHARE * usual and usual - home.delivered > LAG_S * max(pace, home.rate)
         silent = home.rate <= 0 and sum(other.rate > 0 or not other.owed for other in others) > len(others) / 2
         if behind or silent:
             slow.append(home.name)

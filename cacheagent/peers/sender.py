@@ -20,7 +20,7 @@ NO_PROGRESS_S: Final = 30
 """A subscriber that takes nothing for so long is dropped."""
 UNSENT_BYTES: Final = 512 * 1024
 """What may wait in the kernel for one subscriber: with more, what it no longer wants would be sent for seconds."""
-LOOK_AGAIN_S: Final = 0.2
+LOOK_AGAIN_S: Final = 0.05
 """After a file that is not where it should be: a publish has moved it, and its new place is told in a moment."""
 
 _TCP_NOTSENT_LOWAT: Final = 25

@@ -39,6 +39,8 @@ LOG: Final = logging.getLogger(__name__)
 MODULE: Final = "cacheagent.peers.server"
 LOOK_S: Final = 5.0
 """How often members are asked again and what is served is looked for on disk."""
+PUBLISH_LOOK_S: Final = 0.05
+PUBLISH_TRIES: Final = 200
 RESTART_S: Final = 1.0
 
 
@@ -158,6 +160,19 @@ class Service:
         if order is not None:
             self._say(order)
             self._served[record.digest].have.clear()
+
+    def expect_publish(self, digest: str, tries: int = PUBLISH_TRIES) -> None:
+        """A download is complete: its files move to their last place in a moment, and whoever is sent something of them
+        waits for that."""
+        served = self._served.get(digest)
+        if served is None or served.order.hashes or self._closing:
+            return
+        record = self._store.record(digest)
+        if record is not None:
+            self.published(record)
+        elif tries:
+            loop = asyncio.get_running_loop()
+            loop.call_later(PUBLISH_LOOK_S, self.expect_publish, digest, tries - 1)
 
     def withdraw(self, digest: str) -> None:
         """It is not here any more, or was given up."""

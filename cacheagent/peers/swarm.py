@@ -61,14 +61,10 @@ class Swarm:
         """The download is over. What is complete is served on."""
         del self._exchanges[exchange.digest]
         await exchange.leave()
-        if not complete:
+        if complete:
+            self._node.service.expect_publish(exchange.digest)
+        else:
             self._node.service.withdraw(exchange.digest)
-
-    def accuse(self, name: str, what: str) -> None:
-        """A member vouched for bytes that the origin does not have: it is left out for this agent's life."""
-        LOG.error("a peer lied", extra={"peer": name, "what": what})
-        self._banned.add(name)
-        self._node.observer.peer_lied()
 
     def _shown(self, digest: str, large: dict[str, int]) -> Shown:
         known = {blob: hashes for blob in large if (hashes := self._node.store.blob_hashes(blob)) is not None}
@@ -106,6 +102,7 @@ class NodePeers:
         self.key = await in_thread(partial(load_or_make_key, self._root))
         self.service = Service(self._settings, self.key, store, self, self._observer)
         receiving = Receiving(pool.lend)
+        receiving.start()
         node = PeerNode(
             name=self._settings.node_name,
             key=self.key,

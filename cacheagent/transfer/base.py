@@ -97,6 +97,9 @@ class Transport(Protocol):
     ) -> FileHashes:
         """Bring one blob to disk. `share`: who brings what, where it is not all left to the origin."""
 
+    async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> str:
+        """Bring one piece to its place in the target, which has the whole file's size, and return its BLAKE3."""
+
     async def fetch_small(
         self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""
     ) -> None:

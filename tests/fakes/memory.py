@@ -110,6 +110,9 @@ class MemoryTransport:
                 on_piece(index, name, length, "kept" if claimed else "fetched")
         return FileHashes(pieces=tuple(pieces))
 
+    async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> str:
+        raise NotImplementedError
+
     async def fetch_small(
         self, orders: Sequence[SmallOrder], source_kind: str, on_done: OnSmall, *, priority: int = 0, cap: str = ""
     ) -> None:

@@ -1,0 +1,157 @@
+"""A large file some of whose pieces came from other nodes: who is believed, how far, and who is found out.
+
+Where the origin gives a hash of the whole file (SHA-256, SHA-1), nothing wrong passes: if it does not agree, the
+pieces of others are fetched again from the origin, those that differ name who vouched for them, and the file is judged
+again. CRCs find accidents, not malice: where there is nothing better, one in a hundred pieces that came from others,
+and the first of each model, is fetched again from the origin and compared while the rest still travels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Mapping
+from functools import partial
+from typing import Final, Protocol
+
+import msgspec
+
+from cacheagent.checksum import needs_serial
+from cacheagent.errors import ChecksumMismatch
+from cacheagent.model import FileHashes
+from cacheagent.progress import PieceOrigin
+from cacheagent.threads import in_thread
+from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, Share, Transport
+
+SPOT_CHECKED: Final = 0.01
+"""Share of the pieces from others that are fetched a second time where only CRCs, or nothing, vouch for a file."""
+SCRATCH_SUFFIX: Final = ".hedge-spot-"
+"""As a hedge's scratch file, so that one that a crash leaves is removed with those."""
+
+
+class BlobShare(Share, Protocol):
+    """Who brings which piece of one blob of an exchange, and who vouches for it."""
+
+    def have(self, index: int, blake3: str) -> None:
+        """A piece is on disk and proved, from wherever."""
+
+    def sender_of(self, index: int) -> str:
+        """Who vouched for a piece; empty for the origin."""
+
+    def lose(self) -> None:
+        """Nothing of it is given to others any more: something in it is wrong."""
+
+    def is_first_check(self) -> bool:
+        """True once for each model: whatever chance says, one piece is checked."""
+
+    def accuse(self, name: str, what: str) -> None:
+        """This node vouched for bytes that the origin does not have."""
+
+
+async def fetch_shared(
+    transport: Transport, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: BlobShare
+) -> FileHashes:
+    """Bring one blob with others' help. Raises as `Transport.fetch`."""
+    call = _SharedFetch(transport, order, locate, on_piece, share)
+    try:
+        hashes = await call.fetch()
+        await call.finish_checks()
+    except ChecksumMismatch as error:
+        if not call.from_others:
+            raise
+        await call.drop_checks()
+        return await call.fetch_again(error)
+    except BaseException:
+        await call.drop_checks()
+        raise
+    return hashes
+
+
+class _SharedFetch:
+    def __init__(
+        self, transport: Transport, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: BlobShare
+    ) -> None:
+        self.from_others: dict[int, str] = {}
+        """Index to BLAKE3 of the pieces that came from other nodes."""
+        self._own: dict[int, str] = {}
+        self._transport = transport
+        self._order = order
+        self._locate = locate
+        self._on_piece = on_piece
+        self._share = share
+        self._checks: set[asyncio.Task[None]] = set()
+        self._wrong: list[str] = []
+        self._is_weak = not needs_serial(order.checksums)
+
+    async def fetch(self) -> FileHashes:
+        """The first try."""
+        return await self._transport.fetch(self._order, self._locate, self._take, self._share)
+
+    async def finish_checks(self) -> None:
+        """Raises ChecksumMismatch if one of them found something."""
+        if self._checks:
+            await asyncio.gather(*self._checks)
+        if self._wrong:
+            raise ChecksumMismatch(self._wrong[0], hint="another node gave bytes that the origin does not have")
+
+    async def drop_checks(self) -> None:
+        """Returns when none runs."""
+        for check in self._checks:
+            check.cancel()
+        await asyncio.gather(*self._checks, return_exceptions=True)
+
+    async def fetch_again(self, error: ChecksumMismatch) -> FileHashes:
+        """From the origin alone, what came from others; then it is known who was wrong. The file is either right after
+        it, or the origin's own."""
+        self._share.lose()
+        found: dict[int, str] = {}
+
+        def take(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
+            found[index] = blake3
+            if self.from_others.get(index, self._own.get(index)) != blake3:
+                self._on_piece(index, blake3, 0, "kept")  # it was counted when it first came
+
+        plain = msgspec.structs.replace(self._order, claimed=dict(self._own))
+        try:
+            hashes = await self._transport.fetch(plain, self._locate, take)
+        finally:
+            self._name_liars(found, error)
+        for index, blake3 in enumerate(hashes.pieces):
+            self._share.have(index, blake3)
+        return hashes
+
+    def _name_liars(self, found: Mapping[int, str], error: ChecksumMismatch) -> None:
+        wrong = [index for index, blake3 in self.from_others.items() if found.get(index, blake3) != blake3]
+        for name in sorted({self._share.sender_of(index) for index in wrong} - {""}):
+            self._share.accuse(name, error.message)
+
+    def _take(self, index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
+        self._on_piece(index, blake3, length, origin)
+        self._share.have(index, blake3)
+        if origin != "peer":
+            self._own[index] = blake3
+            return
+        self.from_others[index] = blake3
+        if self._is_weak and (self._share.is_first_check() or random.random() < SPOT_CHECKED):
+            self._checks.add(asyncio.get_running_loop().create_task(self._check(index, blake3), name="spot check"))
+
+    async def _check(self, index: int, blake3: str) -> None:
+        """Raises what the origin answers."""
+        scratch = f"{self._order.target}{SCRATCH_SUFFIX}{index}"
+        await in_thread(partial(_make_sparse, scratch, self._order.size_bytes))
+        try:
+            order = msgspec.structs.replace(self._order, target=scratch, claimed={})
+            right = await self._transport.fetch_piece(order, index, self._locate)
+        finally:
+            await in_thread(partial(os.unlink, scratch))
+        if right != blake3:
+            self._wrong.append(f"piece {index} of {os.path.basename(self._order.target)} is not what the origin has")
+
+
+def _make_sparse(path: str, size_bytes: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.truncate(descriptor, size_bytes)
+    finally:
+        os.close(descriptor)

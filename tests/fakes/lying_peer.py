@@ -1,0 +1,106 @@
+"""A member with a right key that gives bytes of its own making, or none, or no end of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+from blake3 import blake3
+
+from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.peers import protocol
+from cacheagent.peers.keys import NodeKey
+
+STEP: Final = 1024 * 1024
+Forge = Callable[[int, int], bytes]
+"""The bytes of a piece, by its number and length."""
+
+
+class LyingPeer:
+    """Listens inside `with`. `lengths`: of all pieces of the digest. `seal_with`: whose key signs its seals."""
+
+    def __init__(
+        self, port: int, name: str, key: NodeKey, lengths: list[int], forge: Forge, *, seal_with: NodeKey | None = None
+    ) -> None:
+        self.asks: list[protocol.Ask] = []
+        self._name = name
+        self._key = key
+        self._seal_key = seal_with or key
+        self._lengths = lengths
+        self._forge = forge
+        self._listening = socket.create_server(("127.0.0.1", port))
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._listening.close()
+        for sock in self._sockets:
+            sock.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listening.accept()
+            except OSError:
+                return
+            self._sockets.append(sock)
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        try:
+            hello = protocol.Hello(versions=protocol.VERSIONS, nonce=os.urandom(32))
+            sock.sendall(protocol.note(hello))
+            ask = self._request(sock)
+            assert isinstance(ask, protocol.Ask)
+            self.asks.append(ask)
+            session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
+            welcome = protocol.Welcome(complete=False, have=b"", homes=(), signature=b"")
+            signature = self._key.sign(protocol.welcome_to_sign(session, welcome))
+            sock.sendall(protocol.note(protocol.signed(welcome, signature)))
+            wants = protocol.unpack_set(ask.wants, ask.pieces)
+            while True:
+                for piece in wants:
+                    self._send(sock, ask.digest, piece)
+                more = self._request(sock)
+                assert isinstance(more, protocol.More)
+                wants = protocol.unpack_set(more.wants, ask.pieces)
+        except (OSError, EOFError):
+            return
+
+    def _send(self, sock: socket.socket, digest: str, piece: int) -> None:
+        data = self._forge(piece, self._lengths[piece])
+        for at in range(0, len(data), STEP):
+            part = data[at : at + STEP]
+            sock.sendall(protocol.HEAD.pack(protocol.CHUNK, piece, at, len(part)) + part)
+        digested = blake3(data).digest()
+        signature = self._seal_key.sign(protocol.seal_to_sign(digest, piece, len(data), digested))
+        sock.sendall(protocol.seal(piece, digested, signature, self._name))
+
+    @staticmethod
+    def _request(sock: socket.socket) -> protocol.Request:
+        (length,) = protocol.LENGTH.unpack(_exactly(sock, 4))
+        return protocol.read_request(_exactly(sock, length))
+
+
+def lengths_of(*sizes: int) -> list[int]:
+    """Of the pieces of files of these sizes."""
+    return [min(PIECE_SIZE_BYTES, size - at) for size in sizes for at in range(0, size, PIECE_SIZE_BYTES)]
+
+
+def _exactly(sock: socket.socket, length: int) -> bytes:
+    data = b""
+    while len(data) < length:
+        part = sock.recv(length - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
