@@ -20,28 +20,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import yaml
-
 from cacheagent.api.schema import VolumeRequest
 from cacheagent.demo.child import free_ports
 from cacheagent.kube.api import (
     MODEL_CACHE_NODES,
     MODEL_CACHES,
-    NAMESPACES,
-    NODES,
     PODS,
-    KubeError,
     KubeNotFound,
     Object,
-    Resource,
 )
 from cacheagent.kube.client import KubeClient, open_client
 from cacheagent.kube.convert import now_text
-from cacheagent.kube.names import AGENT_COMPONENT, COLD_TAINT, DRIVER, INJECTED_LABEL, MODEL
+from cacheagent.kube.names import COLD_TAINT, DRIVER, INJECTED_LABEL, MODEL
 from cacheagent.kube.plan.times import written_time
 from cacheagent.model import PIECE_SIZE_BYTES
 from tests.fakes.dashboards import RULES
 from tests.fakes.faults import Reset
+from tests.fakes.kube_cluster import install_definitions, make_namespaces, make_node
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.node_agents import NodeAgent, Origins, digest_of
 from tests.fakes.origin import Origin
@@ -50,9 +45,6 @@ from tests.fakes.running_agent import PATIENCE_S, RunningAgent
 from tests.fakes.running_controller import RunningController
 
 REPOSITORY: Final = Path(__file__).parents[2]
-DEFINITIONS: Final = Resource(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False
-)
 SYSTEM: Final = "cacheagent-system"
 GPUS: Final = 4
 BIG: Final = 2 * PIECE_SIZE_BYTES
@@ -251,37 +243,13 @@ def _exporter_of(node: str, exporter: Origin) -> Target:
 async def _prepare(server: ApiServer, nodes: Sequence[str]) -> None:
     """Definitions, namespaces, cold nodes with an agent's pod each, and two models that ask for all of them."""
     async with open_client(server.kubeconfig) as api:
-        for file in sorted((REPOSITORY / "daemonset/chart/files/crds").glob("*.yaml")):
-            await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
-        for name in (SYSTEM, "shop"):
-            await api.create(NAMESPACES, {"metadata": {"name": name}})
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES):
-            await _until_answered(api, resource)
-        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        await install_definitions(api)
+        await make_namespaces(api, SYSTEM, "shop")
         for name in nodes:
-            taint = {"key": COLD_TAINT, "effect": "NoSchedule"}
-            await api.create(NODES, {"metadata": {"name": name}, "spec": {"taints": [taint]}})
-            await api.patch(NODES, name, {"status": ready}, subresource="status")
-            pod = {"containers": [{"name": "agent", "image": "i"}], "nodeName": name}
-            metadata = {"name": f"agent-{name}", "labels": AGENT_COMPONENT}
-            await api.create(PODS, {"metadata": metadata, "spec": pod}, namespace=SYSTEM)
-            await api.patch(PODS, f"agent-{name}", {"status": ready}, namespace=SYSTEM, subresource="status")
+            await make_node(api, name, SYSTEM, taints=[{"key": COLD_TAINT, "effect": "NoSchedule"}])
         for name in ("llama", "gone"):
             spec = {"source": {"uri": f"s3://models/{name}"}, "required": True}
             await api.create(MODEL_CACHES, {"metadata": {"name": name}, "spec": spec})
-
-
-async def _until_answered(api: KubeClient, resource: Resource) -> None:
-    """The API server takes a moment to know a new definition."""
-    end = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            await api.list(resource)
-        except KubeError:
-            assert time.monotonic() < end
-            await asyncio.sleep(0.1)
-        else:
-            return
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from cacheagent.demo.child import free_ports
 from cacheagent.kube.api import (
@@ -25,11 +24,9 @@ from cacheagent.kube.api import (
     LEASES,
     MODEL_CACHE_NODES,
     MODEL_CACHES,
-    NAMESPACES,
     NODES,
     PODS,
     VOLUMES,
-    KubeError,
     KubeNotFound,
     Object,
     Resource,
@@ -37,7 +34,6 @@ from cacheagent.kube.api import (
 from cacheagent.kube.client import KubeClient, open_client
 from cacheagent.kube.convert import now_text
 from cacheagent.kube.names import (
-    AGENT_COMPONENT,
     COLD_TAINT,
     DRIVER,
     GATE,
@@ -47,13 +43,12 @@ from cacheagent.kube.names import (
     claim_name,
     version_label,
 )
+from tests.fakes.kube_cluster import install_definitions, make_namespaces, make_node
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.node_agents import NodeAgent, Origins, digest_of
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).parents[2]
-DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
 SYSTEM = "cacheagent"
 PATIENCE_S = 60.0
 A1 = digest_of("a1")
@@ -69,19 +64,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 
 async def _prepare(server: ApiServer) -> None:
     async with open_client(server.kubeconfig) as api:
-        for file in sorted((REPOSITORY / "daemonset/chart/files/crds").glob("*.yaml")):
-            await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
-        for name in (SYSTEM, "shop"):
-            await api.create(NAMESPACES, {"metadata": {"name": name}})
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES):
-            await until(lambda resource=resource: _answers(api.list(resource)))  # type: ignore[misc]
-
-
-async def _answers(question: Awaitable[object]) -> bool:
-    with suppress(KubeError):
-        await question
-        return True
-    return False
+        await install_definitions(api)
+        await make_namespaces(api, SYSTEM, "shop")
 
 
 async def until(true: Callable[[], Awaitable[object]], what: str = "") -> None:
@@ -100,12 +84,7 @@ class Fleet:
         self.agents: dict[str, NodeAgent] = {}
 
     async def node(self, name: str, **labels: str) -> NodeAgent:
-        body = {"metadata": {"name": name, "labels": {"pool": "gpu", **labels}}, "spec": {"taints": [COLD]}}
-        await self.api.create(NODES, body)
-        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-        await self.api.patch(NODES, name, {"status": ready}, subresource="status")
-        await self.pod(f"agent-{name}", namespace=SYSTEM, labels=AGENT_COMPONENT, nodeName=name)
-        await self.api.patch(PODS, f"agent-{name}", {"status": ready}, namespace=SYSTEM, subresource="status")
+        await make_node(self.api, name, SYSTEM, labels={"pool": "gpu", **labels}, taints=[COLD])
         return self.agents.setdefault(name, NodeAgent(name, self.origins))
 
     async def pod(
