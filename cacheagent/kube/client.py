@@ -296,9 +296,11 @@ async def open_client(
 def _break_off(response: aiohttp.ClientResponse) -> None:
     """What was not read to its end (a watch that nobody wants any more) is cut at once. aiohttp would say farewell by
     TLS instead and wait for the server's with nobody watching, so that a program that ends then leaves its sockets
-    open."""
-    if response.connection is not None and response.connection.transport is not None:
-        response.connection.transport.abort()
+    open. It must not close a transport that was cut: in the Python of Debian 12 (3.11.2) that one can't be cut again,
+    as aiohttp does at the end."""
+    if response.connection is not None and response.connection.protocol is not None:
+        response.connection.protocol.abort()
+        response.close()
 
 
 async def _lines(response: aiohttp.ClientResponse, received: Callable[[int], None]) -> AsyncIterator[bytes]:
