@@ -1,6 +1,6 @@
-"""Writes daemonset/chart/dashboards/*.json: Grafana's own format, made from a few lines for each panel, so that all
-panels look and filter alike. `tests/manifests/test_monitoring.py` compares; `tests/integration/test_prometheus.py` asks
-a real Prometheus for every expression.
+"""Writes daemonset/chart/dashboards/*.json: which panels there are and what they ask; `grafana.py` is the format.
+`tests/manifests/test_monitoring.py` compares; `tests/integration/test_prometheus.py` asks a real Prometheus for every
+expression.
 
 Usage: python scripts/dashboards.py
 """
@@ -8,52 +8,18 @@ Usage: python scripts/dashboards.py
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
+
+from grafana import Panel, Section, dashboard, stat, variable
 
 FOLDER: Final = Path(__file__).parents[1] / "daemonset/chart/dashboards"
-SCHEMA_VERSION: Final = 41
-"""Of Grafana 12; Grafana 10 and 11 read it too."""
-WIDTH: Final = 24
-SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
-Object = dict[str, Any]
-Kind = Literal["stat", "timeseries", "table"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """`queries`: expression and legend. `unit`: one of Grafana's. `width`: of 24. `stacked`: areas upon each other.
-    `red_above`: from this value on a stat is red."""
-
-    title: str
-    queries: Sequence[tuple[str, str]]
-    text: str
-    unit: str = "short"
-    kind: Kind = "timeseries"
-    width: int = 8
-    stacked: bool = False
-    red_above: float | None = None
-
-
-@dataclass(frozen=True)
-class Section:
-    """A heading, and what is below it."""
-
-    title: str
-    panels: Sequence[Panel]
 
 
 def of(*conditions: str, node: bool = False) -> str:
     """A selector: the namespaces, perhaps the nodes that were chosen, and further conditions."""
     chosen = ['namespace=~"$namespace"', *(['node=~"$node"'] if node else []), *conditions]
     return "{" + ", ".join(chosen) + "}"
-
-
-def stat(title: str, query: str, text: str, unit: str = "short", red_above: float | None = None) -> Panel:
-    """One number."""
-    return Panel(title, [(query, "")], text, unit, kind="stat", width=4, red_above=red_above)
 
 
 HIT: Final = 'result="hit"'
@@ -641,141 +607,17 @@ MODELS: Final = (
 )
 
 
-def dashboard(name: str, title: str, sections: Sequence[Section], *variables: str) -> Object:
-    """All of it, as Grafana exports it."""
-    panels: list[Object] = []
-    y = 0
-    for section in sections:
-        panels.append(_row(section.title, len(panels) + 1, y))
-        x, y, tallest = 0, y + 1, 0
-        for panel in section.panels:
-            height = 4 if panel.kind == "stat" else 8
-            if x + panel.width > WIDTH or (tallest and height != tallest):
-                x, y, tallest = 0, y + tallest, 0
-            place = {"x": x, "y": y, "w": panel.width, "h": height}
-            panels.append(_panel(panel, len(panels) + 1, place))
-            x, tallest = x + panel.width, height
-        y += tallest
-    return {
-        "uid": f"cacheagent-{name}",
-        "title": title,
-        "tags": ["cacheagent"],
-        "schemaVersion": SCHEMA_VERSION,
-        "version": 1,
-        "editable": True,
-        "graphTooltip": 1,
-        "refresh": "30s",
-        "time": {"from": "now-6h", "to": "now"},
-        "timepicker": {},
-        "templating": {"list": [_source_variable(), *(VARIABLES[each] for each in variables)]},
-        "annotations": {"list": []},
-        "links": [
-            {"type": "dashboards", "title": "cacheagent", "tags": ["cacheagent"], "keepTime": True, "includeVars": True}
-        ],
-        "panels": panels,
-    }
-
-
-def _source_variable() -> Object:
-    return {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "current": {}}
-
-
-def _variable(name: str, label: str, query: str) -> Object:
-    return {
-        "name": name,
-        "label": label,
-        "type": "query",
-        "datasource": SOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": name},
-        "refresh": 2,
-        "sort": 1,
-        "multi": True,
-        "includeAll": True,
-        "allValue": ".*",
-        "current": {"text": ["All"], "value": ["$__all"]},
-    }
-
-
-VARIABLES: Final = {
-    "namespace": _variable("namespace", "Namespace", "label_values(cacheagent_build_info, namespace)"),
-    "node": _variable("node", "Node", f"label_values(cacheagent_build_info{ALL}, node)"),
-    "model": _variable("model", "Model", f"label_values(cacheagent_model_ready{ALL}, model)"),
-}
-
-
-def _row(title: str, number: int, y: int) -> Object:
-    place = {"x": 0, "y": y, "w": WIDTH, "h": 1}
-    return {"id": number, "type": "row", "title": title, "collapsed": False, "gridPos": place, "panels": []}
-
-
-def _panel(panel: Panel, number: int, place: Object) -> Object:
-    custom: Object = {}
-    if panel.kind == "timeseries":
-        stacking = {"mode": "normal" if panel.stacked else "none", "group": "A"}
-        custom = {
-            "lineWidth": 1,
-            "fillOpacity": 30 if panel.stacked else 5,
-            "showPoints": "never",
-            "stacking": stacking,
-        }
-    return {
-        "id": number,
-        "type": panel.kind,
-        "title": panel.title,
-        "description": panel.text,
-        "datasource": SOURCE,
-        "gridPos": place,
-        "targets": [_target(panel, index, query, legend) for index, (query, legend) in enumerate(panel.queries)],
-        "fieldConfig": {
-            "defaults": {
-                "unit": panel.unit,
-                **({"min": 0} if panel.kind == "timeseries" else {}),
-                **({"custom": custom} if custom else {}),
-                "thresholds": {"mode": "absolute", "steps": _steps(panel)},
-            },
-            "overrides": [],
-        },
-        "options": _options(panel),
-    }
-
-
-def _target(panel: Panel, index: int, query: str, legend: str) -> Object:
-    once = panel.kind != "timeseries"
-    return {
-        "refId": chr(ord("A") + index),
-        "datasource": SOURCE,
-        "expr": query,
-        "legendFormat": legend or "__auto",
-        "instant": once,
-        "range": not once,
-        **({"format": "table"} if panel.kind == "table" else {}),
-    }
-
-
-def _steps(panel: Panel) -> list[Object]:
-    steps: list[Object] = [{"color": "green", "value": None}]
-    return steps if panel.red_above is None else [*steps, {"color": "red", "value": panel.red_above}]
-
-
-def _options(panel: Panel) -> Object:
-    if panel.kind == "timeseries":
-        return {
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
-            "tooltip": {"mode": "multi", "sort": "desc"},
-        }
-    if panel.kind == "table":
-        return {"showHeader": True}
-    reduce = {"calcs": ["lastNotNull"], "fields": "", "values": False}
-    return {"reduceOptions": reduce, "colorMode": "value", "graphMode": "none", "textMode": "value"}
+NAMESPACE_CHOICE: Final = variable("namespace", "Namespace", "label_values(cacheagent_build_info, namespace)")
+NODE_CHOICE: Final = variable("node", "Node", f"label_values(cacheagent_build_info{ALL}, node)")
+MODEL_CHOICE: Final = variable("model", "Model", f"label_values(cacheagent_model_ready{ALL}, model)")
 
 
 def texts() -> dict[str, str]:
     """File name and content."""
     made = {
-        "fleet": dashboard("fleet", "cacheagent / fleet", FLEET, "namespace"),
-        "node": dashboard("node", "cacheagent / node", NODE, "namespace", "node"),
-        "model": dashboard("model", "cacheagent / model", MODELS, "namespace", "model", "node"),
+        "fleet": dashboard("fleet", "cacheagent / fleet", FLEET, NAMESPACE_CHOICE),
+        "node": dashboard("node", "cacheagent / node", NODE, NAMESPACE_CHOICE, NODE_CHOICE),
+        "model": dashboard("model", "cacheagent / model", MODELS, NAMESPACE_CHOICE, MODEL_CHOICE, NODE_CHOICE),
     }
     return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in made.items()}
 
