@@ -1,9 +1,10 @@
-"""An agent without a disk: it watches its one object and reports on it as the real one does, by the real one's own
-mirror and reporter, and pretends to fetch."""
+"""An agent without a disk: it watches its one object and its lists of peers and reports on itself as the real one does,
+by the real one's own mirrors and reporter, and pretends to fetch."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import random
 import time
@@ -19,6 +20,8 @@ from cacheagent.kube.convert import now_text, spec_of
 from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.node_report import Reporter
 from cacheagent.kube.objects import ModelCacheNodeSpec, ModelCacheNodeStatus, NodeModel, NodeModelStatus, NodeUsage
+from cacheagent.kube.peer_lists import PeerLists
+from cacheagent.member import Member
 
 DISK_BYTES: Final = 30_000_000_000_000
 
@@ -93,6 +96,8 @@ class Stub:
             api, MODEL_CACHE_NODES, fields=f"metadata.name={name}", keep=share.essence, on_change=self._changed
         )
         self._reporter = ConfirmedReporter(api, name, self._look, self._taken)
+        key = base64.b64encode(hashlib.sha256(name.encode()).digest()).decode()
+        self._peers = PeerLists(api, Member(name=name, address=f"{name}:7411", key=key), changed=self._reporter.tell)
 
     async def reported(self) -> None:
         """Return when the API server has its first report."""
@@ -103,6 +108,7 @@ class Stub:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._mirror.run())
             group.create_task(self._reporter.run())
+            group.create_task(self._peers.run())
 
     def _changed(self, _before: Object | None, after: Object | None) -> None:
         if after is None:
@@ -141,6 +147,8 @@ class Stub:
             reported_at=now_text(),
             usage=usage,
             models=models,
+            public_key=self._peers.me.key,
+            peer_address=self._peers.me.address,
         )
 
     def _entry(self, model: NodeModel) -> NodeModelStatus:

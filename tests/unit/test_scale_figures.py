@@ -69,4 +69,4 @@ def test_what_is_constant_stays_and_the_rest_grows_with_the_nodes() -> None:
     assert (memory.measured, memory.constant, round(memory.at(5000))) == (80.0, 70.0, 570)
     assert found["warm-up: controller's writes to nodes"].at(5000) == 10_000
     watches = found["at rest: agents' watches begun again"]
-    assert (watches.measured, round(watches.at(4500))) == (25.0, 600)
+    assert (watches.measured, round(watches.at(4500))) == (25.0, 1200)
