@@ -285,7 +285,7 @@ class Exchange:
         mine = [piece for piece, home in enumerate(self._homes) if home == self._me]
         done = sum(self._length(piece) for piece in mine if piece in self._here)
         owed = sum(self._length(piece) for piece in mine if piece not in self._here)
-        return Home(self._me, done, owed, float(done), now - self._started)
+        return Home(self._me, done, owed, done / max(now - self._started, TICK_S), now - self._started)
 
     def _relieve(self, link: Link) -> None:
         pieces = tail(list(link.expected), set())

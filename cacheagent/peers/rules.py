@@ -9,16 +9,19 @@ from typing import Final, NamedTuple
 
 PATIENCE_S: Final = 3.0
 """Nobody is called slow sooner, and nobody who needs no longer for the rest. Chosen."""
-SLOW_SHARE: Final = 0.5
-"""Of what the others have delivered."""
+FACTOR: Final = 2.0
+"""Slow is who needs so many times what the others need. Chosen."""
 LAG_S: Final = 2.0
-"""And by so long behind them: shares differ by chance while they are small. Chosen."""
+"""And is by so long behind them: shares differ by chance while they are small. Chosen."""
+STARVED: Final = 1 / 3
+"""If more than this part of all homes is slow at once, it is this node that is. Chosen."""
 OUT_AFTER_S: Final = 5.0
 """A home that could not be reached since the beginning is not counted on any more. Chosen."""
 
 
 class Home(NamedTuple):
-    """One home as a subscriber sees it. `age_s`: since it was first asked, or was last relieved of something."""
+    """One home as a subscriber sees it. `rate`: lately; `age_s`: since it was first asked, or was last relieved of
+    something."""
 
     name: str
     delivered: int
@@ -26,22 +29,19 @@ class Home(NamedTuple):
     rate: float
     age_s: float
 
+    @property
+    def rest_s(self) -> float:
+        """How long it needs for what it owes, at its rate."""
+        if not self.owed:
+            return 0.0
+        return self.owed / self.rate if self.rate > 0 else math.inf
+
 
 def find_slow(homes: Sequence[Home]) -> list[str]:
-    """Names of homes that have delivered less than half of what the others have, or nothing lately while the others
-    have, and that would need long for the rest."""
-    slow = []
-    for home in homes:
-        others = [other for other in homes if other.name != home.name]
-        if not home.owed or not others or home.age_s < PATIENCE_S or _rest_s(home) < PATIENCE_S:
-            continue
-        usual = median(other.delivered for other in others)
-        pace = median(other.rate for other in others)
-        behind = home.delivered < SLOW_SHARE * usual and usual - home.delivered > LAG_S * max(pace, home.rate)
-        silent = home.rate <= 0 and sum(other.rate > 0 or not other.owed for other in others) > len(others) / 2
-        if behind or silent:
-            slow.append(home.name)
-    return slow
+    """Names of homes that have delivered less than half of what the others have, are seconds behind, and need more than
+    twice as long as the others for the rest, also of those that stopped while the others go on."""
+    slow = [home.name for home in homes if _is_slow(home, [other for other in homes if other is not home])]
+    return slow if len(slow) <= max(1, STARVED * len(homes)) else []
 
 
 def tail(pieces: Sequence[int], begun: set[int]) -> list[int]:
@@ -51,5 +51,13 @@ def tail(pieces: Sequence[int], begun: set[int]) -> list[int]:
     return ordered[len(ordered) // 2 :]
 
 
-def _rest_s(home: Home) -> float:
-    return home.owed / home.rate if home.rate > 0 else math.inf
+def _is_slow(home: Home, others: Sequence[Home]) -> bool:
+    if not others or home.age_s < PATIENCE_S or home.rest_s < PATIENCE_S:
+        return False
+    if home.rest_s < FACTOR * median(other.rest_s for other in others):
+        return False
+    if home.rate <= 0:
+        return sum(other.rate > 0 or not other.owed for other in others) > len(others) / 2
+    usual = median(other.delivered for other in others)
+    pace = max(home.rate, *(other.rate for other in others if other.owed), 0.0)
+    return home.delivered * FACTOR < usual and usual - home.delivered > LAG_S * pace

@@ -1,0 +1,225 @@
+"""The peer port of a real agent, from outside: members get what is published, nobody else gets a byte."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+
+import msgspec
+import pytest
+from blake3 import blake3
+
+from cacheagent.peers import protocol
+from cacheagent.peers.keys import is_signed
+from tests.fakes.origin import Origin
+from tests.fakes.peer_agents import MODEL, PeerAgents, shards
+
+PATIENCE_S = 30.0
+
+
+class Caller(AbstractContextManager["Caller"]):
+    """A connection to n0's peer port, by whoever says what."""
+
+    def __init__(self, fleet: PeerAgents) -> None:
+        self.fleet = fleet
+        self.socket = socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S)
+        hello = self.note()
+        assert isinstance(hello, protocol.Hello)
+        self.hello = hello
+
+    def ask(self, digest: str, *, wants: set[int] | None = None, pieces: int = 2, **changes: object) -> protocol.Ask:
+        """What n1 would say, signed with n1's key after the changes."""
+        plain = protocol.Ask(
+            version=1,
+            digest=digest,
+            client="n1",
+            server="n0",
+            time_s=int(time.time()),
+            server_nonce=self.hello.nonce,
+            client_nonce=os.urandom(32),
+            pieces=pieces,
+            wants=protocol.pack_set(wants or {0, 1}),
+            adopt=b"",
+            signature=b"",
+        )
+        changed = msgspec.structs.replace(plain, **changes)
+        return protocol.signed(changed, self.fleet.keys["n1"].sign(protocol.ask_to_sign(changed)))
+
+    def say(self, request: protocol.Request) -> None:
+        self.socket.sendall(protocol.request(request))
+
+    def message(self) -> tuple[int, int, int, bytes]:
+        """Kind, piece, offset and body of the next one."""
+        kind, piece, offset, length = protocol.HEAD.unpack(self._exactly(protocol.HEAD.size))
+        return kind, piece, offset, self._exactly(length)
+
+    def note(self) -> protocol.Note:
+        """The next message, which is a note."""
+        kind, _, _, body = self.message()
+        assert kind == protocol.NOTE
+        return protocol.read_note(body)
+
+    def __exit__(self, *error: object) -> None:
+        self.socket.close()
+
+    def is_closed(self) -> bool:
+        """Whether the server has hung up, without one more byte."""
+        try:
+            return self.socket.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+    def _exactly(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            part = self.socket.recv(length - len(data))
+            if not part:
+                raise EOFError
+            data += part
+        return data
+
+
+@pytest.fixture
+def call(served: tuple[PeerAgents, bytes, str]) -> Iterator[Callable[[], Caller]]:
+    """Makes callers, which hang up at the test's end."""
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(Caller(served[0]))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PeerAgents, bytes, str]]:
+    """An agent that has published a model of two pieces; the pieces' bytes and the digest."""
+    files = shards(1)
+    with Origin(files) as origin, PeerAgents(tmp_path_factory.mktemp("port"), origin, 2) as fleet:
+        origin.add_sums(MODEL)
+        fleet.start("n0")
+        fleet.wait_until_ready("n0")
+        digest = fleet.agents["n0"].ask(lambda client: client.model(MODEL)).digest
+        yield fleet, files[f"{MODEL}/shard-0.bin"], digest
+
+
+def test_a_member_gets_every_byte(served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller]) -> None:
+    """The positive control: the server proves who it is, sends what is wanted, and seals each piece with its key."""
+    fleet, data, digest = served
+    caller = call()
+    ask = caller.ask(digest)
+    caller.say(ask)
+    welcome = caller.note()
+    assert isinstance(welcome, protocol.Welcome)
+    assert welcome.complete
+    session = protocol.Session(digest, "n1", "n0", ask.client_nonce, ask.server_nonce)
+    key = (fleet.keys["n0"].public,)
+    assert is_signed(protocol.welcome_to_sign(session, welcome), welcome.signature, key)
+    found: dict[int, bytes] = {0: b"", 1: b""}
+    seals: dict[int, bytes] = {}
+    while len(seals) < 2:
+        kind, piece, offset, body = caller.message()
+        if kind == protocol.CHUNK:
+            assert offset == len(found[piece])
+            found[piece] += body
+        else:
+            hashed, signature, signer = protocol.read_seal(body)
+            assert (hashed, signer) == (blake3(found[piece]).digest(), "n0")
+            assert is_signed(protocol.seal_to_sign(digest, piece, len(found[piece]), hashed), signature, key)
+            seals[piece] = hashed
+    assert found[0] + found[1] == data
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"client": "n7"}, "member"),
+        ({"server": "n1"}, "member"),
+        ({"time_s": 1_000_000}, "time"),
+        ({"server_nonce": b"r" * 32}, "nonce"),
+        ({"pieces": 9}, "wants"),
+        ({"version": 9}, "version"),
+    ],
+)
+def test_who_says_something_wrong_gets_a_reason_and_no_byte(
+    served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller], changes: dict[str, object], code: str
+) -> None:
+    """Signed rightly, and still refused; the connection is closed after the reason."""
+    _fleet, _, digest = served
+    caller = call()
+    caller.say(caller.ask(digest, **changes))  # type: ignore[arg-type]
+    refusal = caller.note()
+    assert isinstance(refusal, protocol.Refusal)
+    assert refusal.code == code
+    assert caller.is_closed()
+
+
+def test_what_was_signed_once_is_good_once(served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller]) -> None:
+    """A recorded request on a second connection, one without a signature, and one for another model."""
+    fleet, _, digest = served
+    first, second, third, fourth = (call() for _ in range(4))
+    recorded = first.ask(digest)
+    first.say(recorded)
+    assert isinstance(first.note(), protocol.Welcome)
+    second.say(recorded)
+    third.say(protocol.signed(third.ask(digest), b""))
+    fourth.say(fourth.ask("sha256:" + "0" * 64))
+    for caller, code in ((second, "nonce"), (third, "signature"), (fourth, "digest")):
+        refusal = caller.note()
+        assert isinstance(refusal, protocol.Refusal)
+        assert refusal.code == code
+        assert caller.is_closed()
+    assert "cacheagent_peer_refusals_total" in fleet.agents["n0"].get("/metrics")[1]
+    fleet.agents["n0"].wait_until(lambda: fleet.metric("n0", 'cacheagent_peer_refusals_total{result="nonce"}') > 0)
+
+
+def test_frames_without_end_and_requests_out_of_turn_end_the_connection(
+    served: tuple[PeerAgents, bytes, str],
+    call: Callable[[], Caller],
+) -> None:
+    """A length of 4 GB, bytes that are no request, and a follow-up that somebody else signed."""
+    _fleet, _, digest = served
+    endless, nonsense, forged = call(), call(), call()
+    endless.socket.sendall(protocol.LENGTH.pack(2**32 - 1) + b"x" * 4096)
+    nonsense.socket.sendall(protocol.LENGTH.pack(4) + b"\xff\xff\xff\xff")
+    for caller in (endless, nonsense):
+        assert isinstance(caller.note(), protocol.Refusal)
+        assert caller.is_closed()
+    forged.say(forged.ask(digest, wants={1}))
+    assert isinstance(forged.note(), protocol.Welcome)
+    forged.say(protocol.More(number=1, wants=b"\1", adopt=b"", drop=b"", signature=b"0" * 64))
+    kinds = set()
+    try:
+        while True:
+            kind, piece, _, _ = forged.message()
+            kinds.add((kind, piece))
+    except (EOFError, ConnectionResetError):
+        pass
+    assert (protocol.SEAL, 0) not in kinds, "the piece that was asked for by the forged request"
+
+
+def test_a_crowd_that_says_nothing_keeps_no_member_out(
+    served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller]
+) -> None:
+    """400 silent connections; an honest one is answered among them, and the agent serves on."""
+    fleet, _, digest = served
+    with ExitStack() as stack:
+        for _ in range(400):
+            stack.enter_context(socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S))
+        caller = call()
+        caller.say(caller.ask(digest))
+        assert isinstance(caller.note(), protocol.Welcome)
+    assert fleet.agents["n0"].get("/healthz")[0] == 200
+
+
+def test_a_member_has_a_few_connections_and_not_more(
+    served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller]
+) -> None:
+    """The fifth at the same time is told that the others are enough."""
+    _fleet, _, digest = served
+    answers = []
+    for _ in range(12):
+        caller = call()
+        caller.say(caller.ask(digest, wants={0}))
+        answers.append(caller.note())
+    refused = [answer for answer in answers if isinstance(answer, protocol.Refusal)]
+    assert {answer.code for answer in refused} == {"busy"}
+    assert 1 <= len(answers) - len(refused) <= 4

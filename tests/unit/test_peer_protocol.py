@@ -1,0 +1,187 @@
+"""What peers say to each other: what is read is what was written, what is signed is bound, what is wrong is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cacheagent.peers import protocol
+from cacheagent.peers.gate import Judge, Turned
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.orders import Have, Serve
+from cacheagent.peers.rules import Home, find_slow, tail
+from cacheagent.peers.shelf import Shelf
+
+DIGEST = "sha256:" + "ab" * 32
+CLIENT, SERVER, STRANGER = (NodeKey(bytes([number]) * 32) for number in (1, 2, 3))
+NONCE = b"n" * 32
+NOW = 1_790_000_000.0
+
+
+def shelf(**changes: object) -> Shelf:
+    """Of a digest with two files of one piece each, for the members n1 (us) and n2."""
+    order = Serve(
+        digest=DIGEST,
+        members={"n1": (SERVER.public,), "n2": (CLIENT.public,)},
+        homes=("n1", "n2"),
+        sizes=(1000, 2000),
+        paths=("/a", "/b"),
+    )
+    return Shelf(msgspec.structs.replace(order, **changes), "n1", SERVER)
+
+
+def ask(key: NodeKey = CLIENT, **changes: object) -> protocol.Ask:
+    """What an honest n2 says, with changes before it signs."""
+    plain = protocol.Ask(
+        version=1,
+        digest=DIGEST,
+        client="n2",
+        server="n1",
+        time_s=int(NOW),
+        server_nonce=NONCE,
+        client_nonce=os.urandom(32),
+        pieces=2,
+        wants=protocol.pack_set([0, 1]),
+        adopt=b"",
+        signature=b"",
+    )
+    changed = msgspec.structs.replace(plain, **changes)
+    return protocol.signed(changed, key.sign(protocol.ask_to_sign(changed)))
+
+
+def test_an_honest_member_is_let_in() -> None:
+    """The positive control of all refusals below."""
+    Judge("n1", NONCE, NOW).judge(ask(), shelf())
+    Judge("n1", NONCE, NOW).judge(ask(time_s=int(NOW) - 299), shelf())
+    both = {"n1": (SERVER.public,), "n2": (STRANGER.public, CLIENT.public)}
+    Judge("n1", NONCE, NOW).judge(ask(), shelf(members=both))  # a key that is being changed
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        (msgspec.structs.replace(ask(), signature=b""), "signature"),
+        (ask(STRANGER), "signature"),
+        (ask(time_s=int(NOW) - 301), "time"),
+        (ask(time_s=int(NOW) + 301), "time"),
+        (ask(server_nonce=b"m" * 32), "nonce"),  # a replay: signed for another connection
+        (ask(client_nonce=b""), "nonce"),
+        (ask(client="n3"), "member"),
+        (ask(SERVER, client="n1"), "member"),  # ourselves, reflected
+        (ask(server="n3"), "member"),
+        (msgspec.structs.replace(ask(digest="sha256:" + "cd" * 32), digest=DIGEST), "signature"),  # of another model
+        (msgspec.structs.replace(ask(), wants=protocol.pack_set([0])), "signature"),
+        (msgspec.structs.replace(ask(), adopt=protocol.pack_set([0])), "signature"),
+        (ask(pieces=3), "wants"),
+        (ask(version=2), "version"),
+    ],
+)
+def test_nobody_else_is(asked: protocol.Ask, code: str) -> None:
+    """Each with the code that says why."""
+    with pytest.raises(Turned) as turned:
+        Judge("n1", NONCE, NOW).judge(asked, shelf())
+    assert turned.value.code == code
+
+
+def test_a_member_that_was_removed_is_refused() -> None:
+    """Its signature is right and does not help."""
+    with pytest.raises(Turned, match="not a member"):
+        Judge("n1", NONCE, NOW).judge(ask(), shelf(members={"n1": (SERVER.public,)}))
+
+
+def test_later_requests_are_bound_to_their_connection_and_place() -> None:
+    """A request of another connection, or with another number, has a wrong signature."""
+    here = protocol.Session(DIGEST, "n2", "n1", b"c" * 32, NONCE)
+    plain = protocol.More(number=1, wants=b"\1", adopt=b"", drop=b"", signature=b"")
+    more = protocol.signed(plain, CLIENT.sign(protocol.more_to_sign(here, plain)))
+    Judge.require_signed(more, here, shelf())
+    with pytest.raises(protocol.ProtocolError):
+        Judge.require_signed(more, here._replace(server_nonce=b"x" * 32), shelf())
+    with pytest.raises(protocol.ProtocolError):
+        Judge.require_signed(msgspec.structs.replace(more, number=2), here, shelf())
+
+
+@given(st.sets(st.integers(0, 999)))
+def test_sets_of_pieces_come_back(numbers: set[int]) -> None:
+    """Whatever is packed is unpacked; a piece that there is not is refused."""
+    packed = protocol.pack_set(numbers)
+    assert set(protocol.unpack_set(packed, 1000)) == numbers
+    if numbers:
+        with pytest.raises(protocol.ProtocolError):
+            protocol.unpack_set(packed, max(numbers))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_are_more_than_refused(data: bytes) -> None:
+    """Readers answer with a message or a ProtocolError, whatever comes."""
+    readers: tuple[Callable[[bytes], object], ...] = (protocol.read_note, protocol.read_request, protocol.read_seal)
+    for read in readers:
+        with contextlib.suppress(protocol.ProtocolError):
+            read(data)
+
+
+def test_versions_agree_on_the_highest() -> None:
+    """An agent that speaks more than we do is met at ours; one that has none of ours is not met."""
+    assert protocol.highest_version((1, 2, 3)) == 1
+    with pytest.raises(protocol.ProtocolError, match="versions"):
+        protocol.highest_version((2, 3))
+
+
+def test_a_piece_is_vouched_for_by_whoever_sealed_it() -> None:
+    """What came from another member goes on under its seal; what this node fetched goes under its own."""
+    mine = shelf()
+    mine.have(Have(digest=DIGEST, piece=0, blake3=b"h" * 32))
+    mine.have(Have(digest=DIGEST, piece=1, blake3=b"i" * 32, signer="n2", signature=b"s" * 64))
+    with mine.condition:
+        own, other = mine.seal(0), mine.seal(1)
+    assert own is not None
+    assert other == (b"i" * 32, b"s" * 64, "n2")
+    assert (own.signer, own.signature) == ("n1", SERVER.sign(protocol.seal_to_sign(DIGEST, 0, 1000, b"h" * 32)))
+    assert mine.is_complete
+    mine.lose([0])
+    assert not mine.is_complete
+    with mine.condition:
+        assert mine.seal(0) is None
+        assert (mine.available(0), mine.available(1)) == (0, 2000)
+
+
+def home(name: str, delivered: int, owed: int = 50, *, rate: float = 1.0, age_s: float = 60) -> Home:
+    """One that has been at it for a minute."""
+    return Home(name, delivered, owed, rate, age_s)
+
+
+def test_a_home_is_slow_against_the_others() -> None:
+    """Half of what the others have delivered, and seconds behind; silent while the others are not; never alone."""
+    others = [home(name, 100, owed=20) for name in "abc"]
+    assert find_slow([*others, home("x", 49)]) == ["x"]
+    assert find_slow([*others, home("x", 51)]) == [], "it has delivered half of what they have"
+    assert find_slow([*others, home("x", 49, owed=30)]) == [], "it will be done soon enough"
+    assert find_slow([home(name, 5, owed=20) for name in "abc"] + [home("x", 2, rate=2)]) == [], "chance"
+    assert find_slow([*others[:2], home("x", 9), home("y", 9)]) == [], "half of all: it is this node"
+    assert find_slow([*others, home("x", 49, age_s=1)]) == [], "it has just been relieved"
+    assert find_slow([*others, home("x", 49, owed=0)]) == [], "it is done"
+    assert find_slow([*others, home("x", 90, rate=0)]) == ["x"], "it stopped"
+    assert find_slow([home(name, 10, rate=0) for name in "abcx"]) == [], "the origin stopped"
+    assert find_slow([home("x", 0, rate=0)]) == [], "nobody to compare with"
+
+
+def test_the_tail_is_half_at_least_one() -> None:
+    """What it would send last; what has begun goes last of all."""
+    assert tail([4, 1, 3, 2], set()) == [3, 4]
+    assert tail([7], set()) == [7]
+    assert tail([1, 2, 3, 4], {3, 4}) == [1, 2]
+
+
+def test_reading_a_large_set_is_quick(tmp_path: Path) -> None:
+    """62,500 pieces in well under a second."""
+    began = time.process_time()
+    assert len(protocol.unpack_set(protocol.pack_set(range(62_500)), 62_500)) == 62_500
+    assert time.process_time() - began < 1
