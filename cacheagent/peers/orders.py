@@ -76,7 +76,7 @@ ServerOrder = Start | Serve | Part | Have | Lost | Withdraw
 
 
 class Sought(Value, tag="sought"):
-    """Somebody asks for a digest that is not served. Answered by Serve or Withdraw."""
+    """Somebody asks for a digest that is not served, or that he is no member of. Answered by Serve or Withdraw."""
 
     digest: str
 

@@ -220,9 +220,10 @@ class Server:
                 self._refuse(pending, "wants", "it did not wait for the answer")
                 return
             pending.ask = request
-            if request.digest in self._shelves:
+            shelf = self._shelves.get(request.digest)
+            if shelf is not None and request.client in shelf.order.members:
                 self._judge(pending, request)
-            else:
+            else:  # it may be here, and it may be a member since a moment ago: the agent knows
                 self._channel.send(Sought(digest=request.digest[:80]))
 
     def _judge(self, pending: Pending, ask: protocol.Ask) -> None:

@@ -42,6 +42,7 @@ LOOK_S: Final = 5.0
 PUBLISH_LOOK_S: Final = 0.05
 PUBLISH_TRIES: Final = 200
 RESTART_S: Final = 1.0
+TELL_AGAIN_S: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Served:
 
     order: Serve
     have: dict[int, Have] = field(default_factory=dict)
+    told_at: float = 0.0
 
 
 class Service:
@@ -79,6 +81,7 @@ class Service:
         self._membership = membership
         self._observer = observer
         self._served: dict[str, Served] = {}
+        self._told_again: set[str] = set()
         self._closing = False
         self._listening = _listen(settings.listen)
         self._child: Child[ServerReport] | None = None
@@ -214,6 +217,18 @@ class Service:
     def _members(self, digest: str) -> dict[str, tuple[bytes, ...]]:
         return {member.name: member.keys for member in self._membership.members(digest)}
 
+    def _tell_again(self, digest: str) -> None:
+        self._told_again.discard(digest)
+        served = self._served.get(digest)
+        if served is not None:
+            served.told_at = asyncio.get_running_loop().time()
+            served.order = msgspec.structs.replace(served.order, members=self._members(digest))
+            self._send(msgspec.structs.replace(served.order, hashes=b""))  # those it has
+
+    @staticmethod
+    def _pause_s(served: Served) -> float:
+        return max(0.0, served.told_at + TELL_AGAIN_S - asyncio.get_running_loop().time())
+
     def _say(self, order: Serve) -> None:
         served = self._served.setdefault(order.digest, Served(order=order))
         served.order = order
@@ -260,7 +275,14 @@ class Service:
                 self.sent_bytes, self.connections = sent, report.connections
 
     def _sought(self, digest: str) -> None:
-        """Somebody asks for what the process does not know: is it here?"""
+        """Somebody asks for what the process does not know: is it here? Or is he a member by now? That is told again at
+        most once a second, whoever asks."""
+        served = self._served.get(digest)
+        if served is not None:
+            if digest not in self._told_again:
+                self._told_again.add(digest)
+                asyncio.get_running_loop().call_later(self._pause_s(served), self._tell_again, digest)
+            return
         record = self._store.record(digest)
         order = self._of_record(record) if record is not None else None
         if order is None:
