@@ -37,6 +37,7 @@ FREE_STEPS: Final = 50
 class Seen:
     """Everything that a report is made of, at one moment. `found`, `errors`: answers to the controller's questions by
     token; `wrong`: models that can't be understood or are refused, by name; `job`, `retry_in_s`: of a model's spec.
+    `public_key`, `peer_address`: how peers know and reach this node; empty without any.
     """
 
     spec: ModelCacheNodeSpec
@@ -55,6 +56,8 @@ class Seen:
     usage: Usage
     incarnation: str
     reported_at: str
+    public_key: str = ""
+    peer_address: str = ""
 
 
 def status_of(seen: Seen) -> ModelCacheNodeStatus:
@@ -83,6 +86,8 @@ def status_of(seen: Seen) -> ModelCacheNodeStatus:
         models=tuple(models),
         wanted=tuple(Wanted(model=model, namespace=namespace, uri=uri) for model, namespace, uri in seen.wanted),
         evicting=seen.evicting,
+        public_key=seen.public_key,
+        peer_address=seen.peer_address,
     )
 
 
@@ -143,9 +148,10 @@ def _version(seen: Seen, model: NodeModel, digest: str, record: Record | None) -
     assigned = seen.assignment.find(model.name)
     job = seen.job(assigned.spec) if assigned is not None else None
     retry_in_s = seen.retry_in_s(assigned.spec) if assigned is not None else 0.0
+    held = assigned.pending if assigned is not None else ""
     on_demand = assigned is not None and not assigned.spec.keep_warm
     absent = f"it is fetched {AT_DEMAND}" if on_demand else "others go first"
-    entry = NodeModelStatus(name=model.name, phase="pending", digest=digest, message=absent)
+    entry = NodeModelStatus(name=model.name, phase="pending", digest=digest, message=held or absent)
     if job is None:
         return entry
     entry = replace(
