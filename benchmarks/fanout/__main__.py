@@ -37,7 +37,7 @@ def main() -> None:
             for _ in range(wanted.runs):
                 for cell in _cells(wanted, data[0].size_bytes):
                     try:
-                        run = measure(cell, data, wanted.workdir, turns)
+                        run = measure(cell, data, wanted.workdir, turns, wanted.logs)
                     except FetchFailed as error:
                         say(f"{cell}: not measured: {error}")
                         continue
@@ -95,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scenario", choices=("undisturbed", "killed", "slow"), default="undisturbed")
     parser.add_argument("--workdir", type=Path, default=Path("/var/tmp"), help="on the disk under test [%(default)s]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are added to [%(default)s]")
+    parser.add_argument("--logs", type=Path, help="keep the nodes' logs of the last run there")
     parser.add_argument("--lock", type=Path, help="file to lock (flock) during each run, on a shared machine")
     parser.add_argument("--turnstile", type=Path, help="file to hold while waiting for that lock")
     wanted = parser.parse_args()

@@ -56,7 +56,7 @@ class Agents:
     async def _fetch(self, name: str, counted: Sequence[int], timeout_s: float) -> dict[int, float]:
         async with contextlib.AsyncExitStack() as stack:
             clients = [await stack.enter_async_context(AgentClient(each / "root/agent.sock")) for each in self._folders]
-            await asyncio.gather(*map(_answers, clients))
+            await asyncio.gather(*map(_answers, clients, self._folders))
             start = time.monotonic()
             orders = [
                 asyncio.create_task(_ensure(client, name, node, start, timeout_s))
@@ -109,7 +109,7 @@ def _origin(ground: Ground, name: str) -> Iterator[Target]:
 def _config(root: Path, target: Target, warmup: Target, peers: dict[str, Any] | None) -> dict[str, Any]:
     models = [
         {"name": "model", "keep_warm": False, "source": _source(target)},
-        {"name": "warmup", "keep_warm": False, "source": _source(warmup)} | ({"peers": "never"} if peers else {}),
+        {"name": "warmup", "keep_warm": False, "source": _source(warmup)},
     ]
     config: dict[str, Any] = {"root": str(root), "listen": "", "store": {"floor": "1GiB"}, "models": models}
     return config | ({"peers": peers} if peers else {})
@@ -124,14 +124,17 @@ def _piece_environment(piece_bytes: int) -> dict[str, str]:
     return {"PYTHONPATH": f"{PIECES}{os.pathsep}{PRODUCT}", "FANOUT_PIECE_BYTES": str(piece_bytes)}
 
 
-async def _answers(client: AgentClient) -> None:
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while True:
-            try:
-                await client.version()
-                return
-            except AgentUnavailable:
-                await asyncio.sleep(0.1)
+async def _answers(client: AgentClient, folder: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            await client.version()
+            return
+        except AgentUnavailable as error:
+            if time.monotonic() > deadline:
+                said = (folder / "log").read_text(errors="replace")[-1000:]
+                raise FetchFailed(f"{folder.name} does not answer: {said}") from error
+            await asyncio.sleep(0.1)
 
 
 async def _ensure(client: AgentClient, name: str, node: int, start: float, timeout_s: float) -> float:

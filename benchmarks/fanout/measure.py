@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -48,8 +49,10 @@ def datasets(size_bytes: int) -> Iterator[tuple[Dataset, Dataset]]:
         )
 
 
-def measure(cell: Cell, data: tuple[Dataset, Dataset], workdir: Path, turns: Turns) -> Run:
-    """Set up beside others, measure alone, take down, compare. A run that failed is a run with its reason."""
+def measure(cell: Cell, data: tuple[Dataset, Dataset], workdir: Path, turns: Turns, logs: Path | None = None) -> Run:
+    """Set up beside others, measure alone, take down, compare. A run that failed has its reason. `logs`: where
+    those of all nodes are kept.
+    """
     senders = cell.nodes + 1
     node_link = shape(cell.rate_bytes_per_s, senders)
     origin_link = shape(cell.origin_rate_bytes_per_s, senders)
@@ -65,10 +68,18 @@ def measure(cell: Cell, data: tuple[Dataset, Dataset], workdir: Path, turns: Tur
         with turns.measuring():
             drop_page_cache()
             run = _measured(cell, ground, fleet)
+        if logs:
+            _keep_logs(home, logs)
         with turns.working():
             if not run.failure:
                 _compare(cell, ground, fleet)
         return run
+
+
+def _keep_logs(home: Path, logs: Path) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
+    for log in home.glob("*/log"):
+        shutil.copy(log, logs / f"{log.parent.name}.log")
 
 
 def _measured(cell: Cell, ground: Ground, fleet: Fleet) -> Run:

@@ -1,0 +1,116 @@
+"""Parameters from measured runs, and how far the simulation is from those that it was not fitted to. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from benchmarks.fanout.cell import Cell, Run
+from benchmarks.fanout.figures import Summary, summarize
+from benchmarks.fanout.simulate.fleet import Scene
+from benchmarks.fanout.simulate.flows import Parameters, simulate
+from cacheagent.model import Value
+
+FITTED = 8
+"""The number of nodes whose time fits the one free parameter."""
+CHUNK_BYTES = 256 << 10
+"""What the product forwards at once, if the piece is not smaller. Pieces that travel side by side hide the rest."""
+TRIES = 12
+MOST_HOP_S = 4.0
+
+
+class Check(Value):
+    """One measured cell beside what the simulation says of it, in seconds."""
+
+    nodes: int
+    rate_bytes_per_s: float
+    measured_s: float
+    simulated_s: float
+    is_fitted: bool
+
+    @property
+    def error(self) -> float:
+        """Of the simulation, as a part of what was measured."""
+        return self.simulated_s / self.measured_s - 1
+
+
+def calibrate(runs: Sequence[Run]) -> tuple[Parameters, list[Check]]:
+    """From runs with peers: the link's payload, start and end from one node; the time of a hop from `FITTED` nodes.
+
+    Raises LookupError where those runs are missing.
+    """
+    cells = [each for each in summarize(runs) if each.cell.variant == "peers" and each.cell.disturbed is None]
+    cells = [each for each in cells if each.cell.origin_links >= 1]
+    fitted = next((each for each in cells if each.cell.nodes == FITTED), None)
+    if fitted is None:
+        raise LookupError(f"no run of {FITTED} nodes with peers is there to fit the simulation to")
+    hop_s = _fit(alone(runs, fitted.cell), fitted)
+    checks = []
+    for each in cells:
+        if each.cell.nodes > 1:
+            parameters = _with_hop(alone(runs, each.cell), hop_s)
+            checks.append(_check(each, parameters))
+    return _with_hop(alone(runs, fitted.cell), hop_s), checks
+
+
+def alone(runs: Sequence[Run], like: Cell) -> Parameters:
+    """What one node alone tells of links like these. Raises LookupError."""
+    found = [
+        run
+        for run in runs
+        if run.cell.variant == "peers" and run.cell.nodes == 1 and run.cell.rate_bytes_per_s == like.rate_bytes_per_s
+        if not run.failure and run.cell.size_bytes == like.size_bytes
+    ]
+    if not found:
+        raise LookupError(f"no run of one node with peers at {like.rate_bytes_per_s / 1e6:g} MB/s is there")
+    starts, rates = zip(*map(_start_and_rate, found), strict=True)
+    start_s, rate = median(starts), median(rates)
+    total_s = median(run.times_s[0] for run in found)
+    return Parameters(
+        size_bytes=like.size_bytes,
+        pieces=-(-like.size_bytes // like.piece_bytes),
+        link_bytes_per_s=rate,
+        origin_links=like.origin_links,
+        step_bytes=min(CHUNK_BYTES, like.piece_bytes),
+        hop_s=0.0,
+        start_s=start_s,
+        finish_s=max(0.0, total_s - start_s - like.size_bytes / rate),
+    )
+
+
+def _start_and_rate(run: Run) -> tuple[float, float]:
+    """When bytes began to flow, and payload a second in the middle: a line through two of the moments."""
+    total = run.received_bytes
+    inner = [moment for moment in run.moments if 0.2 * total < moment.received < 0.8 * total]
+    first, last = inner[0], inner[-1]
+    wire = (last.received - first.received) / (last.at_s - first.at_s)
+    return max(0.0, first.at_s - first.received / wire), wire * run.cell.size_bytes / total
+
+
+def _fit(parameters: Parameters, measured: Summary) -> float:
+    low, high = 0.0, MOST_HOP_S
+    for _ in range(TRIES):
+        middle = (low + high) / 2
+        if _simulated_s(measured.cell.nodes, _with_hop(parameters, middle)) < measured.median_s:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def _check(measured: Summary, parameters: Parameters) -> Check:
+    return Check(
+        nodes=measured.cell.nodes,
+        rate_bytes_per_s=measured.cell.rate_bytes_per_s,
+        measured_s=measured.median_s,
+        simulated_s=_simulated_s(measured.cell.nodes, parameters),
+        is_fitted=measured.cell.nodes == FITTED,
+    )
+
+
+def _simulated_s(nodes: int, parameters: Parameters) -> float:
+    return simulate(Scene(nodes=nodes), parameters).at(0.5)
+
+
+def _with_hop(parameters: Parameters, hop_s: float) -> Parameters:
+    return Parameters(**{name: getattr(parameters, name) for name in parameters.__struct_fields__} | {"hop_s": hop_s})
