@@ -29,6 +29,7 @@ from tests.e2e.cluster.faults import (
 from tests.e2e.cluster.models import (
     READ,
     Weights,
+    clean_up,
     condition,
     delete_models,
     model_cache,
@@ -88,8 +89,7 @@ def readers(product: Cluster, weights: Weights) -> Iterator[Readers]:
             found.wait_until_reading()
             yield found
         finally:
-            product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-            delete_models(product, MODEL)
+            clean_up(product, namespace, MODEL)
 
 
 def test_readers_would_notice_one_wrong_byte(product: Cluster, readers: Readers) -> None:

@@ -20,6 +20,7 @@ from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.faults import container_status
 from tests.e2e.cluster.models import (
     START_AND_STAY,
+    clean_up,
     delete_models,
     model_cache,
     reading_pod,
@@ -238,8 +239,7 @@ def test_every_panel_has_data(product: Cluster, prometheus: Prometheus, namespac
             wait_until(lambda: publishing_nodes(prometheus) >= {"n1", "n2", "n3"}, "the driver's calls count", LIMIT_S)
         finally:
             slow.bytes_per_s = None
-            product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-            delete_models(product, *uploads)
+            clean_up(product, namespace, *uploads)
 
 
 def first_process(product: Cluster, node: str) -> str:

@@ -14,6 +14,7 @@ from cacheagent.kube import names
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.models import (
     READ_AND_STAY,
+    clean_up,
     delete_models,
     events_of,
     model_cache,
@@ -110,8 +111,7 @@ def test_pods_outside_the_selector_get_their_models(product: Cluster, namespace:
         wait_until_cached(product, name, nodes=3)
     said = waits_of(product, namespace, "by-hand")
     assert any("the controller was asked to assign it to this node" in event for event in said), said
-    product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-    delete_models(product, "annotated", "by-hand")
+    clean_up(product, namespace, "annotated", "by-hand")
 
 
 def models_on(cluster: Cluster, node: str) -> dict[str, str]:

@@ -31,6 +31,7 @@ from tests.e2e.cluster.faults import (
 from tests.e2e.cluster.models import (
     START_AND_STAY,
     Weights,
+    clean_up,
     delete_models,
     deployment,
     model_cache,
@@ -312,8 +313,7 @@ def test_a_node_that_is_full(product: Cluster, operator: Person, namespace: str)
             "explain names the disk", 60,
         )  # fmt: skip
     finally:
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, "op-big")
+        clean_up(product, namespace, "op-big")
         product.kubectl("delete", "modelwarmups", "--all", "--timeout=60s")
         product.remove_node("n-small")
 
@@ -348,8 +348,7 @@ def test_a_source_that_is_broken(product: Cluster, operator: Person, weights: We
             "explain names the source", 60,
         )  # fmt: skip
     finally:
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, "op-broken")
+        clean_up(product, namespace, "op-broken")
         product.kubectl("delete", "modelwarmups", "--all", "--timeout=60s")
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.models import (
     START_AND_STAY,
-    delete_models,
+    clean_up,
     model_cache,
     reading_pod,
     upload_checkpoint,
@@ -70,5 +70,4 @@ def test_a_model_is_in_memory_soon_after_its_mount_where_that_is_asked_for(produ
     metrics = node.nsenter_command("curl", "--silent", f"http://{address}:9471/metrics").stdout.splitlines()
     ratios = [line for line in metrics if line.startswith("cacheagent_page_cache_resident_ratio{")]
     assert {line.split('"')[1]: float(line.split()[-1]) > 0.99 for line in ratios} == {"by-model": True, "by-pod": True}
-    product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-    delete_models(product, *uploads)
+    clean_up(product, namespace, *uploads)

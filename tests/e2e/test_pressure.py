@@ -14,8 +14,8 @@ from tests.e2e.cluster.models import (
     READ,
     NotYet,
     Weights,
+    clean_up,
     condition,
-    delete_models,
     events_of,
     model_cache,
     model_status,
@@ -95,8 +95,7 @@ def test_a_model_that_is_used_stays_and_one_that_is_not_makes_room(
         product.kubectl("delete", "modelcache", wanted, "--timeout=60s")
         assert wait_until_cached(product, idle, nodes=1)["digest"] == digest[idle]
     finally:
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, *weights)
+        clean_up(product, namespace, *weights)
 
 
 def test_a_disk_that_is_too_small_is_told_in_numbers_and_a_bigger_one_takes_the_model(
@@ -126,8 +125,7 @@ def test_a_disk_that_is_too_small_is_told_in_numbers_and_a_bigger_one_takes_the_
         product.apply(reading_pod("reads", namespace, "huge", READ, node="n3"))
         assert read_report(product, namespace, "reads").files == weights.files
     finally:
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, "huge")
+        clean_up(product, namespace, "huge")
 
 
 def test_a_new_version_that_does_not_fit_beside_the_old_one_comes_when_the_old_ones_pod_is_gone(
@@ -157,8 +155,7 @@ def test_a_new_version_that_does_not_fit_beside_the_old_one_comes_when_the_old_o
         new = wait_until_cached(product, "grows", nodes=1)["digest"]
         assert published_versions(node) == {new} != {old}
     finally:
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, "grows")
+        clean_up(product, namespace, "grows")
 
 
 def test_a_node_that_goes_away_and_comes_back_empty_gets_its_models_again(
@@ -185,8 +182,7 @@ def test_a_node_that_goes_away_and_comes_back_empty_gets_its_models_again(
             product.apply(pod)
             assert read_report(product, namespace, f"reads-{mode}").files == weights.files
     finally:
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, "returns")
+        clean_up(product, namespace, "returns")
 
 
 def _no_room(cluster: Cluster, model: str) -> str:

@@ -16,6 +16,7 @@ from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.models import (
     READ_AND_STAY,
     Weights,
+    clean_up,
     delete_models,
     events_of,
     model_cache,
@@ -95,8 +96,7 @@ def tenants(product: Cluster, weights: Weights) -> Iterator[tuple[str, str]]:
         product.apply(model_cache("guarded", weights, **where))
         wait_until_cached(product, "guarded", nodes=2)
         yield permitted, forbidden
-        product.kubectl("delete", "pods", "--all", "-n", permitted, "--timeout=60s")
-        delete_models(product, "guarded")
+        clean_up(product, permitted, "guarded")
 
 
 def inline(**attributes: str) -> dict[str, Any]:

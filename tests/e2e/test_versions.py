@@ -19,6 +19,7 @@ from tests.e2e.cluster.models import (
     READ,
     NotYet,
     Weights,
+    clean_up,
     delete_models,
     events_of,
     model_cache,
@@ -57,8 +58,7 @@ def readers(product: Cluster) -> Iterator[Readers]:
             found.wait_until_reading()
             yield found
         finally:
-            product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-            delete_models(product, MODEL)
+            clean_up(product, namespace, MODEL)
 
 
 def _for(namespace: str, *, allowed: str) -> dict[str, dict[str, list[str]]]:

@@ -21,7 +21,7 @@ from tests.e2e.cluster.models import (
     START_AND_STAY,
     Weights,
     allow_volumes,
-    delete_models,
+    clean_up,
     events_of,
     model_cache,
     our_volumes,
@@ -100,8 +100,7 @@ def slow(product: Cluster) -> Iterator[Slow]:
     with contextlib.ExitStack() as stack, product.namespace("waiting") as namespace:
         made = Slow(product, stack, namespace)
         yield made
-        product.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
-        delete_models(product, *made.models)
+        clean_up(product, namespace, *made.models)
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,12 @@ def delete_models(cluster: Cluster, *model_names: str) -> None:
     cluster.kubectl("delete", "modelcache", *model_names, "--ignore-not-found", "--timeout=60s")
 
 
+def clean_up(cluster: Cluster, namespace: str, *model_names: str) -> None:
+    """A namespace's pods go, then the models, which nobody holds any more."""
+    cluster.kubectl("delete", "pods", "--all", "-n", namespace, "--timeout=60s")
+    delete_models(cluster, *model_names)
+
+
 def allow_volumes(cluster: Cluster, model: str, *namespaces: str) -> None:
     """Namespaces that get a local PersistentVolume of the model."""
     body = {"spec": {"localPersistentVolumes": {"namespaces": namespaces}}}
