@@ -141,7 +141,7 @@ class PeersSettings(Value):
 
     `zone` (default none): where this node is.
 
-    `egress_cap_bytes_per_s` (`egress_cap`, bytes a second, default 0 = none): the most that all peers together are sent.
+    `egress_cap_bytes_per_s` (`egress_cap`, bytes a second, default 0 = none): the most that all peers get together.
 
     `members` (default none): the nodes that exchange models, this one included, where no controller says who they are.
     See Member.
@@ -216,9 +216,9 @@ class AgentConfig(Value):
 
     `page_cache`: see PageCacheSettings.
 
-    `peers`: see PeersSettings.
-
     `tracing`: see TracingSettings.
+
+    `peers`: see PeersSettings.
 
     `models` (default none): what to keep warm, in any order; `priority` decides who goes first. See ModelSpec.
     """

@@ -68,7 +68,7 @@ class _Job:
 class Flights:
     """The agent's work in progress. One event loop; `ensure` may be called any number of times for the same model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is one of its neighbours
         self,
         store: Store,
         transport: Transport,

@@ -71,7 +71,7 @@ class Exporter:
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
 
         def flush() -> None:
-            self._processor.shutdown()  # waits half a minute for a receiver that hangs
+            self._processor.shutdown()  # type: ignore[no-untyped-call]  # waits long for a receiver that hangs
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(ended.set)
 

@@ -100,7 +100,11 @@ def test_every_key_is_documented_and_no_other() -> None:
         re.findall(r"^\| `([a-z_.]+)(?:\[\])?`", DOCUMENT.read_text().split("## Settings")[1], re.MULTILINE)
     )
     documented -= {"logs.format"}
-    nested: dict[str, type[msgspec.Struct]] = {"webhook": WebhookNames, "cold": ColdSettings, "tracing": TracingSettings}
+    nested: dict[str, type[msgspec.Struct]] = {
+        "webhook": WebhookNames,
+        "cold": ColdSettings,
+        "tracing": TracingSettings,
+    }
     keys = {field.encode_name for field in msgspec.structs.fields(ControllerConfig)} - {*nested, "logs"}
     keys |= {f"{key}.{field.encode_name}" for key, value in nested.items() for field in msgspec.structs.fields(value)}
     assert documented == keys

@@ -122,23 +122,6 @@ async def test_when_a_pod_was_judged_is_written_on_it(*, traced: bool) -> None:
 
     async def operations(client: Client, raw: Any) -> list[dict[str, Any]]:
         response = (await client.mutate(review(raw)))[1]["response"]
-        return json.loads(base64.b64decode(response["patch"])) if "patch" in response else []
-
-    original = pod({"model": "llama"})
-    async with served(catalog(), settings=replace(SETTINGS, traced=traced)) as (client, *_):
-        rewritten = apply_patch(original, await operations(client, original))
-        assert (ADMITTED in rewritten["metadata"]["annotations"]) == traced
-        assert await operations(client, rewritten) == []
-        assert await operations(client, pod({})) == []
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("traced", [True, False])
-async def test_when_a_pod_was_judged_is_written_on_it(*, traced: bool) -> None:
-    """Where starts are traced, and only on pods that it changes; a second look at the same pod changes nothing."""
-
-    async def operations(client: Client, raw: Any) -> list[dict[str, Any]]:
-        response = (await client.mutate(review(raw)))[1]["response"]
         assert response["allowed"], response
         return json.loads(base64.b64decode(response["patch"])) if "patch" in response else []
 
