@@ -26,9 +26,9 @@ def key_of(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def join(scene: Scene, number: int, **labels: str) -> None:
+def join(scene: Scene, number: int, pool: str = "gpu") -> None:
     """A node whose agent says how it is reached."""
-    agent = scene.node(f"n{number}", **labels)
+    agent = scene.node(f"n{number}", pool=pool)
     agent.public_key, agent.peer_address = key_of(f"n{number}"), f"10.0.{number // 250}.{number % 250}:7411"
 
 
@@ -36,7 +36,7 @@ def fleet(count: int, **settings: object) -> Scene:
     """Nodes n0, n1, … that can all be reached."""
     scene = Scene(**settings)
     for number in range(count):
-        join(scene, number, pool="gpu")
+        join(scene, number)
     return scene
 
 
@@ -55,7 +55,7 @@ def members(scene: Scene, digest: str) -> list[str]:
 
 def writes(scene: Scene) -> list[tuple[str, str, str]]:
     """What was written since the last call, but for states."""
-    found = [(each.verb, each.resource.plural, each.name) for each in scene.history if not each.subresource]
+    found = [(str(each.verb), each.resource.plural, each.name) for each in scene.history if not each.subresource]
     scene.history.clear()
     return found
 
@@ -133,7 +133,7 @@ def test_who_cannot_be_reached_is_not_listed() -> None:
     assert members(scene, A1) == ["n0"]
     assert scene.entry("n0", "llama").shared, "it waits for its list, which says that nobody can be reached"
     for number in (1, 2, 3):
-        join(scene, number, pool="gpu")
+        join(scene, number)
     scene.change(NODES, "n4", lambda item: item["status"].update(conditions=[{"type": "Ready", "status": "True"}]))
     scene.settle()
     assert members(scene, A1) == ["n0", "n1", "n2", "n3", "n4"]
@@ -165,7 +165,7 @@ def test_a_node_that_comes_or_goes_rewrites_no_other_node() -> None:
         scene.model(f"m{number}", digest=digest_of(f"c{number}"))
     scene.settle()
     writes(scene)
-    join(scene, 40, pool="gpu")
+    join(scene, 40)
     scene.settle()
     came = writes(scene)
     assert {each[2] for each in came if each[1] == "modelcachenodes"} == {"n40"}
