@@ -81,13 +81,13 @@ class OtlpReceiver:
         answer = ExportTraceServiceResponse().SerializeToString()
         return web.Response(body=answer, content_type="application/x-protobuf")
 
-    async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
+    async def serve(self, host: str, ready: threading.Event, stop: asyncio.Event) -> None:
         """Until `stop`."""
         app = web.Application()
         app.router.add_post("/v1/traces", self._take)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, host, 0).start()
         self.endpoint = "http://{}:{}".format(*runner.addresses[0])
         ready.set()
         await stop.wait()
@@ -95,14 +95,14 @@ class OtlpReceiver:
 
 
 @contextmanager
-def otlp_receiver() -> Iterator[OtlpReceiver]:
+def otlp_receiver(host: str = "127.0.0.1") -> Iterator[OtlpReceiver]:
     """One that listens inside `with`."""
     receiver, ready, stop = OtlpReceiver(), threading.Event(), asyncio.Event()
     loop = asyncio.new_event_loop()
 
     def run() -> None:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            runner.run(receiver.serve(ready, stop))
+            runner.run(receiver.serve(host, ready, stop))
 
     thread = threading.Thread(target=run, name="OTLP receiver")
     thread.start()
