@@ -15,9 +15,9 @@ PieceOrigin = Literal["fetched", "kept", "peer"]
 
 class JobStatus(Value, forbid_unknown_fields=False):
     """One model's state at one moment. Bytes are of the whole model; `bytes_linked` were already on this node,
-    `bytes_fetched` travelled in this job (`bytes_from_peers` of them from other nodes), `bytes_kept` were proved from an earlier, interrupted one. `eta_s` is -1
-    while unknown. `limit_bytes_per_s`: what a warm-up lets it take from the origin; 0: no limit. An older client ignores
-    fields that a newer agent adds.
+    `bytes_fetched` travelled in this job (`bytes_from_peers` of them from other nodes), `bytes_kept` were proved from
+    an earlier, interrupted one. `eta_s` is -1 while unknown. `limit_bytes_per_s`: what a warm-up lets it take from the
+    origin; 0: no limit. An older client ignores fields that a newer agent adds.
     """
 
     name: str
