@@ -22,14 +22,16 @@ PATIENCE_S: Final = 60.0
 class RunningController:
     """Started and ready inside `with`; killed at the end."""
 
-    def __init__(self, folder: Path, server: ApiServer, *, namespace: str, identity: str = "one") -> None:
+    def __init__(
+        self, folder: Path, server: ApiServer, *, namespace: str, identity: str = "one", settings: str = ""
+    ) -> None:
         self.log = folder / f"controller-{identity}.log"
         self._port, self._webhook = free_ports(2)
         self.address = f"127.0.0.1:{self._port}"
         config = folder / f"controller-{identity}.yaml"
         config.write_text(
             f"listen: {self.address}\nwebhook: {{listen: '127.0.0.1:{self._webhook}'}}\n"
-            "cold: {enabled: true}\nlogs: {format: json}\n"
+            f"cold: {{enabled: true}}\nlogs: {{format: json}}\n{settings}"
         )
         program = [sys.executable, "-m", "cacheagent", "controller"]
         self._command = [*program, "--config", str(config), "--namespace", namespace, "--identity", identity]

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,19 @@ import pytest
 
 from cacheagent.api.schema import MountTimes, Volume, VolumeRequest
 from cacheagent.demo.child import free_ports
+from cacheagent.kube.api import PODS
+from cacheagent.kube.client import open_client
+from cacheagent.kube.names import ADMITTED, DRIVER, INJECTED_LABEL, MODEL
+from cacheagent.kube.plan.times import written_time
+from cacheagent.kube.start_traces import Review, written_review
 from cacheagent.tracing import start_of
 from tests.fakes.csi_node import POD_UID, CsiNode, Kubelet
+from tests.fakes.kube_cluster import install_definitions, make_namespaces, make_node
+from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.origin import Origin
 from tests.fakes.otlp import OtlpReceiver, Received, otlp_receiver
 from tests.fakes.running_agent import PATIENCE_S, RunningAgent
+from tests.fakes.running_controller import RunningController
 
 SHARD = os.urandom(1024) * 8 * 1024
 
@@ -147,3 +155,61 @@ def test_without_a_receiver_nobody_is_asked_for_times(tmp_path: Path, origin: Or
         assert ask(agent, "one").traced is False
         agent.ask(lambda client: client.mount_took("csi-one", MountTimes(pod_uid="one", began_at=5.0, ended_at=6.0)))
         assert "cacheagent_tracing_spans_total{" not in agent.get("/metrics")[1]
+
+
+@pytest.mark.kube_api
+def test_the_leader_tells_of_the_whole_start(tmp_path: Path, receiver: OtlpReceiver) -> None:
+    """A real controller at a real API server: the pod gets its weights, and its start, admission and way to a node come
+    with the id that its UID makes, and are counted."""
+    with running_api_server(tmp_path) as server:
+        asyncio.run(_prepare(server))
+        settings = f"tracing: {{endpoint: '{receiver.endpoint}'}}\n"
+        with RunningController(tmp_path, server, namespace="system", settings=settings) as controller:
+            made_at = time.time()
+            uid = asyncio.run(_make_pod(server, Review(made_at - 0.25, made_at)))
+            _wait_until(lambda: 'cacheagent_controller_waiting_pods{stage="node"} 1.0' in controller.metrics())
+            asyncio.run(_get_weights(server))
+            spans = receiver.wait_for_names("start", "admission", "schedule")
+            _wait_until(lambda: 'cacheagent_controller_tracing_spans_total{result="sent"} 3.0' in controller.metrics())
+    found = {span.name: span for span in of_start(spans, uid)}
+    start = start_of(uid)
+    assert (found["start"].service, found["start"].span_id) == ("cacheagent-controller", f"{start.span_id:016x}")
+    assert {found["admission"].parent, found["schedule"].parent} == {found["start"].span_id}
+    assert found["start"].began_at == found["admission"].began_at == pytest.approx(made_at - 0.25, abs=1e-5)
+    assert found["start"].attributes["k8s.node.name"] == "n1"
+
+
+async def _prepare(server: ApiServer) -> None:
+    async with open_client(server.kubeconfig) as api:
+        await install_definitions(api)
+        await make_namespaces(api, "system", "shop")
+        await make_node(api, "n1", "system")
+
+
+async def _make_pod(server: ApiServer, review: Review) -> str:
+    csi = {"driver": DRIVER, "readOnly": True, "volumeAttributes": {"model": "llama"}}
+    annotations = {MODEL: "llama", ADMITTED: written_review(review)}
+    spec = {
+        "nodeName": "n1",
+        "containers": [{"name": "engine", "image": "i"}],
+        "volumes": [{"name": "weights", "csi": csi}],
+    }
+    metadata = {"name": "web", "labels": {INJECTED_LABEL: "true"}, "annotations": annotations}
+    async with open_client(server.kubeconfig) as api:
+        made = await api.create(PODS, {"metadata": metadata, "spec": spec}, namespace="shop")
+    return str(made["metadata"]["uid"])
+
+
+async def _get_weights(server: ApiServer) -> None:
+    """As scheduler and kubelet say it."""
+    reached = {"status": "True", "lastTransitionTime": written_time(time.time() + 1)}
+    conditions = [{"type": kind, **reached} for kind in ("PodScheduled", "PodReadyToStartContainers")]
+    async with open_client(server.kubeconfig) as api:
+        await api.patch(PODS, "web", {"status": {"conditions": conditions}}, namespace="shop", subresource="status")
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
