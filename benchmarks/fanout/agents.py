@@ -14,6 +14,7 @@ from typing import Any
 import cacheagent
 from benchmarks import engine
 from benchmarks.cgroup import Cgroup, new_cgroup
+from benchmarks.fanout.cell import Source
 from benchmarks.fanout.fleet import FetchFailed, Ground, kill
 from benchmarks.fanout.identities import peer_settings
 from benchmarks.pacing import Link
@@ -83,7 +84,9 @@ def agents(ground: Ground) -> Iterator[Agents]:
         for place, folder, settings in zip(ground.network.nodes, folders, peers, strict=True):
             folder.mkdir(exist_ok=True)
             config = folder / "models.yaml"
-            config.write_text(json.dumps(_config(folder / "root", target, warmup, settings)))  # JSON is YAML
+            config.write_text(
+                json.dumps(_config(folder / "root", target, warmup, cell.source, settings))
+            )  # JSON is YAML
             group = stack.enter_context(new_cgroup(place.port))
             command = place.entering([engine.PROGRAM, "agent", "--config", str(config)])
             environment = target.environment() | _piece_environment(cell.piece_bytes)
@@ -106,16 +109,18 @@ def _origin(ground: Ground, name: str) -> Iterator[Target]:
         yield server.target
 
 
-def _config(root: Path, target: Target, warmup: Target, peers: dict[str, Any] | None) -> dict[str, Any]:
+def _config(root: Path, target: Target, warmup: Target, source: Source, peers: dict[str, Any] | None) -> dict[str, Any]:
     models = [
-        {"name": "model", "keep_warm": False, "source": _source(target)},
-        {"name": "warmup", "keep_warm": False, "source": _source(warmup)},
+        {"name": "model", "keep_warm": False, "source": _source(target, source)},
+        {"name": "warmup", "keep_warm": False, "source": _source(warmup, source)},
     ]
     config: dict[str, Any] = {"root": str(root), "listen": "", "store": {"floor": "1GiB"}, "models": models}
     return config | ({"peers": peers} if peers else {})
 
 
-def _source(target: Target) -> dict[str, str]:
+def _source(target: Target, source: Source) -> dict[str, str]:
+    if source == "sha256":
+        return {"uri": target.base_url}
     return {"uri": target.s3_uri, "endpoint": target.endpoint, "region": REGION}
 
 

@@ -8,12 +8,15 @@ from cacheagent.model import Value
 
 Variant = Literal["direct", "peers", "aria2"]
 Scenario = Literal["undisturbed", "killed", "slow"]
+Source = Literal["s3", "sha256"]
 
 
 class Cell(Value):
     """`rate_bytes_per_s`: of each node's link, both ways. `origin_links`: the origin's link in links of a node.
     `piece_bytes`: the agent's piece; smaller than the real one, as the model is. `scenario`: `killed`: one member is
-    killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate.
+    killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate. `source`:
+    how the agents ask the origin: objects with CRCs, of which members spot-check each other, or files with a list of
+    SHA-256, which are hashed whole at the end.
     """
 
     variant: Variant
@@ -23,6 +26,7 @@ class Cell(Value):
     rate_bytes_per_s: float
     origin_links: float
     scenario: Scenario = "undisturbed"
+    source: Source = "s3"
 
     @property
     def limit_s(self) -> float:
@@ -43,7 +47,7 @@ class Cell(Value):
         return (
             f"{self.variant}, {self.nodes} nodes, {self.size_bytes / 1e6:.0f} MB, "
             f"{self.rate_bytes_per_s / 1e6:g} MB/s, "
-            f"origin {self.origin_links:g} links, {self.scenario}"
+            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}"
         )
 
 

@@ -90,7 +90,9 @@ def plot(summaries: Sequence[Summary], path: Path) -> None:
 
 def _row(each: Summary) -> tuple[str, ...]:
     cell = each.cell
-    name = cell.variant if cell.disturbed is None else f"{cell.variant}, one {cell.scenario}"
+    name = cell.variant if cell.variant == "aria2" else f"{cell.variant}, {cell.source}"
+    if cell.disturbed is not None:
+        name = f"{name}, one {cell.scenario}"
     return (
         name,
         str(cell.nodes),
