@@ -26,14 +26,14 @@ class PeerLists:
     """A `Membership`. One event loop. `me`: how this node's own agent reports itself; `changed` is called with news,
     and when a wait is over."""
 
-    def __init__(self, api: KubeApi, me: Member, *, changed: Callable[[], None], hold_s: float = HOLD_S) -> None:
+    def __init__(self, api: KubeApi, me: Member, *, changed: Callable[[], None], hold_s: float | None = None) -> None:
         self.me = me
         self.specs: tuple[ModelCachePeersSpec, ...] = ()
         """As they are now, or as they were kept before the API server was reached."""
         self.told: Callable[[], None] = lambda: None
         """Called when the lists are others than before."""
         self._changed = changed
-        self._hold_s = hold_s
+        self._hold_s = HOLD_S if hold_s is None else hold_s
         self._members: dict[str, tuple[Member, ...]] = {}
         self._until: dict[str, float] = {}
         self._released: set[str] = set()

@@ -17,14 +17,17 @@ from cacheagent.api.client import AgentClient
 from cacheagent.api.schema import MountedPath, MountsReport, Volume, VolumeRequest
 from cacheagent.config_file import load_config
 from cacheagent.errors import NotCached, PolicyRefused
-from cacheagent.kube.api import MODEL_CACHE_NODES
+from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHE_PEERS
 from cacheagent.kube.convert import status_of, to_json
-from cacheagent.kube.names import API_VERSION
+from cacheagent.kube.names import API_VERSION, member_label
+from cacheagent.kube.node_models import SHARED
 from cacheagent.kube.objects import (
     ModelCacheNodeSpec,
     ModelCacheNodeStatus,
+    ModelCachePeersSpec,
     NodeModel,
     NodeModelStatus,
+    PeerMember,
     Refusal,
     Source,
 )
@@ -302,3 +305,31 @@ async def test_a_busy_store_holds_nobody_up(scene: Scene, monkeypatch: pytest.Mo
         assert scene.status.observed_generation == before
         free.set()
         await until(lambda: scene.status.observed_generation == after)
+
+
+async def test_a_version_that_others_want_too_waits_for_its_list(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what the controller assigns nor a pod that asks begins alone: first this node is on the list, with its
+    key. One of which nobody else is told waits for nothing."""
+    monkeypatch.setattr("cacheagent.kube.peer_lists.HOLD_S", 600.0)
+    scene.configure(peers={"listen": "127.0.0.1:0"})
+    async with scene.agent() as client:
+        scene.assign(scene.model("llama", resolve="question-1"))
+        await until(lambda: (entry := scene.entry("llama")) is not None and entry.resolved_for == "question-1")
+        entry = scene.entry("llama")
+        assert entry is not None
+        scene.assign(scene.model("llama", digest=entry.digest, shared=True), scene.model("qwen", resolve="question-2"))
+        await until(lambda: (found := scene.entry("qwen")) is not None and found.resolved_for == "question-2")
+        qwen = scene.entry("qwen")
+        assert qwen is not None
+        scene.assign(scene.model("llama", digest=entry.digest, shared=True), scene.model("qwen", digest=qwen.digest))
+        await until(lambda: scene.entry("qwen", "ready") is not None)
+        told = await ask(client)
+        assert (told.state, told.message) == ("waiting", SHARED)
+        assert scene.entry("llama", "pending") is not None
+        assert scene.origin.requests_for("llama/weights.bin") == []
+        me = PeerMember(name=NODE, address=scene.status.peer_address, key=scene.status.public_key)
+        spec = to_json(ModelCachePeersSpec(digests=(entry.digest,), members=(me,)))
+        labels = {member_label(NODE): ""}
+        scene.kube.put(MODEL_CACHE_PEERS, {"metadata": {"name": "list", "labels": labels}, "spec": spec})
+        await until(lambda: scene.entry("llama", "ready") is not None)
+        assert (await ask(client)).state == "ready"
