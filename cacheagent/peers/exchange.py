@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
+from statistics import median
 from typing import Final
 
 from cacheagent.checksum import find_cuts, needed_crcs
@@ -24,7 +25,7 @@ from cacheagent.peers.link import Link, Subject
 from cacheagent.peers.node import PeerNode
 from cacheagent.peers.orders import Adopt, Arrived, Ended, Target
 from cacheagent.peers.protocol import unpack_set
-from cacheagent.peers.rules import OUT_AFTER_S, Home, find_slow, tail
+from cacheagent.peers.rules import FACTOR, OUT_AFTER_S, PATIENCE_S, Home, find_slow, tail
 from cacheagent.peers.service import Shown
 from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, PieceSink
@@ -80,6 +81,7 @@ class Exchange:
         self._here: set[int] = set()
         self._vouched: dict[int, tuple[str, bytes, str]] = {}
         self._adopted: set[int] = set()
+        self._tried: defaultdict[int, set[str]] = defaultdict(set)
         self._answered: set[str] = set()
         self._cold = 0
         self._is_late = False
@@ -288,7 +290,10 @@ class Exchange:
         return Home(self._me, done, owed, done / max(now - self._started, TICK_S), now - self._started)
 
     def _relieve(self, link: Link) -> None:
-        pieces = tail(list(link.expected), set())
+        once = [piece for piece in link.expected if not self._tried[piece]]
+        pieces = tail(once or list(link.expected), set())
+        if not once and link.rate() > 0:
+            return  # they were moved before, and they come
         LOG.info("a slow peer is relieved", extra={"peer": link.name, "pieces": len(pieces), "digest": self.digest})
         link.relieved_at = time.monotonic()
         self._move(link, pieces)
@@ -323,11 +328,13 @@ class Exchange:
             self._rehome(left, {link.name})
 
     def _rehome(self, pieces: Iterable[int], without: set[str]) -> None:
-        """Each to the next in its rank who is not known to be out."""
+        """Each to the next in its rank who is not known to be out and had no chance yet; at last to this node."""
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         count = 0
         for piece in pieces:
-            names = [name for name in self._names if name not in without and name not in self._out]
+            tried = self._tried[piece]
+            tried |= without
+            names = [name for name in self._names if name not in tried and name not in self._out]
             heir = self._me if piece in self._adopted or not names else rank(names, self.digest, piece)[0]
             wanted[heir].append(piece)
             count += 1
@@ -337,11 +344,15 @@ class Exchange:
                 self._queue(some)
             else:
                 self._links[name].want(some, adopt=True)
+                self._links[name].relieved_at = time.monotonic()  # it has to get them first
         self._feed()
 
     def _is_good(self, link: Link) -> bool:
-        """It brings something."""
-        return link.is_up and (link.rate() > 0 or time.monotonic() - link.relieved_at < TICK_S)
+        """It is there and not much slower than the others."""
+        now = time.monotonic()
+        rests = [self._as_home(other, now).rest_s for other in self._links.values() if other is not link]
+        usual = median(rests) if rests else 0.0
+        return link.is_up and self._as_home(link, now).rest_s <= max(PATIENCE_S, FACTOR * usual)
 
     # --- this node's own pieces
 
@@ -372,7 +383,7 @@ class Exchange:
         enough = len(holders) * HOLDERS_FEED >= len(self._names)
         for piece in pieces:
             partial = [link for link in self._links.values() if link.is_up and piece in link.have]
-            able = [*partial, *(holders if enough else ())]
+            able = [link for link in [*partial, *(holders if enough else ())] if link.name not in self._tried[piece]]
             if able:
                 names = [link.name for link in able]
                 self._links[rank(names, self.digest, piece)[0]].want([piece])

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -109,6 +109,8 @@ class Subscription:
         self._writing = -1
         self._stopped = False
         self._socket = socket.socket()
+        self._poll = select.poll()
+        self._limit_ms: float | None = protocol.HANDSHAKE_S * 1000
         self._buffer = Buffer()
         self._incoming: dict[int, Incoming] = {}
         self._open: tuple[str, DirectFile] | None = None
@@ -174,7 +176,7 @@ class Subscription:
             self._prepare()
         except OSError as error:
             raise ConnectionOver("connect", f"{where}: no connection: {error}") from error
-        self._limit_waiting(protocol.HANDSHAKE_S)
+        self._poll.register(self._socket, select.POLLIN)
         if self._stopped:
             raise ConnectionOver("closed", "closed")
 
@@ -185,9 +187,6 @@ class Subscription:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
-    def _limit_waiting(self, seconds: float) -> None:
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(seconds), 0))
-
     def _message(self) -> None:
         kind, piece, offset, length = protocol.HEAD.unpack(self._exactly(protocol.HEAD.size))
         if kind == protocol.CHUNK and 0 < length <= protocol.CHUNK_LIMIT_BYTES:
@@ -197,7 +196,7 @@ class Subscription:
         elif kind == protocol.NOTE and length <= protocol.NOTE_LIMIT_BYTES:
             body = self._exactly(length)
             if isinstance(protocol.read_note(body), protocol.Welcome):
-                self._limit_waiting(0)  # from now on silence is no fault
+                self._limit_ms = None  # from now on silence is no fault
             self._report(Said(id=self.id, body=body))
         else:
             raise ConnectionOver("protocol", f"a message of kind {kind} and {length} bytes")
@@ -281,17 +280,26 @@ class Subscription:
         return bytes(data)
 
     def _fill(self, view: memoryview) -> None:
+        """One wake-up for all that is missing, not one for each packet: the kernel tells of less only at the end, or
+        when its buffers are full.
+
+        `recv` itself must not wait, as it would with MSG_WAITALL: what it had taken would count against the mark, and
+        the rest never reach it.
+        """
         missing = len(view)
-        # One wake-up for all of it, not one for each packet. The kernel may refuse what its buffers can't hold.
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
-        while missing:
+        while True:
             try:
-                count = self._socket.recv_into(view[-missing:], missing, socket.MSG_WAITALL)
-            except BlockingIOError as error:
-                raise ConnectionOver("timeout", f"no answer within {protocol.HANDSHAKE_S:g} s") from error
+                count = self._socket.recv_into(view[-missing:], missing, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                count = -1
             if count == 0:
                 raise ConnectionOver("reset", "the connection ended")
-            missing -= count
+            missing -= max(0, count)
+            if not missing:
+                return
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
+            if not self._poll.poll(self._limit_ms):
+                raise ConnectionOver("timeout", f"no answer within {protocol.HANDSHAKE_S:g} s")
 
     def _tell_progress(self) -> None:
         if self._unreported:

@@ -7,12 +7,18 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
+from cacheagent.model import PIECE_SIZE_BYTES
+
 PATIENCE_S: Final = 3.0
 """Nobody is called slow sooner, and nobody who needs no longer for the rest. Chosen."""
 FACTOR: Final = 2.0
 """Slow is who needs so many times what the others need. Chosen."""
 LAG_S: Final = 2.0
 """And is by so long behind them: shares differ by chance while they are small. Chosen."""
+LAST_BYTES: Final = 2 * PIECE_SIZE_BYTES
+LAST_S: Final = 10.0
+"""Its last two pieces are on their way, and would begin anew elsewhere: only a home that needs so long for them loses
+them. Chosen."""
 STARVED: Final = 1 / 3
 """If more than this part of all homes is slow at once, it is this node that is. Chosen."""
 OUT_AFTER_S: Final = 5.0
@@ -53,6 +59,8 @@ def tail(pieces: Sequence[int], begun: set[int]) -> list[int]:
 
 def _is_slow(home: Home, others: Sequence[Home]) -> bool:
     if not others or home.age_s < PATIENCE_S or home.rest_s < PATIENCE_S:
+        return False
+    if home.rate > 0 and home.owed <= LAST_BYTES and home.rest_s < LAST_S:
         return False
     if home.rest_s < FACTOR * median(other.rest_s for other in others):
         return False

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers.keys import load_or_make_key
 from tests.fakes.origin import Origin
@@ -48,8 +50,11 @@ class PeerAgents:
         ]
         self.agents: dict[str, RunningAgent] = {}
         for name in names:
-            settings = {"name": name, "listen": f"127.0.0.1:{self.ports[name]}", "members": self.members, **peers}
-            self.agents[name] = RunningAgent(directory / name, self.model(), peers=settings)
+            self.agents[name] = RunningAgent(directory / name, self.model(), peers={**self.settings(name), **peers})
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """The section `peers` of one of them."""
+        return {"name": name, "listen": f"127.0.0.1:{self.ports[name]}", "members": self.members}
 
     def model(self, **more: Any) -> dict[str, Any]:
         """As in a configuration file."""
@@ -77,6 +82,14 @@ class PeerAgents:
         """As a power cut would."""
         self.agents[name].send(signal.SIGKILL)
         self.agents[name].wait()
+
+    def kill_process(self, name: str, module: str) -> None:
+        """One of an agent's own processes."""
+        for child in psutil.Process(self.agents[name].process.pid).children():
+            if module in child.cmdline():
+                child.kill()
+                return
+        raise AssertionError(f"{name} has no process {module}")
 
     def metric(self, name: str, metric: str) -> float:
         """The sum over its labels."""

@@ -12,6 +12,7 @@ from cacheagent.peers.keys import load_or_make_key
 from tests.fakes.lying_peer import LyingPeer, lengths_of
 from tests.fakes.origin import Origin
 from tests.fakes.peer_agents import MODEL, PeerAgents, add_index, shards
+from tests.fakes.running_agent import RunningAgent
 
 
 @pytest.mark.parametrize("sums", [True, False], ids=["sha256", "no checksums"])
@@ -80,6 +81,38 @@ def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None
         for name in fleet.agents:
             assert fleet.files(name).items() >= files.items()
         assert large_bytes_sent(origin) <= 1.5 * large_bytes(files)
+
+
+@pytest.mark.parametrize("module", ["cacheagent.peers.server", "cacheagent.peers.receiver"])
+def test_a_peer_process_that_dies_is_replaced(tmp_path: Path, module: str) -> None:
+    """In the middle of a download; the agent and the others go on, and the model is right on all."""
+    files = shards(6, 5)
+    with Origin(files, bytes_per_s=20e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+        origin.add_sums(MODEL)
+        fleet.start()
+        origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
+        fleet.kill_process("n1", module)
+        fleet.wait_until_ready()
+        for name in fleet.agents:
+            assert fleet.files(name).items() >= files.items()
+        assert large_bytes_sent(origin) <= 1.6 * large_bytes(files)
+        assert fleet.agents["n1"].process.poll() is None
+
+
+def test_a_slow_home_is_relieved(tmp_path: Path) -> None:
+    """One that may send 200 kB a second: the others don't wait for it; they ask each other."""
+    files = shards(9)
+    with Origin(files) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+        origin.add_sums(MODEL)
+        fleet.agents["n2"] = RunningAgent(
+            tmp_path / "n2", fleet.model(), peers={**fleet.settings("n2"), "egress_cap": "200kB/s"}
+        )
+        fleet.start()
+        fleet.wait_until_ready()
+        for name in fleet.agents:
+            assert fleet.files(name).items() >= files.items()
+        relieved = [event for name in ("n0", "n1") for event in fleet.agents[name].events("a slow peer is relieved")]
+        assert {event["peer"] for event in relieved} == {"n2"}
 
 
 @pytest.mark.parametrize("sums", [True, False], ids=["sha256", "no checksums"])
