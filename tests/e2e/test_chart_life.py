@@ -27,6 +27,7 @@ from cacheagent.kube.webhook.certificates import (
     take_step,
     utc_now,
 )
+from cacheagent.tracing import start_of
 from tests.conftest import missing
 from tests.e2e.cluster.binaries import find_obstacle
 from tests.e2e.cluster.cluster import Cluster, running_cluster
@@ -37,6 +38,7 @@ from tests.e2e.cluster.product import NAMESPACE, ON_EVERY_NODE, RELEASE, install
 from tests.e2e.cluster.readers import MODES, Readers
 from tests.e2e.cluster.waiting import wait_until
 from tests.fakes.origin import Origin
+from tests.fakes.otlp import OtlpReceiver, Received, otlp_receiver
 
 pytestmark = [pytest.mark.kube, pytest.mark.timeout(300, func_only=True), pytest.mark.usefixtures("lonely")]
 
@@ -48,8 +50,8 @@ AGE = timedelta(seconds=0.7 * RULES.ca_life_s)
 
 
 class Story(NamedTuple):
-    """A cluster with the chart, two pods (`csi`, `pv`) that read a model all the while, its origin, and pods that are
-    asked for from the beginning."""
+    """A cluster with the chart, two pods (`csi`, `pv`) that read a model all the while, its origin, pods that are
+    asked for from the beginning, and a receiver of spans that an upgrade brings into play."""
 
     cluster: Cluster
     readers: Readers
@@ -57,6 +59,7 @@ class Story(NamedTuple):
     weights: Weights
     admissions: Admissions
     began: float
+    spans: OtlpReceiver
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,7 @@ def story(lonely: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     with (
         Origin({path.name: path for path in directory.iterdir()}, host=cluster.address) as origin,
         cluster.namespace("readers") as namespace,
+        otlp_receiver(cluster.address) as spans,
         contextlib.ExitStack() as stack,
     ):
         files = {path: content.sha256() for path, content in origin.files.items()}
@@ -96,7 +100,7 @@ def story(lonely: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for mode in MODES:
             readers.start(mode, "stays", weights, mode=mode)
         readers.wait_until_reading()
-        yield Story(cluster, readers, origin, weights, admissions, time.time())
+        yield Story(cluster, readers, origin, weights, admissions, time.time(), spans)
 
 
 def model_cache(weights: Weights, namespace: str) -> dict[str, Any]:
@@ -181,13 +185,40 @@ def test_an_upgrade_disturbs_nobody(story: Story) -> None:
     before, bundle = our_pods(cluster), trusted(cluster)
     assert bundle
     begin = time.time()
-    install(cluster, CHANGED)
+    install(cluster, {**CHANGED, "tracing": {"endpoint": story.spans.endpoint}})
     story.admissions.must_all_be_admitted()
     wait_until(lambda: not before & our_pods(cluster), "our pods are others", 60)
     readers.must_go_on(begin)
     assert trusted(cluster).startswith(bundle.split(b"-----END")[0]), "the authority of before is still trusted"
     written = cluster.get("configmap", f"{RELEASE}-agent", "-n", NAMESPACE)["data"]["agent.yaml"]
     assert "min_memory: 2GiB" in written, "the values were changed"
+
+
+def test_a_start_is_one_trace(story: Story) -> None:
+    """From its admission to its mount, told by controller and agent (which speaks for the driver) without a word
+    between them: the model, whose files are here under another digest, is brought while the pod waits."""
+    cluster, namespace = story.cluster, story.readers.namespace
+    spec = {"source": {"uri": story.weights.uri}, "kind": "tree", "prefetch": False}
+    cluster.apply({"apiVersion": API_VERSION, "kind": "ModelCache", "metadata": {"name": "traced"}, "spec": spec})
+    began = time.time()
+    cluster.apply(reading_pod("traced", namespace, "traced"))
+    uid = cluster.get("pod", "traced", "-n", namespace)["metadata"]["uid"]
+    start, whole = start_of(uid), {"start", "admission", "schedule", "wait", "fetch", "verify", "publish", "mount"}
+
+    def told() -> dict[str, Received]:
+        return {span.name: span for span in story.spans.spans if span.trace_id == f"{start.trace_id:032x}"}
+
+    found = wait_until(lambda: told() if told().keys() >= whole else {}, "the whole start was told", 90)
+    below = {f"{start.span_id:016x}": {"admission", "schedule", "wait", "mount"}, "": {"start"}}
+    for parent, names in below.items():
+        assert {name for name in whole if found[name].parent == parent} == names
+    assert {found[name].parent for name in ("fetch", "verify", "publish")} == {found["wait"].span_id}
+    assert {span.service for span in found.values()} == {"cacheagent-agent", "cacheagent-controller"}
+    assert {found[name].node for name in ("wait", "fetch", "mount")} == {"c1"}
+    assert began - 1 < found["start"].began_at == found["admission"].began_at < found["mount"].began_at
+    assert found["wait"].ended_at <= found["mount"].began_at <= found["mount"].ended_at
+    cluster.kubectl("delete", "pod", "traced", "-n", namespace, "--timeout=60s")
+    cluster.kubectl("delete", "modelcache", "traced")
 
 
 def our_pods(cluster: Cluster) -> set[str]:
