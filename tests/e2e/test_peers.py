@@ -26,8 +26,8 @@ PIECE = 16 * 2**20
 SLOW = 28_000_000.0
 """Bytes a second: seven seconds for one copy, so that there is a middle."""
 ONE_COPY = 1.03 + 5 * PIECE / SIZE
-"""Listings, headers and small files, which every node fetches itself; and, since S3 has CRCs only, spot checks: one piece
-by each node, and one in a hundred of the others. Without peers it would be three."""
+"""Listings, headers and small files, which every node fetches itself; and, since S3 has CRCs only, spot checks: one
+piece by each node, and one in a hundred of the others. Without peers it would be three."""
 WITH_ONE_THIRD_LOST = ONE_COPY + 2 / 3 + PIECE / SIZE
 """What one of three nodes is to bring may be asked for again by the others while it is away, and what it had not
 finished by itself when it is back; and it checks once more."""
