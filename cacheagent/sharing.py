@@ -2,8 +2,9 @@
 
 Where the origin gives a hash of the whole file (SHA-256, SHA-1), nothing wrong passes: if it does not agree, the
 pieces of others are fetched again from the origin, those that differ name who vouched for them, and the file is judged
-again. CRCs find accidents, not malice: where there is nothing better, one in a hundred pieces that came from others,
-and the first of each model, is fetched again from the origin and compared while the rest still travels.
+again. CRCs find accidents, not malice: where there is nothing better, each node fetches the first piece of each model
+that came from others again from the origin, and all nodes together one in a hundred of the rest, and compares, while
+other pieces still travel.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, Share, Transport
 
 SPOT_CHECKED: Final = 0.01
-"""Share of the pieces from others that are fetched a second time where only CRCs, or nothing, vouch for a file."""
+"""Share of the pieces that are fetched a second time, by one of the nodes that get them from others, where only CRCs,
+or nothing, vouch for a file."""
 SCRATCH_SUFFIX: Final = ".hedge-spot-"
 """As a hedge's scratch file, so that one that a crash leaves is removed with those."""
 
@@ -41,6 +43,10 @@ class BlobShare(Share, Protocol):
 
     def lose(self) -> None:
         """Nothing of it is given to others any more: something in it is wrong."""
+
+    @property
+    def others(self) -> int:
+        """How many other nodes bring it, each of which checks its part."""
 
     def is_first_check(self) -> bool:
         """True once for each model: whatever chance says, one piece is checked."""
@@ -133,7 +139,8 @@ class _SharedFetch:
             self._own[index] = blake3
             return
         self.from_others[index] = blake3
-        if self._is_weak and (self._share.is_first_check() or random.random() < SPOT_CHECKED):
+        chance = SPOT_CHECKED / max(1, self._share.others)
+        if self._is_weak and (self._share.is_first_check() or random.random() < chance):
             self._checks.add(asyncio.get_running_loop().create_task(self._check(index, blake3), name="spot check"))
 
     async def _check(self, index: int, blake3: str) -> None:

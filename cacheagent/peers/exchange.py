@@ -192,6 +192,11 @@ class Exchange:
         for piece in pieces:
             self._here.discard(piece)
 
+    @property
+    def others(self) -> int:
+        """How many other members there are."""
+        return len(self._links)
+
     def is_first_check(self) -> bool:
         """True once."""
         first, self._is_checked = not self._is_checked, True
@@ -469,6 +474,11 @@ class BlobShare:
     def lose(self) -> None:
         """Nothing of it is given to others any more."""
         self._exchange.lose(range(self._first, self._first + piece_count(self._size_bytes)))
+
+    @property
+    def others(self) -> int:
+        """See `sharing.BlobShare`."""
+        return self._exchange.others
 
     def is_first_check(self) -> bool:
         """See `sharing.BlobShare`."""

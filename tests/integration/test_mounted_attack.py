@@ -14,10 +14,10 @@ from cacheagent.errors import SourceChanged
 from cacheagent.location import PathLocation
 from cacheagent.model import PIECE_SIZE_BYTES, Checksum, RemoteFile
 from cacheagent.nolinks import opened_plainly
+from cacheagent.progress import PieceOrigin
 from cacheagent.source import posix
 from cacheagent.source.posix import PosixSource
 from cacheagent.spec import SourceSpec
-from cacheagent.transfer.base import PieceOrigin
 from cacheagent.transfer.pool import TransferConfig, WorkerPool
 from tests.fakes.transfer import Blob, CountingObserver, random_bytes
 

@@ -69,8 +69,8 @@ def test_a_late_joiner_takes_all_from_those_who_have_it(tmp_path: Path) -> None:
 
 def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None:
     """What it owed gets other homes; when it comes back it goes on from what it had, with the others' help."""
-    files = shards(6, 5)
-    with Origin(files, bytes_per_s=20e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+    files = shards(4, 3)
+    with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
         origin.add_sums(MODEL)
         fleet.start()
         origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
@@ -86,8 +86,8 @@ def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None
 @pytest.mark.parametrize("module", ["cacheagent.peers.server", "cacheagent.peers.receiver"])
 def test_a_peer_process_that_dies_is_replaced(tmp_path: Path, module: str) -> None:
     """In the middle of a download; the agent and the others go on, and the model is right on all."""
-    files = shards(6, 5)
-    with Origin(files, bytes_per_s=20e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+    files = shards(4, 3)
+    with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
         origin.add_sums(MODEL)
         fleet.start()
         origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
