@@ -18,6 +18,8 @@ from cacheagent.peers.receiving import Receiving
 GATHER_S: Final = 0.02
 """Wants of so long go in one message. Chosen."""
 RATE_WINDOW_S: Final = 3.0
+STEADY_S: Final = 0.5
+"""A connection that lasted so long was none that always breaks. Chosen."""
 
 
 class Owner(Protocol):
@@ -62,6 +64,7 @@ class Link:
         self.failures = 0
         self.delivered = 0
         self.relieved_at = time.monotonic()
+        self._up_at = 0.0
         self._digest = subject.digest
         self._pieces = subject.pieces
         self._me = subject.me
@@ -161,6 +164,8 @@ class Link:
     def ended(self, report: Ended) -> None:
         """See Listener."""
         self._connection = self._session = None
+        if self.is_up and time.monotonic() - self._up_at > STEADY_S:
+            self.failures = 0  # those were before it
         self.is_up = False
         self.failures += 1
         self._asked.clear()
@@ -201,6 +206,7 @@ class Link:
         if not is_signed(protocol.welcome_to_sign(self._session, welcome), welcome.signature, self.member.keys):
             raise protocol.ProtocolError("it answers as a member that it is not")
         self.is_up = self.was_up = True
+        self._up_at = time.monotonic()
         self.is_complete = welcome.complete
         self.have = frozenset(protocol.unpack_set(welcome.have, self._pieces))
         self.relieved_at = time.monotonic()

@@ -95,7 +95,7 @@ def test_a_peer_process_that_dies_is_replaced(tmp_path: Path, module: str) -> No
         fleet.wait_until_ready()
         for name in fleet.agents:
             assert fleet.files(name).items() >= files.items()
-        assert large_bytes_sent(origin) <= 1.6 * large_bytes(files)
+        assert large_bytes_sent(origin) <= 2 * large_bytes(files), "three without each other"
         assert fleet.agents["n1"].process.poll() is None
 
 
