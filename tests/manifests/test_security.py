@@ -331,7 +331,8 @@ def test_peers_are_reached_by_agents_alone() -> None:
     when nothing is exchanged."""
     selector = {f"app.kubernetes.io/{key}": value for key, value in _AGENT.items()}
     peers = {"ports": [{"port": "peers"}], "from": [{"podSelector": {"matchLabels": selector}}]}
-    for readers in ([], [{"podSelector": {}}]):
+    everybody: list[Object] = [{"podSelector": {}}]
+    for readers in (everybody, everybody[1:]):
         values = {"peers": {"enabled": True, "port": 7500}, "networkPolicy": {"metricsFrom": readers}}
         opened = parse(render(values))
         ingress = opened.get("NetworkPolicy", "cacheagent-agent")["spec"]["ingress"]
