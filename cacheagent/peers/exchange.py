@@ -37,10 +37,9 @@ ANSWERS_WITHIN_S: Final = 0.5
 """How long this node waits for what the others have before it asks the origin for its own pieces."""
 COLD_ANSWERS: Final = 2
 """So many members that have nothing, and none that has anything, tell that nobody else is ahead. Chosen."""
-ORIGIN_CONNECTIONS: Final = 16
-"""Pieces that all members together ask of the origin at once, for few members; each has at least two, so that the next
-one is asked for before the last one has ended. Chosen."""
-LEAST_AT_ORIGIN: Final = 2
+AT_ORIGIN: Final = 2
+"""Own pieces that a node asks the origin for at once: the next one is asked for before the last one has ended. More
+would take its link from what the others send. Chosen."""
 HOLDERS_FEED: Final = 4
 """Members that hold everything stand in for the origin if there is one for so many: their links carry it. Chosen."""
 NO_PROGRESS_S: Final = 15.0
@@ -272,7 +271,10 @@ class Exchange:
             if not link.was_up and link.expected and now - self._started > OUT_AFTER_S:
                 self._give_up(link)
         homes = [self._as_home(link, now) for link in self._links.values() if link.delivered or link.expected]
-        for name in find_slow([*homes, self._myself(now)]):
+        mine = self._myself(now)
+        if not mine.owed and all(home.rate < mine.rate / 4 for home in homes if home.owed):
+            homes.append(mine)  # before that, what it gets from the origin leaves the others less of its own link
+        for name in find_slow(homes):
             if name != self._me:
                 self._relieve(self._links[name])
         if now - self._moved_at > NO_PROGRESS_S:
@@ -397,8 +399,7 @@ class Exchange:
 
     def _feed(self) -> None:
         """As many at the origin as there should be."""
-        most = max(LEAST_AT_ORIGIN, ORIGIN_CONNECTIONS // len(self._names))
-        while self._released and self._own and len(self._at_origin) < most and not self._closing:
+        while self._released and self._own and len(self._at_origin) < AT_ORIGIN and not self._closing:
             piece = heapq.heappop(self._own)
             share = self._share_of.get(piece)
             if share is not None and piece not in self._here:
