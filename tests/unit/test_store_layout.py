@@ -111,7 +111,7 @@ TEXTS = {
     ),
     "promises/volume-2": (
         '{"digest":"","exactly":false,"later":false,"model":"llama","namespace":"ns","owner":"ns/pod",'
-        '"page_cache":false,"since":1700000000.5,"uri":"","view":"files","volume_id":"volume-2"}\n'
+        '"page_cache":false,"pod_uid":"","since":1700000000.5,"uri":"","view":"files","volume_id":"volume-2"}\n'
     ),
     f"resolved/{'5' * 64}.json": f'{{"digest":"{NAME.replace("-", ":")}","key":"{"5" * 64}","name":"llama",'
     '"uri":"memory://origin/m"}\n',
