@@ -150,7 +150,7 @@ class NodeTraces:
 
     def _job(self, tracker: Tracker, root: Ref) -> _Job:
         status, began = tracker.status(), tracker.steps
-        ends = [*(at for _, at in began[1:]), self._now()]
+        ends = [*(at for _, at in began[1:]), self._now()] if began else []  # it may have failed before its first step
         steps = [
             _Step(STEPS[name], Ref(root.trace_id, (root.span_id + number) % 2**64 or 1), at, end)
             for number, ((name, at), end) in enumerate(zip(began, ends, strict=True), start=1)

@@ -74,6 +74,7 @@ class Caps:
             cap.users -= 1
             if cap.users == 0:
                 del self._open[name]
+                cap.bucket.set(0)  # the next job with this number inherits nothing
                 self._free.append(cap.number)
 
     def _make(self, name: str) -> Cap:

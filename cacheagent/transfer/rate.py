@@ -49,8 +49,15 @@ class Bucket:
         return self._numbers[_CAP]
 
     def set(self, bytes_per_s: int) -> None:
-        """At any time; reservations made before keep their time."""
+        """At any time. Later reservations wait as much less as the cap is larger now, and not at all when it is lifted;
+        whoever sleeps already sleeps on."""
         with self._exclusive():
+            before, now = self._numbers[_CAP], time.monotonic_ns()
+            debt_ns = max(0, self._numbers[_FREE_AT] - now)
+            if bytes_per_s == 0 or before == 0:
+                self._numbers[_FREE_AT] = 0
+            elif bytes_per_s > before:
+                self._numbers[_FREE_AT] = now + debt_ns * before // bytes_per_s
             self._numbers[_CAP] = bytes_per_s
 
     @property

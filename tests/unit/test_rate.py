@@ -54,6 +54,22 @@ def test_reservations_follow_one_another(shared: SharedRate, clock: list[int]) -
     assert shared.whole.reserve(1) == pytest.approx(1.0 - BURST_NS / SECOND_NS)
 
 
+def test_a_larger_cap_makes_up_for_a_smaller_one(shared: SharedRate, clock: list[int]) -> None:
+    """What had to wait for an hour at 1 kB/s waits for milliseconds at 1 MB/s, and not at all when the cap was lifted
+    meanwhile; a smaller cap shortens nothing."""
+    shared.whole.set(1000)
+    shared.whole.reserve(3_600_000)
+    assert shared.whole.reserve(1) == pytest.approx(3600, rel=0.01)
+    shared.whole.set(100)
+    assert shared.whole.reserve(1) == pytest.approx(3600, rel=0.01)
+    shared.whole.set(1_000_000)
+    assert shared.whole.reserve(1) == pytest.approx(0.36, rel=0.01)
+    shared.whole.reserve(50_000_000)
+    shared.whole.set(0)
+    shared.whole.set(1_000_000)
+    assert shared.whole.reserve(1) == 0.0
+
+
 def test_over_any_second_the_cap_holds_within_three_percent(shared: SharedRate, clock: list[int]) -> None:
     """However greedy and irregular: simulated callers that come early, late, and oversleep."""
     cap = 200_000_000

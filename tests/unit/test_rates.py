@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 
 from cacheagent.kube.api import MODEL_WARMUPS
+from cacheagent.kube.plan import rates
+from cacheagent.kube.plan.facts import Facts
 from cacheagent.kube.plan.rates import EXACT_UP_TO, LEAST_RATE, counted, share_out
-from cacheagent.kube.plan.views import parse_warmup
+from cacheagent.kube.plan.views import parse_cache_node, parse_model, parse_warmup
 from tests.fakes.kube_scene import Scene
 from tests.fakes.node_agents import digest_of
 
@@ -138,3 +140,24 @@ def test_a_rate_that_nobody_can_read_is_left_out_with_its_warmup() -> None:
         parse_warmup(body)
     body["spec"]["maxOriginRate"] = "10Gbit/s"
     assert parse_warmup(body).origin_rate == 1_250_000_000
+
+
+def test_a_look_that_failed_is_no_failed_download() -> None:
+    """A node that brings the version in force and can't list the source for somebody's question still fetches; one that
+    has nothing but that failure does not."""
+    facts = Facts(
+        model=parse_model({"metadata": {"name": "llama", "uid": "u"}, "spec": {"source": {"uri": "s3://b/m"}}}),
+        token="t",
+        digest=A1,
+        resolved=True,
+        namespaces=None,
+        previous=(),
+    )
+    looked = {"name": "llama", "phase": "failed", "digest": ""}
+    for entries, failed in (
+        ([looked], True),
+        ([looked, {"name": "llama", "phase": "fetching", "digest": A1}], False),
+        ([{"name": "llama", "phase": "failed", "digest": A1}], True),
+    ):
+        node = parse_cache_node({"metadata": {"name": "n", "uid": "u"}, "spec": {}, "status": {"models": entries}})
+        assert rates._failed(node, facts) is failed

@@ -3,7 +3,9 @@ told."""
 
 from __future__ import annotations
 
+import logging
 import socket
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -439,3 +441,26 @@ async def test_an_object_without_checksums_is_described_without(
         assert described.checksums == ()
     await source.close()
     assert read_whole((await locations_of(spec, described))[0])[0] == body
+
+
+def test_a_malformed_answer_brings_no_signed_url_into_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """urllib3 names the URL of an answer whose headers it can't read, as a warning."""
+
+    def answer(listener: socket.socket) -> None:
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.recv(65536)
+            accepted.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nno header\r\nETag: x\r\n\r\n")
+
+    caplog.set_level(logging.DEBUG)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        bucket = client.Bucket(
+            connection.BucketAddress(name="b", endpoint=endpoint, region="r", profile="", ca_bundle="", path_style=True)
+        )
+        server = threading.Thread(target=answer, args=(listener,))
+        server.start()
+        bucket.head(HttpLocation(url=f"{endpoint}/b/k?X-Amz-Signature=5ec2e7"), "k")
+        server.join()
+        bucket.close()
+    assert "5ec2e7" not in caplog.text

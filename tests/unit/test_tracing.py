@@ -235,6 +235,21 @@ def test_a_job_that_failed_says_in_which_step_and_by_which_code(told: Told) -> N
     assert told.named("bring model")[0].attributes["cacheagent.source"] == "s3"
 
 
+def test_a_job_that_failed_before_its_first_step_has_no_trace(told: Told, caplog: pytest.LogCaptureFixture) -> None:
+    """That is no defect, and the pod's other try is told of as usual."""
+    tracker = _tracker("m")
+    told.traces.began(tracker)
+    told.traces.ended(tracker)
+    assert told.spans == []
+    again = _tracker("m", ("fetching", 1004.0), ("ready", 1005.0))
+    told.traces.began(again)
+    told.now = 1005.0
+    told.traces.ended(again)
+    told.traces.kept(_promise(), _record(), hit=False)
+    assert [span.name for span in told.spans if span.links] == ["fetch"]
+    assert caplog.records == []
+
+
 def test_other_models_jobs_are_not_in_it(told: Told) -> None:
     """Even if they ran at the same time."""
     tracker = _tracker("other", *STEPS)

@@ -62,6 +62,7 @@ def _has(node: CacheNode, facts: Facts) -> bool:
 
 
 def _failed(node: CacheNode, facts: Facts) -> bool:
-    return any(
-        entry.phase == "failed" and entry.digest in {facts.digest, ""} for entry in node.entries.get(facts.name, ())
-    )
+    entries = node.entries.get(facts.name, ())
+    # One without a digest is about the source; beside one of this version it is only a look that failed.
+    meant = [entry for entry in entries if entry.digest == facts.digest] or [e for e in entries if not e.digest]
+    return any(entry.phase == "failed" for entry in meant)

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 REQUESTS_AT_A_TIME: Final = 16
 """Threads and connections of one source: 1,000 large files at 20 ms each take 1.3 s. Chosen."""
 
-# At debug level botocore logs what it signs, and urllib3 signed URLs: no setting of ours may bring those into a log.
-for name in ("botocore", "urllib3"):
-    logging.getLogger(name).setLevel(logging.WARNING)
+# At debug level botocore logs what it signs, and urllib3 signed URLs, even as a warning where an answer's headers are
+# malformed: no setting of ours may bring those into a log.
+logging.getLogger("botocore").setLevel(logging.WARNING)
+logging.getLogger("urllib3").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, kw_only=True)
