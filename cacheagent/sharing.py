@@ -24,12 +24,13 @@ from cacheagent.model import FileHashes
 from cacheagent.progress import PieceOrigin
 from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, Share, Transport
+from cacheagent.transfer.race import SCRATCH_SUFFIX, make_scratch, remove_scratch
 
 SPOT_CHECKED: Final = 0.01
 """Share of the pieces that are fetched a second time, by one of the nodes that get them from others, where only CRCs,
 or nothing, vouch for a file."""
-SCRATCH_SUFFIX: Final = ".hedge-spot-"
-"""As a hedge's scratch file, so that one that a crash leaves is removed with those."""
+SPOT_SUFFIX: Final = f"{SCRATCH_SUFFIX}spot-"
+"""A hedge's scratch file by its name, so that one that a crash leaves is removed with those."""
 
 
 class BlobShare(Share, Protocol):
@@ -145,20 +146,12 @@ class _SharedFetch:
 
     async def _check(self, index: int, blake3: str) -> None:
         """Raises what the origin answers."""
-        scratch = f"{self._order.target}{SCRATCH_SUFFIX}{index}"
-        await in_thread(partial(_make_sparse, scratch, self._order.size_bytes))
+        scratch = f"{self._order.target}{SPOT_SUFFIX}{index}"
+        await in_thread(partial(make_scratch, scratch, self._order.size_bytes))
         try:
             order = msgspec.structs.replace(self._order, target=scratch, claimed={})
             right = await self._transport.fetch_piece(order, index, self._locate)
         finally:
-            await in_thread(partial(os.unlink, scratch))
+            await in_thread(partial(remove_scratch, scratch))
         if right != blake3:
             self._wrong.append(f"piece {index} of {os.path.basename(self._order.target)} is not what the origin has")
-
-
-def _make_sparse(path: str, size_bytes: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        os.truncate(descriptor, size_bytes)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-import yaml
 
 from benchmarks.arena import say
 from benchmarks.scale.agents import Done, Order
@@ -24,21 +23,17 @@ from cacheagent.demo.child import ChildEnded, free_ports, running_child, wait_un
 from cacheagent.kube.api import (
     MODEL_CACHE_NODES,
     MODEL_CACHES,
-    NAMESPACES,
     NODES,
     PODS,
     KubeApi,
-    KubeError,
     Object,
     Resource,
 )
 from cacheagent.kube.client import KubeClient
+from tests.fakes.kube_cluster import install_definitions, make_namespaces
 from tests.fakes.kube_server import ApiServer
 
 REPOSITORY: Final = Path(__file__).parents[2]
-DEFINITIONS: Final = Resource(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
-)
 BINDINGS: Final = Resource(
     "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
 )
@@ -63,9 +58,8 @@ class Users:
 
 async def install(api: KubeClient) -> None:
     """Definitions, namespace, rights."""
-    for file in sorted((REPOSITORY / "daemonset/chart/files/crds").glob("*.yaml")):
-        await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
-    await api.create(NAMESPACES, {"metadata": {"name": NAMESPACE}})
+    await install_definitions(api)
+    await make_namespaces(api, NAMESPACE)
     subject = {
         "kind": "Group",
         "apiGroup": "rbac.authorization.k8s.io",
@@ -73,14 +67,6 @@ async def install(api: KubeClient) -> None:
     }
     role = {"kind": "ClusterRole", "apiGroup": "rbac.authorization.k8s.io", "name": "cluster-admin"}
     await api.create(BINDINGS, {"metadata": {"name": "scale"}, "subjects": [subject], "roleRef": role})
-
-    async def served() -> bool:
-        with contextlib.suppress(KubeError):
-            await api.list(MODEL_CACHES)
-            return True
-        return False
-
-    await until(served, "the definitions are served", 60)
 
 
 async def populate(api: KubeApi, size: Size) -> None:

@@ -20,7 +20,6 @@ from typing import Final, assert_never
 
 from cacheagent.model import PIECE_SIZE_BYTES, piece_range
 from cacheagent.peers import protocol
-from cacheagent.peers.channel import Channel, end_with_parent
 from cacheagent.peers.keys import is_signed
 from cacheagent.peers.orders import (
     Arrived,
@@ -39,6 +38,7 @@ from cacheagent.peers.orders import (
     Say,
     Target,
 )
+from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer, DirectFile
 from cacheagent.transfer.hashing import PieceSums
 from cacheagent.transfer.rate import Meter, SharedRate

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from cacheagent.errors import TargetAbandoned
-from cacheagent.peers.child import Child
 from cacheagent.peers.orders import (
     Arrived,
     Connect,
@@ -25,9 +24,10 @@ from cacheagent.peers.orders import (
     Target,
 )
 from cacheagent.peers.protocol import pack_set
+from cacheagent.transfer.child import Child, argv_of
 from cacheagent.transfer.rate import SharedRate
 
-MODULE: Final = "cacheagent.peers.receiver"
+ARGV: Final = argv_of("cacheagent.peers.receiver")
 ANSWER_WITHIN_S: Final = 5.0
 """How long the process may take to let go of pieces before it counts as hung and is killed."""
 
@@ -60,7 +60,6 @@ class Receiving:
         self._targets: dict[int, list[Target]] = {}
         self._listeners: dict[int, Listener] = {}
         self._releases: dict[int, asyncio.Future[None]] = {}
-        self._closed = False
 
     def start(self) -> None:
         """Have the process ready before it is needed: it takes a fifth of a second. Raises OSError."""
@@ -120,7 +119,6 @@ class Receiving:
 
     async def close(self) -> None:
         """End the process. Nobody may use this any more."""
-        self._closed = True
         if self._child is not None:
             await self._child.close()
 
@@ -146,12 +144,12 @@ class Receiving:
             self._memory = self._memory or self._lend()
             shared, slot = self._memory
             self._child = Child(
-                MODULE,
-                ("--shared-fd", str(shared.fd), "--slot", str(slot)),
+                [*ARGV, "--shared-fd", str(shared.fd), "--slot", str(slot)],
                 (shared.fd,),
                 ReceiverReport,
-                self._heard,
-                self._died,
+                name="the peers' receiver",
+                on_report=self._heard,
+                on_end=self._died,
             )
             for session, keys in self._keys.items():
                 self._child.send(keys)

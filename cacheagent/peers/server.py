@@ -20,7 +20,6 @@ from collections import Counter
 from typing import Final, assert_never
 
 from cacheagent.peers import protocol
-from cacheagent.peers.channel import Channel, end_with_parent
 from cacheagent.peers.gate import Judge, Turned
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import (
@@ -38,6 +37,7 @@ from cacheagent.peers.orders import (
 )
 from cacheagent.peers.sender import Sender, start
 from cacheagent.peers.shelf import Shelf
+from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.rate import SharedRate
 
 MOST_CONNECTIONS: Final = 256

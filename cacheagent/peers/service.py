@@ -15,7 +15,6 @@ import msgspec
 from cacheagent.config import Address, PeersSettings
 from cacheagent.errors import ConfigError
 from cacheagent.model import SMALL_FILE_BYTES, blob_id, piece_count
-from cacheagent.peers.child import Child
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
@@ -34,9 +33,10 @@ from cacheagent.peers.orders import (
 )
 from cacheagent.peers.protocol import pack_set
 from cacheagent.store import Record, Store
+from cacheagent.transfer.child import Child, argv_of
 
 LOG: Final = logging.getLogger(__name__)
-MODULE: Final = "cacheagent.peers.server"
+ARGV: Final = argv_of("cacheagent.peers.server")
 LOOK_S: Final = 5.0
 """How often members are asked again and what is served is looked for on disk."""
 PUBLISH_LOOK_S: Final = 0.05
@@ -242,8 +242,14 @@ class Service:
         if self._closing:
             return
         number = self._listening.fileno()
-        listening = ("--listen-fd", str(number))
-        self._child = Child(MODULE, listening, (number,), ServerReport, self._heard, self._died)
+        self._child = Child(
+            [*ARGV, "--listen-fd", str(number)],
+            (number,),
+            ServerReport,
+            name="the peers' server",
+            on_report=self._heard,
+            on_end=self._died,
+        )
         self._child.send(self._start_order)
         for served in self._served.values():
             self._child.send(served.order)

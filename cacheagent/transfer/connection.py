@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-import sys
 import time
 from typing import Final
 
@@ -24,15 +23,6 @@ from cacheagent.transfer.running import Running
 SLOWEST_BYTES: Final = 64 * 1024
 """A connection that brings less than this within the idle limit counts as stalled. Chosen, not measured."""
 
-
-NEAR_S: Final = 0.5e-3
-"""Round trip to an origin in the same building, or nearer. Chosen."""
-NEAR_RECEIVE_BUFFER_BYTES: Final = 256 * 1024
-"""Asked for; the kernel takes twice as much. One connection of 0.5 ms still brings 0.5 GB/s, the bytes are still in
-the CPU's cache when they are received, and a connection costs 0.5 MB of kernel memory instead of 4. Measured on
-loopback: nginx needs half the CPU, we 4-15 % less."""
-_RTT_AT: Final = 68
-"""tcpi_rtt in Linux's struct tcp_info: after 8 bytes and 15 numbers; microseconds."""
 
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER, on, 0 seconds."""
@@ -178,18 +168,10 @@ def _connect(endpoint: Endpoint, timeout_s: float, running: Running) -> socket.s
             sock.close()
             raise
         else:
-            _fit_buffer(sock)
             return sock
         running.detach(sock)
         sock.close()
     raise _no_connection(endpoint, failure) from failure
-
-
-def _fit_buffer(sock: socket.socket) -> None:
-    """The kernel grows a buffer for the longest way that there may be; for a near origin that is memory for nothing."""
-    information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
-    if len(information) == _RTT_AT + 4 and 0 < int.from_bytes(information[_RTT_AT:], sys.byteorder) <= NEAR_S * 1e6:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEAR_RECEIVE_BUFFER_BYTES)
 
 
 def _no_connection(endpoint: Endpoint, error: OSError) -> OrderFailed:

@@ -27,6 +27,9 @@ from cacheagent.transfer.rate import Meter
 from cacheagent.transfer.request import Endpoint, Request, make_request
 from cacheagent.transfer.running import Running
 
+STEP_BYTES: Final = 512 * 1024
+"""Received by one call: small enough to be hashed while it is in the cache of its CPU. Measured: with 1 MiB a download
+takes a sixth longer, with 256 KiB Python needs half as much CPU again."""
 KEPT_S: Final = 15.0
 """Idle connections older than this are not used again. Servers close theirs after 5 s (Apache) to 75 s (nginx); one
 that died is noticed and replaced at the cost of a round trip. Chosen, not measured."""
@@ -90,6 +93,8 @@ class Connections:
 
 class HttpBody:
     """The bytes of one range, while they arrive. Leaving the block early closes the connection."""
+
+    step_bytes = STEP_BYTES
 
     def __init__(self, connections: Connections, location: HttpLocation, running: Running, meter: Meter) -> None:
         self._connections = connections

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Self
+from typing import Final, Self
 
 from cacheagent.location import PathLocation
 from cacheagent.nolinks import LinkInTheWay, open_plainly
@@ -22,9 +22,14 @@ from cacheagent.transfer.failure import OrderFailed, source_failure
 from cacheagent.transfer.rate import Meter
 from cacheagent.transfer.running import Running
 
+STEP_BYTES: Final = 4 * 1024 * 1024
+"""Read by one call: file servers like large reads. Chosen."""
+
 
 class MountedRange:
     """One range of one file, read in order."""
+
+    step_bytes = STEP_BYTES
 
     def __init__(self, location: PathLocation, running: Running, meter: Meter) -> None:
         self._location = location

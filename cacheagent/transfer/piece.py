@@ -27,8 +27,10 @@ def fetch_piece(order: FetchPiece, running: Running, tools: Tools, buffer: Buffe
         first_byte_s = time.monotonic() - began
         for done, length in steps(order.length, PART_BYTES if order.parts else BUFFER_BYTES):
             view = memory[:length]
-            source.receive(view)
-            sums.update(view)
+            for at, size in steps(length, source.step_bytes):
+                part = view[at : at + size]
+                source.receive(part)
+                sums.update(part)
             target.write(view, order.write_at + done)
             if order.parts and done + length < order.length:
                 tools.report(PiecePart(id=order.id, length=done + length))

@@ -6,7 +6,6 @@ The loop gives orders and counts; it never touches weight bytes. How it works: d
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, OnSmall, Share, SmallOrder
 from cacheagent.transfer.blob import Pieces
 from cacheagent.transfer.caps import Cap, Caps
+from cacheagent.transfer.child import argv_of
 from cacheagent.transfer.concurrency import FixedLimit
 from cacheagent.transfer.config import TransferConfig
 from cacheagent.transfer.group import WorkerGroup
@@ -39,7 +39,7 @@ from cacheagent.transfer.whereabouts import HTTP_GROUP, Located, display_name, g
 
 __all__ = ["TransferConfig", "TransferObserver", "WorkerPool"]
 
-WORKER: Final = (sys.executable, "-P", "-m", "cacheagent.transfer.worker")
+WORKER: Final = argv_of("cacheagent.transfer.worker")
 MOST_SLOTS: Final = 1024
 """Workers at a time, over all groups: 64 bytes of shared memory each. A node mounts fewer file systems than that."""
 READERS_PER_WORKER: Final = 2

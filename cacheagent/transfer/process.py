@@ -1,19 +1,15 @@
-"""One worker process: started, spoken to, watched, ended, and given up when even SIGKILL does not end it."""
+"""One worker process: what it was asked, what it answers, and what becomes of its orders when it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
-import socket
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from cacheagent.errors import TargetAbandoned, TransferFailed
+from cacheagent.transfer.child import Child
 from cacheagent.transfer.orders import (
     Cancel,
     FetchPiece,
@@ -25,11 +21,6 @@ from cacheagent.transfer.orders import (
     StreamPiece,
 )
 from cacheagent.transfer.rate import SharedRate
-from cacheagent.transfer.wire import FrameReader, frame
-
-DEAD_WITHIN_S: Final = 1.0
-"""A process that SIGKILL has not ended by then hangs inside the kernel. Chosen."""
-READ_BYTES: Final = 256 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +75,11 @@ class Launch:
     answer_limit_s: float
 
 
-class Worker:
+class Worker(Child[Report]):
     """A process that carries out orders. Used on the event loop only; starting it takes milliseconds.
 
-    `on_end(worker)` is called once, when it takes no more orders: it died, or was given up (`is_stuck`).
+    `on_end(worker)` is called once, when it takes no more orders: it died, or was given up (`is_stuck`). What it was
+    asked has then failed, with WorkerLost or TargetAbandoned.
     """
 
     def __init__(self, launch: Launch, on_end: Callable[[Worker], None]) -> None:
@@ -95,25 +87,24 @@ class Worker:
         self.counters = Counters(launch.shared, launch.slot)
         self.threads = launch.threads
         self.used_threads = 0
-        self.is_ending = False
-        self.is_leaving = False
-        self.is_stuck = False
         self.alive_at = asyncio.get_running_loop().time()
-        self.ended = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-        self._on_end = on_end
+        self._tell_of_end = on_end
         self._answer_limit_s = launch.answer_limit_s
         self._asked: dict[int, Asked] = {}
-        self._frames: FrameReader[Report] = FrameReader(Report)
-        self._unsent = bytearray()
-        self._socket, self._process, self._pidfd = _start(launch)
-        self._loop.add_reader(self._socket, self._on_readable)
-        self._loop.add_reader(self._pidfd, self._on_exit)
-
-    @property
-    def pid(self) -> int:
-        """Of the process."""
-        return self._process.pid
+        arguments = (
+            *("--shared-fd", str(launch.shared.fd)),
+            *("--slot", str(launch.slot)),
+            *("--threads", str(launch.threads)),
+            *("--idle-timeout-s", str(launch.idle_timeout_s)),
+        )
+        super().__init__(
+            [*launch.argv, *arguments],
+            (launch.shared.fd,),
+            Report,
+            name="transfer worker",
+            on_report=self._take,
+            on_end=self._give_back,
+        )
 
     @property
     def free_threads(self) -> int:
@@ -134,11 +125,11 @@ class Worker:
         """
         if self.is_ending:
             await self.ended.wait()  # nothing was sent; how it ended is what the asker will want to know
-            raise WorkerLost(f"transfer worker {self.pid} ended ({_describe(self._process.returncode)})")
+            raise WorkerLost(f"transfer worker {self.pid} ended ({self.how_it_ended})")
         now = self._loop.time()
         asked = Asked(work=work, answer=self._loop.create_future(), on_part=on_part, asked_at=now)
         self._asked[work.id] = asked
-        self._send(frame(work))
+        self.send(work)
         try:
             return await asked.answer
         except asyncio.CancelledError:
@@ -163,77 +154,11 @@ class Worker:
         asked = self._asked.get(work_id)
         if asked is None or asked.cancelling is not None or self.is_ending:
             return
-        self._send(frame(Cancel(id=work_id)))
+        self.send(Cancel(id=work_id))
         asked.cancelling = self._loop.call_later(self._answer_limit_s, self._not_answered, work_id)
 
-    def hang_up(self) -> None:
-        """End it in an orderly way: no more orders; it sees the end of its socket and leaves."""
-        self.is_ending = self.is_leaving = True
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
-
-    def kill(self) -> None:
-        """End it at once. What it was asked fails with WorkerLost when it is dead, or TargetAbandoned if it isn't."""
-        if self.ended.is_set():
-            return
-        self.is_ending = True
-        self._process.send_signal(signal.SIGKILL)
-        self._loop.call_later(DEAD_WITHIN_S, self._not_dead)
-
-    def forget(self) -> None:
-        """Let go of one that is stuck: its process ends when the kernel lets it, and init reaps it."""
-        self._close_pidfd()
-        if self._process.returncode is None:
-            self._process.returncode = -signal.SIGKILL  # which it will be; else Popen complains about a child left
-
-    def _send(self, data: bytes) -> None:
-        idle = not self._unsent
-        self._unsent += data
-        if idle:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            sent = self._socket.send(self._unsent)
-        except BlockingIOError:
-            sent = 0
-        except OSError:  # it is dying; the end is seen by who reads
-            self._unsent.clear()
-            sent = 0
-        del self._unsent[:sent]
-        if self._unsent:
-            self._loop.add_writer(self._socket, self._flush)
-        else:
-            self._loop.remove_writer(self._socket)
-
-    def _on_readable(self) -> None:
-        if self._receive() is False and not self.is_ending:
-            log.warning("transfer worker %d closed its socket: it is ended", self.pid)
-            self.kill()
-
-    def _receive(self) -> bool | None:
-        """Take in what is there. False at the end of the stream, None when there is nothing now."""
-        try:
-            data = self._socket.recv(READ_BYTES)
-        except BlockingIOError:
-            return None
-        except OSError:
-            data = b""
-        if not data:
-            self._loop.remove_reader(self._socket)
-            return False
-        self.alive_at = self._loop.time()
-        try:
-            for report in self._frames.feed(data):
-                self._take(report)
-        except TransferFailed as error:
-            log.exception("transfer worker %d is broken: it is ended", self.pid, exc_info=error)
-            self._loop.remove_reader(self._socket)
-            self.kill()
-            return False
-        return True
-
     def _take(self, report: Report) -> None:
+        self.alive_at = self._loop.time()
         asked = self._asked.get(report.id)
         if asked is None:
             return
@@ -253,34 +178,14 @@ class Worker:
             log.warning("transfer worker %d did not answer a cancel: it is killed", self.pid)
             self.kill()
 
-    def _on_exit(self) -> None:
-        """The process is dead: what it said last is taken in, then its orders are given back."""
-        self._close_pidfd()
-        self._process.wait()
-        if self.ended.is_set():  # it was stuck, and its orders were given back before
-            return
-        while self._receive():
-            pass
-        self._end(WorkerLost(f"transfer worker {self.pid} ended ({_describe(self._process.returncode)})"))
-
-    def _not_dead(self) -> None:
-        if self._process.returncode is not None or self.ended.is_set():
-            return
-        self.is_stuck = True
-        log.error("transfer worker %d hangs in the kernel and is given up", self.pid)
-        self._end(
-            TargetAbandoned(
+    def _give_back(self) -> None:
+        """Nothing will be answered any more."""
+        error: TransferFailed = WorkerLost(f"transfer worker {self.pid} ended ({self.how_it_ended})")
+        if self.is_stuck:
+            error = TargetAbandoned(
                 f"transfer worker {self.pid} hangs in the kernel and may still write",
                 hint="look for a file server or disk that stopped answering: dmesg, ps state D",
             )
-        )
-
-    def _end(self, error: TransferFailed) -> None:
-        self.is_ending = True
-        self._loop.remove_reader(self._socket)
-        self._loop.remove_writer(self._socket)
-        self._socket.close()
-        self.ended.set()
         asked, self._asked = self._asked, {}
         for each in asked.values():
             each.failure = error
@@ -289,13 +194,7 @@ class Worker:
             if not each.answer.done():
                 each.answer.set_exception(error)
                 each.answer.exception()  # whoever was cancelled looks at `failure` instead
-        self._on_end(self)
-
-    def _close_pidfd(self) -> None:
-        if self._pidfd >= 0:
-            self._loop.remove_reader(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._tell_of_end(self)
 
 
 async def wait_out(tasks: Sequence[asyncio.Future[Any]]) -> None:
@@ -308,38 +207,3 @@ async def wait_out(tasks: Sequence[asyncio.Future[Any]]) -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
-
-
-def _start(launch: Launch) -> tuple[socket.socket, subprocess.Popen[bytes], int]:
-    """Our end of the socket, the process, and a descriptor that tells when it is dead. Raises OSError, and then nothing
-    is left. Popen runs on the event loop's thread: PR_SET_PDEATHSIG is about the *thread* that started a process.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-    ours.setblocking(False)
-    with theirs, contextlib.ExitStack() as stack:
-        stack.enter_context(ours)
-        process = subprocess.Popen(
-            [
-                *launch.argv,
-                *("--fd", str(theirs.fileno())),
-                *("--shared-fd", str(launch.shared.fd)),
-                *("--slot", str(launch.slot)),
-                *("--threads", str(launch.threads)),
-                *("--idle-timeout-s", str(launch.idle_timeout_s)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(theirs.fileno(), launch.shared.fd),
-            start_new_session=True,
-        )
-        stack.callback(process.wait)
-        stack.callback(process.kill)
-        pidfd = os.pidfd_open(process.pid)
-        stack.pop_all()
-    return ours, process, pidfd
-
-
-def _describe(returncode: int | None) -> str:
-    if returncode is None:
-        return "it hangs in the kernel"
-    return f"signal {-returncode}" if returncode < 0 else f"exit code {returncode}"

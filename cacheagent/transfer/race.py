@@ -65,12 +65,12 @@ class Hedge:
         try:
             await wait_out((self._task,))
         finally:
-            await in_thread(partial(_remove, self._scratch))
+            await in_thread(partial(remove_scratch, self._scratch))
 
     async def _ask(self) -> Report | None:
         """None where there is no room for it, or its worker failed: a hedge is a favour, not a need."""
         try:
-            await in_thread(partial(_make_scratch, self._scratch, self._order.length))
+            await in_thread(partial(make_scratch, self._scratch, self._order.length))
             report = await self.worker.ask(self._second)
         except OSError as error:
             log.warning("no scratch file for a late piece: %s: %s", self._scratch, error.strerror)
@@ -88,10 +88,11 @@ def remove_scratch_files(target: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         for entry in os.listdir(directory):
             if entry.startswith(f"{name}{SCRATCH_SUFFIX}"):
-                _remove(os.path.join(directory, entry))
+                remove_scratch(os.path.join(directory, entry))
 
 
-def _make_scratch(path: str, length: int) -> None:
+def make_scratch(path: str, length: int) -> None:
+    """A new file of holes. Raises OSError. Blocks."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.truncate(descriptor, length)
@@ -99,7 +100,8 @@ def _make_scratch(path: str, length: int) -> None:
         os.close(descriptor)
 
 
-def _remove(path: str) -> None:
+def remove_scratch(path: str) -> None:
+    """Absent is fine. Blocks."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 

@@ -30,8 +30,8 @@ from cacheagent.transfer.running import Running
 from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range, open_target
 
 SPAN_BYTES: Final = 4 * MIB
-"""What one lane of several receives at once: it divides a piece, bounds memory, and a request for it costs little.
-Chosen, not measured."""
+"""What one lane of several receives at once, or a piece where that is less: it divides a piece, bounds memory, and a
+request for it costs little. Chosen, not measured."""
 
 
 class Span(NamedTuple):
@@ -70,7 +70,7 @@ class Stream:
         self._running = running
         self._tools = tools
         self._lock = threading.Lock()
-        self._step_bytes = SPAN_BYTES if order.lanes > 1 else BUFFER_BYTES
+        self._step_bytes = min(SPAN_BYTES if order.lanes > 1 else BUFFER_BYTES, PIECE_SIZE_BYTES)
         self._next = 0
         self._inside = 0
         self._over = False
@@ -121,7 +121,7 @@ class Stream:
     def _unclaimed_bytes(self, offset: int) -> int:
         """One span; with a single lane everything up to the next claimed piece, so that one request serves it."""
         if self._order.lanes > 1:
-            return min(SPAN_BYTES, self._order.file_size - offset)
+            return min(self._step_bytes, self._order.file_size - offset)
         claimed = (index * PIECE_SIZE_BYTES for index in self._order.claimed)
         return min((start for start in claimed if start > offset), default=self._order.file_size) - offset
 

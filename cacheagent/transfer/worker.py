@@ -10,7 +10,6 @@ at once when its parent does: the socket says so, and the kernel where the main 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, assert_never
 
+from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.failure import as_failure
 from cacheagent.transfer.http1 import Connections
@@ -30,13 +30,9 @@ from cacheagent.transfer.running import Running
 from cacheagent.transfer.small import fetch_small
 from cacheagent.transfer.stream import Stream
 from cacheagent.transfer.tools import Tools
-from cacheagent.transfer.wire import FrameReader, frame
 
 THREAD_IDLE_S: Final = 20.0
 """A thread without work for so long ends and frees its buffer. Chosen, not measured."""
-
-_PR_SET_PDEATHSIG: Final = 1
-_READ_BYTES: Final = 256 * 1024
 
 Work = Callable[[Buffer], None]
 
@@ -82,7 +78,7 @@ class Threads:
 class Worker:
     """Turns orders into work and work into reports."""
 
-    def __init__(self, channel: socket.socket, tools: Tools, threads: Threads) -> None:
+    def __init__(self, channel: Channel[Order], tools: Tools, threads: Threads) -> None:
         self._channel = channel
         self._tools = tools
         self._threads = threads
@@ -91,10 +87,8 @@ class Worker:
 
     def serve(self) -> None:
         """Until the parent closes the socket."""
-        reader: FrameReader[Order] = FrameReader(Order)
-        while data := self._channel.recv(_READ_BYTES):
-            for order in reader.feed(data):
-                self._accept(order)
+        for order in self._channel:
+            self._accept(order)
 
     def _accept(self, order: Order) -> None:
         if isinstance(order, Cancel):
@@ -142,21 +136,10 @@ def main() -> None:
     """Runs until the parent is gone."""
     options = _parse_options()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us in order
-    _end_with_parent()
-    channel = socket.socket(fileno=options.fd)
-    channel.setblocking(True)
-    sending = threading.Lock()
-
-    def report(message: Report) -> None:
-        data = frame(message)
-        try:
-            with sending:
-                channel.sendall(data)
-        except OSError:
-            os._exit(0)  # the parent is gone, and with it whoever could want to hear this
-
+    end_with_parent()
+    channel: Channel[Order] = Channel(socket.socket(fileno=options.fd), Order)
     connections = Connections(options.idle_timeout_s)
-    tools = Tools(connections=connections, meter=SharedRate(options.shared_fd).meter(options.slot), report=report)
+    tools = Tools(connections=connections, meter=SharedRate(options.shared_fd).meter(options.slot), report=channel.send)
     try:
         Worker(channel, tools, Threads(options.threads, connections.close_idle)).serve()
     finally:
@@ -171,11 +154,6 @@ def _parse_options() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True, help="at most so many orders or lanes at once")
     parser.add_argument("--idle-timeout-s", type=float, required=True, help="limit of every wait for an origin")
     return parser.parse_args()
-
-
-def _end_with_parent() -> None:
-    """The kernel kills us when the thread that started us ends. (The socket's end tells the rest of the cases.)"""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -27,17 +27,14 @@ from cacheagent.kube.api import (
     MODEL_CACHE_PEERS,
     MODEL_CACHES,
     MODEL_WARMUPS,
-    NAMESPACES,
     NODES,
-    PODS,
     VOLUMES,
-    KubeError,
     KubeNotFound,
     Object,
-    Resource,
 )
 from cacheagent.kube.client import KubeClient, open_client
-from cacheagent.kube.names import AGENT_COMPONENT, LOOK, REFRESH, version_label
+from cacheagent.kube.names import LOOK, REFRESH, version_label
+from tests.fakes.kube_cluster import install_definitions, make_namespaces, make_node
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.models import checkpoint, write_files
 from tests.fakes.origin import Origin
@@ -46,8 +43,6 @@ from tests.fakes.worker import random_bytes
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
-REPOSITORY = Path(__file__).parents[2]
-DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False)
 SYSTEM = "cacheagent"
 T = TypeVar("T")
 
@@ -99,7 +94,7 @@ class Cluster:
 
     def node(self, name: str, **labels: str) -> RunningAgent:
         """A node, its agent's pod, and the agent."""
-        self.kube(lambda api: _make_node(api, name, labels))
+        self.kube(lambda api: make_node(api, name, SYSTEM, labels=labels))
         (self.folder / name).mkdir()
         agent = RunningAgent(self.folder / name, file_roots=[str(self.shared)], **self.settings)
         agent.arguments = ("--node", name, "--kubeconfig", str(self.server.kubeconfig))
@@ -125,35 +120,10 @@ class Cluster:
             time.sleep(0.05)
 
 
-async def _make_node(api: KubeClient, name: str, labels: dict[str, str]) -> None:
-    await api.create(NODES, {"metadata": {"name": name, "labels": labels}})
-    ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-    await api.patch(NODES, name, {"status": ready}, subresource="status")
-    body: Object = {
-        "metadata": {"name": f"agent-{name}", "labels": AGENT_COMPONENT},
-        "spec": {
-            "containers": [{"name": "c", "image": "i"}],
-            "nodeName": name,
-            "tolerations": [{"operator": "Exists"}],
-        },
-    }
-    await api.create(PODS, body, namespace=SYSTEM)
-    await api.patch(PODS, f"agent-{name}", {"status": ready}, namespace=SYSTEM, subresource="status")
-
-
 async def _prepare(server: ApiServer) -> None:
     async with open_client(server.kubeconfig) as api:
-        for file in sorted((REPOSITORY / "daemonset/chart/files/crds").glob("*.yaml")):
-            await api.create(DEFINITIONS, yaml.safe_load(file.read_text()))
-        for name in (SYSTEM, "team-a", "team-b"):
-            await api.create(NAMESPACES, {"metadata": {"name": name}})
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_WARMUPS):
-            deadline = time.monotonic() + PATIENCE_S
-            while time.monotonic() < deadline:
-                with suppress(KubeError):
-                    await api.list(resource)
-                    break
-                await asyncio.sleep(0.05)
+        await install_definitions(api)
+        await make_namespaces(api, SYSTEM, "team-a", "team-b")
 
 
 @pytest.fixture

@@ -7,13 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
-import yaml
 
 from cacheagent.kube import convert
 from cacheagent.kube.api import (
@@ -37,32 +35,25 @@ from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.names import member_label
 from cacheagent.kube.objects import KubeValue, ModelCachePeersSpec
 from tests.conformance.kube import SOURCE, KubeBehaviour, model, new_name, take
+from tests.fakes.kube_cluster import install_definitions
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.kube_values import MODEL, MODEL_STATUS, NODE, NODE_STATUS, PEERS, WARMUP, WARMUP_STATUS
 from tests.fakes.running import running, until
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
-CRDS = Path(__file__).parents[2] / "daemonset/chart/files/crds"
-DEFINITIONS = Resource(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
-)
-
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """One for the module, with the CRDs of the chart."""
     with running_api_server(tmp_path_factory.mktemp("kube")) as started:
-        asyncio.run(_install_crds(started))
+        asyncio.run(_install(started))
         yield started
 
 
-async def _install_crds(server: ApiServer) -> None:
+async def _install(server: ApiServer) -> None:
     async with open_client(server.kubeconfig) as client:
-        for resource in (MODEL_CACHES, MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_WARMUPS):
-            definition = yaml.safe_load((CRDS / f"{resource.plural}.yaml").read_text())
-            await client.apply(DEFINITIONS, definition, manager="tests")
-            await until(partial(_is_served, client, resource), f"{resource.plural} are served")
+        await install_definitions(client)
 
 
 async def _is_served(client: KubeClient, resource: Resource) -> bool:

@@ -1,4 +1,4 @@
-"""A peer process' end of the socket to its agent."""
+"""A child process' end of the socket to its agent."""
 
 from __future__ import annotations
 
