@@ -36,11 +36,6 @@ class Cap:
             return NO_LIMIT
         return max(0, max(1, rate // BYTES_PER_CONNECTION) - self.in_flight)
 
-    def delay_s(self, length: int) -> float:
-        """How long so many bytes may take because of it."""
-        rate = self.bucket.bytes_per_s
-        return length * max(1, self.in_flight) / rate if rate else 0.0
-
 
 class Caps:
     """By name. Used on the event loop only."""

@@ -15,6 +15,9 @@ SETTLE_S: Final = 0.4
 """New connections need a round trip and TCP's own start before they count. Chosen."""
 SAMPLES: Final = 2
 """Per judgement: with one each half second, a step takes 1.5 s and the ramp from 8 to 40 takes 6 s. Chosen."""
+ENOUGH_BYTES: Final = 1024 * 1024
+"""What each connection must have brought on average before their number is judged. They are counted by the half MiB, so
+on a thin link one second has none of them and the next one all. Chosen."""
 WORTH: Final = 0.25
 HOLD_S: Final = 15.0
 """After a step that brought nothing, or a decrease, nothing is tried for this long. Chosen."""
@@ -31,6 +34,8 @@ class ConnectionLimit:
         self._ramping = True
         self._base: tuple[int, float] | None = None
         self._samples: list[float] = []
+        self._brought = 0.0
+        self._sampled_at = float("inf")
         self._settled_at = 0.0
         self._hold_until = 0.0
         self._decreased_at = float("-inf")
@@ -39,15 +44,20 @@ class ConnectionLimit:
         """Goodput since the last sample. `saturated`: all `current` connections were in use and more work waited;
         otherwise the figure says nothing about their number.
         """
+        passed_s, self._sampled_at = max(0.0, now - self._sampled_at), now
         if not saturated or now < self._settled_at:
-            self._samples.clear()
+            self._forget()
             return
         self._samples.append(goodput_bytes_per_s)
-        if len(self._samples) < SAMPLES or now < self._hold_until:
+        self._brought += goodput_bytes_per_s * passed_s
+        if now < self._hold_until:
             del self._samples[:-SAMPLES]
+            self._brought = 0.0
+            return
+        if len(self._samples) < SAMPLES or self._brought < ENOUGH_BYTES * self.current:
             return
         goodput = fmean(self._samples)
-        self._samples.clear()
+        self._forget()
         if self._base is None or self._was_worth(goodput):
             self._step_up(now, goodput)
         else:
@@ -87,10 +97,14 @@ class ConnectionLimit:
         self.current = max(1, int(self.current * factor))
         self._end_probe(now)
 
+    def _forget(self) -> None:
+        self._samples.clear()
+        self._brought = 0.0
+
     def _end_probe(self, now: float) -> None:
         self._base = None
         self._ramping = False
-        self._samples.clear()
+        self._forget()
         self._settled_at = now + SETTLE_S
         self._hold_until = now + HOLD_S
 

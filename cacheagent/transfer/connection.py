@@ -109,6 +109,7 @@ class Connection:
                 raise self._ended()
             if missing and count < SLOWEST_BYTES and time.monotonic() - started >= self._idle_timeout_s:
                 raise self._too_slow(count)
+            self._running.sign()
 
     def _prepare(self) -> None:
         """Blocking, with the kernel's limits: they count for a whole call."""

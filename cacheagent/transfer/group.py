@@ -18,7 +18,7 @@ from cacheagent.transfer.orders import FetchPiece, FetchSmall, Rehash
 from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.process import Work, Worker, WorkerLost, wait_out
 from cacheagent.transfer.race import Hedge
-from cacheagent.transfer.schedule import SLOWEST_BYTES_PER_S, Queue, find_victims, is_overdue
+from cacheagent.transfer.schedule import Queue, find_victims, is_overdue
 
 log = logging.getLogger(__name__)
 
@@ -219,18 +219,10 @@ class WorkerGroup:
             for asked in worker.asked:
                 if asked.cancelling is not None:
                     continue
-                length = self._allowed(asked.work)
+                length = _length(asked.work)
                 if is_overdue(now, asked.asked_at, worker.alive_at, length, idle_timeout_s):
                     log.warning("transfer worker %d shows no sign of life: its order is cancelled", worker.pid)
                     worker.cancel(asked.work.id)
-
-    def _allowed(self, work: Work) -> float:
-        """Bytes that would take as long as an order may: its own, and what its cap holds up."""
-        length = _length(work)
-        flight = next((flight for flight in self._flights if flight.work_id == work.id), None)
-        if flight is None or flight.job.cap is None:
-            return length
-        return length + flight.job.cap.delay_s(length) * SLOWEST_BYTES_PER_S
 
     def _make_way(self, now: float) -> None:
         """Something urgent does not wait for something that is not urgent and lasts: the first that waits at an origin

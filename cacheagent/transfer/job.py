@@ -201,6 +201,10 @@ class RemoteJob(Job[U]):
         origin.succeeded(self._loop.time())
         self._budget.succeeded()
 
+    def goes_on(self, flight: Flight[U]) -> None:
+        """Bytes come for it, or it waits for its cap: neither is time in which the origin gave nothing."""
+        flight.origin.progress_at = self._loop.time()
+
     def failed(self, flight: Flight[U], failed: Failed) -> None:
         """Ask again, now or later, or fail."""
         if failed.kind == "cancelled":

@@ -88,6 +88,7 @@ class MountedRange:
         except OSError as error:
             raise source_failure(error, self._location.path) from error
         self._at += len(part)
+        self._running.sign()
 
     def _require_unchanged(self) -> None:
         try:

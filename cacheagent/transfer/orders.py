@@ -2,8 +2,8 @@
 
 Frame: 4 bytes big-endian length, then one msgpack message of `Order` (to the worker) or `Report` (from it). Every
 order is answered by exactly one final report (`PieceDone`, `SmallDone`, `StreamDone`, `RehashDone` or `Failed`) with
-the same `id`; `StreamPiece` and `PiecePart` may come in between. Two orders never write the same byte range at the same
-time.
+the same `id`; `StreamPiece`, `PiecePart` and `GoesOn` may come in between. Two orders never write the same byte range
+at the same time.
 """
 
 from __future__ import annotations
@@ -182,6 +182,12 @@ class PiecePart(Value, tag="piece-part"):
     length: int
 
 
+class GoesOn(Value, tag="goes-on"):
+    """Nothing is done yet, and nothing hangs: bytes of the order come, or it waits for a cap. Every few seconds."""
+
+    id: int
+
+
 class StreamDone(Value, tag="stream"):
     """The whole file is on disk; `whole`: algorithm -> hex of what was computed, composites under the same name.
     `resumed`: for each connection that broke and was replaced, how it broke."""
@@ -213,4 +219,6 @@ class Failed(Value, tag="failed"):
     files: tuple[SmallFile, ...] = ()
 
 
-Report = PieceDone | PiecePart | SmallDone | StreamPiece | StreamDone | RehashDone | Failed
+Part = StreamPiece | PiecePart | GoesOn
+"""What may come before the final report."""
+Report = PieceDone | SmallDone | StreamDone | RehashDone | Failed | Part

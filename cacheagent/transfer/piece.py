@@ -48,6 +48,7 @@ def rehash(order: Rehash, running: Running, tools: Tools, buffer: Buffer) -> Reh
             sums = PieceSums(index, offset, order.crcs, order.cuts)
             for done, length in steps(size):
                 running.require_wanted()
+                running.sign()
                 sums.update(target.read(memory, length, offset + done))
             pieces.append(sums.result())
     return RehashDone(id=order.id, pieces=tuple(pieces))

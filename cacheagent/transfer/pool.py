@@ -6,8 +6,10 @@ The loop gives orders and counts; it never touches weight bytes. How it works: d
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from typing import Any, Final, Self
@@ -77,6 +79,8 @@ class WorkerPool:
         self._lent: set[int] = set()
         self._shared: SharedRate | None = None
         self._caps: Caps | None = None
+        self._urgency: dict[str, int] = {}
+        """Of the blobs that are brought now: what their priority was raised to meanwhile."""
 
     async def __aenter__(self) -> Self:
         self._shared = SharedRate.create(MOST_SLOTS, self.config.ingress_cap_bytes_per_s)
@@ -123,11 +127,11 @@ class WorkerPool:
         if order.size_bytes == 0:
             return FileHashes(pieces=(), verified_by=check_bytes(order.target, order.checksums, b""))
         caps = self._require_open()
-        asked_at = asyncio.get_running_loop().time()
-        located = Located(location=await locate(), asked_at=asked_at)
-        await in_thread(partial(remove_scratch_files, order.target))
         pieces = Pieces(order, on_piece)
-        with caps.use(order.cap) as cap:
+        with self._known((order.blob_id,)), caps.use(order.cap) as cap:
+            asked_at = asyncio.get_running_loop().time()
+            located = Located(location=await locate(), asked_at=asked_at)
+            await in_thread(partial(remove_scratch_files, order.target))
             whole: dict[str, str] = {}
             is_serial = needs_serial(order.checksums)
             if share is not None or not is_serial:
@@ -159,16 +163,19 @@ class WorkerPool:
         at_origin: dict[str, list[SmallOrder]] = defaultdict(list)
         for order in orders:
             at_origin[origin_key(order.location, mountinfo)].append(order)
-        for key, some in at_origin.items():
-            caps = self._require_open()
-            call = SmallCall(orders=some, source_kind=source_kind, priority=priority, on_done=on_done)
-            outcome = self._new_outcome()
-            job = SmallJob(self._setting, self._origin(key), call, outcome)
-            with caps.use(cap) as job.cap:
-                await self._carry_out(self._group(group_key(some[0].location, key)), [job], outcome)
+        with self._known([order.blob_id for order in orders]):
+            for key, some in at_origin.items():
+                caps = self._require_open()
+                call = SmallCall(orders=some, source_kind=source_kind, priority=priority, on_done=on_done)
+                outcome = self._new_outcome()
+                job = SmallJob(self._setting, self._origin(key), call, outcome)
+                with caps.use(cap) as job.cap:
+                    await self._carry_out(self._group(group_key(some[0].location, key)), [job], outcome)
 
     def raise_priority(self, blobs: Collection[str], priority: int) -> None:
         """See Transport."""
+        for blob in self._urgency.keys() & blobs:
+            self._urgency[blob] = max(self._urgency[blob], priority)
         for group in self._groups.values():
             group.raise_priority(blobs, priority)
 
@@ -238,7 +245,9 @@ class WorkerPool:
         job.relocate_with(locate)
         jobs: list[AnyJob] = [job]
         if pieces.claimed:
-            jobs.append(RehashJob(self._setting, disk, pieces.at_rest(job.prove), outcome))
+            proving = RehashJob(self._setting, disk, pieces.at_rest(job.prove), outcome)
+            proving.blobs = job.blobs
+            jobs.append(proving)
         if share is None:
             job.want(pieces.unclaimed())
             await self._carry_out(group, jobs, outcome)
@@ -250,10 +259,21 @@ class WorkerPool:
         finally:
             await share.end()
 
+    @contextmanager
+    def _known(self, blobs: Collection[str]) -> Iterator[None]:
+        """While they are brought: what is raised between two of their jobs, or before the first, is not lost."""
+        self._urgency.update(dict.fromkeys(blobs, -sys.maxsize))
+        try:
+            yield
+        finally:
+            for blob in blobs:
+                self._urgency.pop(blob, None)
+
     async def _carry_out(self, group: WorkerGroup, jobs: Sequence[AnyJob], outcome: asyncio.Future[None]) -> None:
         self._outcomes.add(outcome)
         try:
             for job in jobs:
+                job.priority = max([job.priority, *(self._urgency.get(blob, job.priority) for blob in job.blobs)])
                 group.add(job)
             await outcome
         except BaseException as error:

@@ -15,17 +15,16 @@ from cacheagent.transfer.orders import (
     FetchPiece,
     FetchSmall,
     FetchStream,
-    PiecePart,
+    Part,
     Rehash,
     Report,
-    StreamPiece,
 )
 from cacheagent.transfer.rate import SharedRate
 
 log = logging.getLogger(__name__)
 
 Work = FetchPiece | FetchSmall | FetchStream | Rehash
-OnPart = Callable[[StreamPiece | PiecePart], None]
+OnPart = Callable[[Part], None]
 """Hears what comes before the final report."""
 
 
@@ -162,7 +161,7 @@ class Worker(Child[Report]):
         asked = self._asked.get(report.id)
         if asked is None:
             return
-        if isinstance(report, StreamPiece | PiecePart):
+        if isinstance(report, Part):
             asked.asked_at = self._loop.time()
             if asked.on_part is not None:
                 asked.on_part(report)

@@ -31,6 +31,9 @@ MOST_CAPS: Final = 1024
 BURST_NS: Final = 10_000_000
 """Unused time that may be caught up: 10 ms is 1 % of the second within which the cap holds. Chosen, not measured."""
 
+LOOK_S: Final = 0.2
+"""Who waits looks so often whether the cap is another one now. Chosen."""
+
 LARGEST_SLICE_BYTES: Final = 256 * 1024
 SMALLEST_SLICE_BYTES: Final = 16 * 1024
 """Reservations are 10 ms of the cap within these bounds: small enough for 3 % of a second, large enough to be cheap."""
@@ -50,7 +53,7 @@ class Bucket:
 
     def set(self, bytes_per_s: int) -> None:
         """At any time. Later reservations wait as much less as the cap is larger now, and not at all when it is lifted;
-        whoever sleeps already sleeps on."""
+        so does whoever waits already, within `LOOK_S`."""
         with self._exclusive():
             before, now = self._numbers[_CAP], time.monotonic_ns()
             debt_ns = max(0, self._numbers[_FREE_AT] - now)
@@ -68,14 +71,31 @@ class Bucket:
 
     def reserve(self, length: int) -> float:
         """Seconds to wait before `length` bytes may be received."""
+        return self._reserve(length)[0]
+
+    def wait_for(self, length: int, sleep: Callable[[float], None]) -> None:
+        """Return when `length` bytes may be received: at the rate that the cap has by then."""
+        left_s, rate = self._reserve(length)
+        while left_s > 0:
+            began, step_s = time.monotonic(), min(left_s, LOOK_S)
+            sleep(step_s)
+            left_s -= max(step_s, time.monotonic() - began)
+            now = self.bytes_per_s
+            if now == 0:
+                return
+            if now > rate:  # a smaller one shortens nothing, also when it is raised again
+                left_s, rate = left_s * rate / now, now
+
+    def _reserve(self, length: int) -> tuple[float, int]:
+        """Seconds to wait, and the rate that was reckoned with."""
         if self._numbers[_CAP] == 0:
-            return 0.0
+            return 0.0, 0
         with self._exclusive():
             cap = self._numbers[_CAP] or 1 << 62  # it may have been lifted meanwhile
             now = time.monotonic_ns()
             mine = max(self._numbers[_FREE_AT], now - BURST_NS)
             self._numbers[_FREE_AT] = mine + length * 1_000_000_000 // cap
-        return max(0, mine - now) / 1e9
+        return max(0, mine - now) / 1e9, cap
 
 
 class SharedRate:
@@ -149,12 +169,16 @@ class Meter:
         """The same for the bytes of a job that has a cap of its own."""
         return Meter(self._shared, (self._shared.bucket(number), *self._buckets), self._counters, self._lock)
 
+    @property
+    def slice_bytes(self) -> int:
+        """How much its caps let come at once; 0 while it has none."""
+        return min((step for bucket in self._buckets if (step := bucket.slice_bytes)), default=0)
+
     def pace(self, view: memoryview, sleep: Callable[[float], None]) -> Iterator[memoryview]:
         """`view` in the slices that the caps allow, each after its waiting time and counted once the caller has filled
         it; all at once where there is no cap.
         """
-        steps = [step for bucket in self._buckets if (step := bucket.slice_bytes)]
-        step = min(steps, default=len(view) or 1)  # nothing is paced at once, too
+        step = self.slice_bytes or len(view) or 1  # nothing is paced at once, too
         for at in range(0, len(view), step):
             part = view[at : at + step]
             self.wait_for(len(part), sleep)
@@ -165,8 +189,7 @@ class Meter:
         """Return when `length` bytes may be received. One cap after the other: who waits for its job's own has not
         reserved of everybody's yet."""
         for bucket in self._buckets:
-            if wait_s := bucket.reserve(length):
-                sleep(wait_s)
+            bucket.wait_for(length, sleep)
 
     def count_received(self, length: int) -> None:
         """Bytes off the network or a mounted source."""

@@ -15,6 +15,8 @@ from cacheagent.transfer.orders import (
     Failed,
     FetchPiece,
     FetchStream,
+    GoesOn,
+    Part,
     PieceDone,
     PieceHash,
     PiecePart,
@@ -182,8 +184,10 @@ class PieceJob(FileJob):
         )
         share, index = self._share, unit.index
 
-        def on_part(part: StreamPiece | PiecePart) -> None:
-            if share is not None and isinstance(part, PiecePart):
+        def on_part(part: Part) -> None:
+            if isinstance(part, GoesOn):
+                self.goes_on(flight)
+            elif share is not None and isinstance(part, PiecePart):
                 share.came(index, part.length)
 
         first: Report | WorkerLost
@@ -251,7 +255,10 @@ class StreamJob(FileJob):
             cap=self.cap_number,
         )
 
-        def on_part(part: StreamPiece | PiecePart) -> None:
+        def on_part(part: Part) -> None:
+            if isinstance(part, GoesOn):
+                self.goes_on(flight)
+                return
             assert isinstance(part, StreamPiece), part
             try:
                 self._take_part(flight, part)

@@ -95,7 +95,8 @@ def chunks(indexes: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 def is_overdue(now: float, asked_at: float, worker_alive_at: float, length: float, idle_timeout_s: float) -> bool:
     """Whether an order has to be taken for hung: its worker has shown no sign of life (bytes, reports) for twice the
-    time after which it should have given up by itself, or the order runs longer than its bytes could take.
+    time after which it should have given up by itself, or the order itself none since `asked_at` for longer than its
+    bytes could take. One that goes on, however slowly, says so: what it has brought is not thrown away.
     """
     grace_s = IDLE_FACTOR * idle_timeout_s
     silent = now - max(worker_alive_at, asked_at) > grace_s

@@ -1,7 +1,9 @@
 """Many small files over one connection: a file costs a request, an answer, a hash, an open and a write, no more.
 
 Requests are sent a few ahead (HTTP pipelining), and answers are taken out of one buffer in which head and body
-usually arrive together.
+usually arrive together. Under a cap nothing is asked for before it may come: as many files at once as the cap lets come
+in a hundredth of a second, at least one, and the next when these are read. So no answer waits at the origin, and no
+connection idles while the cap is waited for.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ class _Batch:
         self._order = order
         self._running = running
         self._ahead = PIPELINED
+        self._due = 0  # files at the front that a cap lets come now; none of them is waited for twice
         self._tools = tools
         largest = max((item.size_bytes for item in order.items), default=0)
         self._memory = buffer.view(max(BUFFER_BYTES, aligned_up(largest + HEAD_LIMIT_BYTES)))
@@ -86,6 +89,7 @@ class _Batch:
         then on it is asked for one file at a time, and a new connection that ends before its first answer is whole is
         a failure.
         """
+        self._wait_for_cap(waiting)
         endpoint = _request(waiting[0]).endpoint
         connection = self._tools.connections.borrow(endpoint, self._running)
         inbox = Inbox(self._memory, connection)
@@ -108,12 +112,12 @@ class _Batch:
             connection.close()
 
     def _converse(self, connection: Connection, inbox: Inbox, waiting: deque[SmallItem]) -> bool:
-        """Ask and take answers until none is waiting for this endpoint. False: the server closes the connection."""
+        """Ask and take answers until no other may be asked for here. False: the server closes the connection."""
         asked: deque[Request] = deque()
         while waiting:
             self._ask_ahead(connection, asked, waiting)
             if not asked:
-                return True  # the next one is elsewhere
+                return True  # the next one is elsewhere, or has to wait for a cap
             item, request = waiting[0], asked.popleft()
             head = inbox.take_head()
             if head.status != 200:
@@ -123,22 +127,36 @@ class _Batch:
             self._tools.meter.count_received(item.size_bytes)
             self._keep(item, item.checksums + promised, body)
             waiting.popleft()
+            self._due -= 1
             if not head.keep_alive:
                 return False
         return True
 
+    def _wait_for_cap(self, waiting: deque[SmallItem]) -> None:
+        """Returns when at least the first file may come, at once where there is no cap."""
+        step = self._tools.meter.slice_bytes
+        if self._due > 0 or not step:
+            return
+        length, self._due = waiting[0].size_bytes, 1
+        for item in islice(waiting, 1, PIPELINED):
+            if length + item.size_bytes > step or not isinstance(item.location, HttpLocation):
+                break
+            length += item.size_bytes
+            self._due += 1
+        self._tools.meter.wait_for(length, self._running.sleep)
+
     def _ask_ahead(self, connection: Connection, asked: deque[Request], waiting: deque[SmallItem]) -> None:
-        """Keep a few requests on their way, in one call; each waits for its share of the caps."""
+        """Keep a few requests on their way, in one call; under a cap those that may come now."""
         if len(asked) > self._ahead // 2:
             return
+        most = min(self._ahead, max(0, self._due)) if self._tools.meter.slice_bytes else self._ahead
         sent = []
-        for item in islice(waiting, len(asked), self._ahead):
+        for item in islice(waiting, len(asked), max(len(asked), most)):
             if not isinstance(item.location, HttpLocation):
                 break
             request = make_request(item.location)
             if request.endpoint != connection.endpoint:
                 break
-            self._tools.meter.wait_for(item.size_bytes, self._running.sleep)
             sent.append(request.whole())
             asked.append(request)
         if sent:
@@ -155,6 +173,7 @@ class _Batch:
             _write_new(item.target, data)
         except OSError as error:
             raise disk_failure(error, item.target) from error
+        self._running.sign()
         self.done.append(SmallFile(blob_id=item.blob_id, blake3=blake3(data).hexdigest(), verified_by=agreed))
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from cacheagent.errors import LocationExpired, TargetAbandoned, TransferFailed
 from cacheagent.model import FileHashes
@@ -17,6 +19,9 @@ from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.retry import is_refusal, refusal_error
 from cacheagent.transfer.schedule import batch_size
 from cacheagent.transfer.whereabouts import display_name
+
+CAPPED_BATCH_S: Final = 2.0
+"""How long a batch may take because of its job's cap: what is done is told when a batch ends. Chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +64,20 @@ class SmallJob(RemoteJob[Batch]):
         if self._pending:
             return super().take(connections)
         size = batch_size(len(self._orders), self.origin.limit.current)
-        orders = [self._orders.pop() for _ in range(min(size, len(self._orders)))]
-        return Batch(length=sum(order.size_bytes for order in orders), orders=orders)
+        most_bytes = self._most_bytes()
+        orders: list[SmallOrder] = []
+        length = 0
+        while self._orders and len(orders) < size:
+            if orders and length + self._orders[-1].size_bytes > most_bytes:
+                break
+            orders.append(self._orders.pop())
+            length += orders[-1].size_bytes
+        return Batch(length=length, orders=orders)
+
+    def _most_bytes(self) -> float:
+        """In one batch; the first file may be larger."""
+        rate = self.cap.bucket.bytes_per_s if self.cap is not None else 0
+        return rate * CAPPED_BATCH_S if rate else math.inf
 
     def name(self, unit: Batch) -> str:
         """The first of them stands for all."""
@@ -80,7 +97,8 @@ class SmallJob(RemoteJob[Batch]):
             for order in flight.unit.orders
         )
         try:
-            return await flight.worker.ask(FetchSmall(id=flight.work_id, items=items, cap=self.cap_number))
+            asked = FetchSmall(id=flight.work_id, items=items, cap=self.cap_number)
+            return await flight.worker.ask(asked, lambda _: self.goes_on(flight))
         except TargetAbandoned:
             for item in items:  # the next try makes new ones; who hangs writes into files that have no name any more
                 with contextlib.suppress(FileNotFoundError):

@@ -182,6 +182,7 @@ class Stream:
         before: SerialHashes | None = None
         for done, length in steps(span.length, self._step_bytes):
             view = target.read(memory, length, span.offset + done)
+            self._running.sign()
             sums.update(view)
             if before is None:
                 self._serial_turn.wait(span.offset)

@@ -76,11 +76,13 @@ class TlsConnection(Connection):
                     if before - missing < SLOWEST_BYTES:
                         raise self._too_slow(before - missing) from None
                     began, before = time.monotonic(), missing
+                    self._running.sign()
             except ssl.SSLError as error:
                 raise self._broken(error, 0) from error
             else:
                 if count == 0:  # close_notify
                     raise self._ended()
+        self._running.sign()
 
     def _prepare(self) -> None:
         super()._prepare()

@@ -23,7 +23,7 @@ from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.failure import as_failure
 from cacheagent.transfer.http1 import Connections
-from cacheagent.transfer.orders import Cancel, FetchPiece, FetchSmall, FetchStream, Order, Rehash, Report
+from cacheagent.transfer.orders import Cancel, FetchPiece, FetchSmall, FetchStream, GoesOn, Order, Rehash, Report
 from cacheagent.transfer.piece import fetch_piece, rehash
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.running import Running
@@ -97,7 +97,7 @@ class Worker:
             if running is not None:  # else it has been answered already
                 running.stop()
             return
-        running = Running(order.id)
+        running = Running(order.id, partial(self._tools.report, GoesOn(id=order.id)))
         with self._lock:
             self._running[order.id] = running
         if isinstance(order, FetchStream):

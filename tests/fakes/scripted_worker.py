@@ -35,6 +35,7 @@ from cacheagent.transfer.orders import (
     FetchSmall,
     FetchStream,
     Order,
+    Part,
     PieceDone,
     PieceHash,
     Rehash,
@@ -68,7 +69,7 @@ class ScriptedWorker:
 
     def answer(self, report: Report) -> None:
         """Send a report; a final one only once."""
-        if not isinstance(report, StreamPiece):
+        if not isinstance(report, Part):
             if report.id in self._answered:
                 return
             self._answered.add(report.id)

@@ -24,7 +24,7 @@ from cacheagent.transfer.job import Flight, Job, Unit
 from cacheagent.transfer.pool import TransferConfig, WorkerPool
 from cacheagent.transfer.rate import BURST_NS, LARGEST_SLICE_BYTES, SharedRate
 from tests.fakes.origin import Origin
-from tests.fakes.transfer import Blob, random_bytes, until
+from tests.fakes.transfer import Blob, CountingObserver, random_bytes, until
 
 DATA = random_bytes(2 * PIECE_SIZE_BYTES, seed=3)
 SHA256 = Checksum(algorithm="sha256", value=hashlib.sha256(DATA).hexdigest())
@@ -147,15 +147,7 @@ async def test_another_job_at_the_same_origin_is_not_held_up(origin: Origin, tmp
 async def test_small_files_have_the_cap_too(origin: Origin, tmp_path: Path) -> None:
     """They can't be sliced: each waits until all of it may come."""
     content = random_bytes(200_000, seed=5)
-    orders = []
-    for number in range(12):
-        origin.put(f"s{number}", content)
-        location = HttpLocation(url=f"{origin.url}/s{number}")
-        orders.append(
-            SmallOrder(
-                blob_id=str(number), size_bytes=len(content), target=str(tmp_path / f"s{number}"), location=location
-            )
-        )
+    orders = small_orders(origin, tmp_path, 12, content)
     results: list[SmallResult] = []
     async with WorkerPool(QUICK) as pool:
         pool.set_cap("job", SLOW)
@@ -164,6 +156,76 @@ async def test_small_files_have_the_cap_too(origin: Origin, tmp_path: Path) -> N
     assert len(results) == 12
     assert samples[-1].after - samples[0].before >= (12 * len(content) - LARGEST_SLICE_BYTES) / SLOW * 0.9
     assert all((tmp_path / f"s{number}").read_bytes() == content for number in range(12))
+
+
+@BOTH_WAYS
+@pytest.mark.asyncio
+async def test_a_lifted_cap_wakes_who_waits_for_it(
+    origin: Origin, tmp_path: Path, checksums: tuple[Checksum, ...]
+) -> None:
+    """At one byte a second the next slice would come in hours; nothing is asked for again."""
+    fetched = blob(origin, tmp_path, "a.bin", "job", checksums)
+    observer = CountingObserver()
+    async with WorkerPool(QUICK, observer=observer) as pool:
+        pool.set_cap("job", 1)
+        fetching = asyncio.create_task(fetched.fetch(pool))
+        await until(lambda: pool.received_bytes, "the first slice")
+        pool.set_cap("job", 0)
+        async with asyncio.timeout(20):
+            await fetching
+    fetched.require_whole()
+    assert origin.body_bytes_sent() == len(DATA)
+    assert not [name for name in observer.counts if name.startswith("retry")]
+
+
+@pytest.mark.asyncio
+async def test_waiting_for_a_cap_is_no_failure_of_the_origin(origin: Origin, tmp_path: Path) -> None:
+    """Small files of which each waits longer than an order may be silent: each is asked for once, none is late."""
+    content, rate = random_bytes(150_000, seed=5), 50_000
+    orders = small_orders(origin, tmp_path, 2, content)
+    observer = CountingObserver()
+    results: list[SmallResult] = []
+    quiet = msgspec.structs.replace(QUICK, idle_timeout_s=1.2, give_up_after_s=1.0)
+    async with WorkerPool(quiet, observer=observer) as pool:
+        pool.set_cap("job", rate)
+        began = time.monotonic()
+        await pool.fetch_small(orders, "https", results.extend, cap="job")
+        assert time.monotonic() - began > len(content) / rate * 0.9
+    assert len(results) == len(origin.requests) == 2
+    assert set(observer.counts) == {"piece_done"}
+    assert all(Path(order.target).read_bytes() == content for order in orders)
+
+
+@pytest.mark.asyncio
+async def test_files_of_a_slow_job_are_told_as_they_come(origin: Origin, tmp_path: Path) -> None:
+    """A batch has as many of them as come in two seconds, so that it is seen to move."""
+    content = random_bytes(100_000, seed=6)
+    orders = small_orders(origin, tmp_path, 8, content)
+    told: list[int] = []
+    async with WorkerPool(msgspec.structs.replace(QUICK, connections=1)) as pool:
+        pool.set_cap("job", 200_000)
+        fetching = asyncio.create_task(
+            pool.fetch_small(orders, "https", lambda done: told.append(len(done)), cap="job")
+        )
+        await until(lambda: told, "the first of them")
+        pool.set_cap("job", 0)
+        await fetching
+    assert told[0] == 4
+    assert sum(told) == 8
+
+
+def small_orders(origin: Origin, directory: Path, count: int, content: bytes) -> list[SmallOrder]:
+    for number in range(count):
+        origin.put(f"s{number}", content)
+    return [
+        SmallOrder(
+            blob_id=str(number),
+            size_bytes=len(content),
+            target=str(directory / f"s{number}"),
+            location=HttpLocation(url=f"{origin.url}/s{number}"),
+        )
+        for number in range(count)
+    ]
 
 
 def test_a_piece_that_has_to_be_slow_is_not_asked_for_twice() -> None:
@@ -192,7 +254,7 @@ def test_a_number_is_used_again_and_there_are_only_so_many(monkeypatch: pytest.M
         assert first is not None
         assert (first.room, first.bucket.bytes_per_s) == (5, 5 * caps.BYTES_PER_CONNECTION)
         first.in_flight = 9
-        assert (first.room, first.delay_s(caps.BYTES_PER_CONNECTION)) == (0, 9 / 5)
+        assert first.room == 0
         made.set("a", 1)
         first.in_flight = 0
         assert first.room == 1
@@ -200,7 +262,7 @@ def test_a_number_is_used_again_and_there_are_only_so_many(monkeypatch: pytest.M
             pass
     with made.use("b") as other:
         assert other is not None
-        assert (other.bucket.bytes_per_s, other.room, other.delay_s(1)) == (0, caps.NO_LIMIT, 0.0)
+        assert (other.bucket.bytes_per_s, other.room) == (0, caps.NO_LIMIT)
     with made.use("") as none:
         assert none is None
     shared.close()

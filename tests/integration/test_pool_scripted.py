@@ -31,11 +31,11 @@ from cacheagent.errors import (
     TargetAbandoned,
     TransferFailed,
 )
-from cacheagent.location import HttpLocation, PathLocation
+from cacheagent.location import HttpLocation, Location, PathLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum, FileHashes
 from cacheagent.transfer import pool as pool_module
 from cacheagent.transfer.base import SmallOrder, SmallResult
-from cacheagent.transfer.orders import FetchPiece, FetchSmall, FetchStream, Rehash, StreamDone
+from cacheagent.transfer.orders import FetchPiece, FetchSmall, FetchStream, GoesOn, Rehash, StreamDone
 from cacheagent.transfer.pool import TransferConfig, WorkerPool
 from tests.fakes.scripted_worker import Rule, Script, ScriptedWorker, Work, scripted
 from tests.fakes.transfer import Blob, CountingObserver, piece_hashes, random_bytes, until
@@ -612,6 +612,64 @@ async def test_an_order_that_a_living_worker_forgets_is_asked_for_again(world: W
     blob.require_whole()
     assert world.observer.counts["retry timeout"] == 1
     assert world.observer.counts["worker_lost"] == 0
+
+
+@pytest.mark.asyncio
+async def test_an_order_that_goes_on_slowly_is_left_alone(world: World) -> None:
+    """However long it takes, what it has brought is not thrown away; and an origin that gives bytes is not given up
+    because no piece is whole. (One that says nothing for so long is taken for hung: see above.)"""
+
+    async def slowly(worker: ScriptedWorker, order: Work) -> None:
+        began = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() < began + 1.5:
+            worker.answer(GoesOn(id=order.id))
+            await asyncio.sleep(0.02)
+        if world.script.times(order) == 1 and getattr(order, "index", 0) == 2:
+            await worker.fail(order, "reset")
+        else:
+            await worker.deliver(order)
+
+    world.script.rules.append(always(slowly))
+    blob = world.blob()
+    async with world.pool(idle_timeout_s=0.2, give_up_after_s=0.5) as pool:
+        await blob.fetch(pool)
+    blob.require_whole()
+    assert world.script.cancels == []
+    assert world.observer.counts["retry reset"] == 1
+    assert world.observer.counts["retry timeout"] == 0
+
+
+@pytest.mark.asyncio
+async def test_a_priority_that_is_raised_before_a_job_is_there_holds_for_it(world: World) -> None:
+    """While it is asked where the bytes are, and between two jobs of one call."""
+    asking, answer = asyncio.Event(), asyncio.Event()
+    hold = asyncio.Event()
+
+    async def held(worker: ScriptedWorker, order: Work) -> None:
+        await hold.wait()
+        await worker.deliver(order)
+
+    world.script.rules.append(always(held))
+    blob = world.blob(claimed={0: piece_hashes(DATA)[0]})
+
+    async def locate() -> Location:
+        asking.set()
+        await answer.wait()
+        return blob.location
+
+    async with world.pool() as pool:
+        fetching = asyncio.create_task(pool.fetch(blob.order, locate, blob.on_piece))
+        await asking.wait()
+        pool.raise_priority([blob.order.blob_id, "another"], 70)
+        pool.raise_priority([blob.order.blob_id], 60)
+        answer.set()
+        await until(lambda: "http" in pool._groups and len(pool._groups["http"]._queue) == 2, "both jobs are there")
+        assert [job.priority for job in pool._groups["http"]._queue] == [70, 70]
+        hold.set()
+        world.script.rules.clear()
+        await fetching
+        assert pool._urgency == {}
+    blob.require_whole()
 
 
 @pytest.mark.asyncio

@@ -91,3 +91,25 @@ def test_a_fixed_number_stays() -> None:
 def test_starts_within_the_maximum() -> None:
     """A maximum below the usual start wins."""
     assert ConnectionLimit(initial=8, maximum=3).current == 3
+
+
+def test_a_thin_link_is_not_given_every_connection() -> None:
+    """1 MB/s, counted by the half MiB when it is whole: most seconds have none, some have all. (Each connection more
+    makes every piece take longer: with 64 of them a quarter of an hour.)"""
+    limit = ConnectionLimit(initial=8, maximum=64)
+    most, begun = 8, [0.0] * 64
+    for tick in range(1, 240):
+        here, counted = limit.current, 0.0
+        for number in range(here):
+            begun[number] += 0.5 * 1e6 / here
+            counted += begun[number] // 2**19 * 2**19
+            begun[number] %= 2**19
+        limit.sample(tick * 0.5, counted / 0.5, saturated=True)
+        most = max(most, limit.current)
+    assert most <= 16
+
+
+def test_an_origin_that_gives_nothing_gets_no_more_connections() -> None:
+    """Nothing is no reason for more of it."""
+    limit = ConnectionLimit(initial=8, maximum=64)
+    assert drive(limit, lambda _: 0.0, seconds=60) == [(0.0, 8)]

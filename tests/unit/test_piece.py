@@ -12,6 +12,7 @@ from blake3 import blake3
 
 from cacheagent.location import HttpLocation, Location, PathLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES
+from cacheagent.transfer import running as running_module
 from cacheagent.transfer.failure import OrderFailed
 from cacheagent.transfer.orders import FetchPiece, PieceDone, Rehash
 from cacheagent.transfer.piece import fetch_piece, rehash
@@ -220,3 +221,24 @@ class TestMountedSources:
         other = PathLocation(path=str(path), size_bytes=SIZE + 1, mtime_ns=path.stat().st_mtime_ns)
         kind, said = self.failure(bench, other, tmp_path)
         assert (kind, said) == ("changed", f"{path}: has {SIZE + 1} bytes now, not {SIZE}")
+
+
+def test_an_order_that_goes_on_says_so(
+    bench: Bench, location: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While bytes come, while it waits for a cap and while it reads back; not more often than it should."""
+    signs: list[int] = []
+    running = Running(7, lambda: signs.append(1))
+    target = preallocated(tmp_path / "target", SIZE)
+    monkeypatch.setattr(running_module, "SIGN_EVERY_S", 3600.0)
+    expect_piece(fetch_piece(order(location, target, 0), running, bench.tools, bench.buffer), 0)
+    assert signs == []
+    monkeypatch.setattr(running_module, "SIGN_EVERY_S", 0.0)
+    expect_piece(fetch_piece(order(location, target, 1), running, bench.tools, bench.buffer), 1)
+    assert signs
+    signs.clear()
+    running.sleep(0.0)
+    assert signs == [1]
+    asked = Rehash(id=7, target=target, file_size=SIZE, indexes=(0,))
+    rehash(asked, running, bench.tools, bench.buffer)
+    assert len(signs) > 1

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import pytest
 
-from cacheagent.transfer.rate import BURST_NS, LARGEST_SLICE_BYTES, SMALLEST_SLICE_BYTES, SharedRate
+from cacheagent.transfer.rate import BURST_NS, LARGEST_SLICE_BYTES, LOOK_S, SMALLEST_SLICE_BYTES, SharedRate
 
 SECOND_NS = 1_000_000_000
 
@@ -132,3 +132,33 @@ def test_processes_share_the_schedule_and_one_that_dies_holds_nothing() -> None:
     assert shared.whole.reserve(1) > 50.0  # the child's second, if it isn't over, and ours
     os.fstat(shared.fd)
     shared.close()
+
+
+def test_who_waits_already_goes_on_when_the_cap_is_lifted_or_raised(
+    shared: SharedRate, clock: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within a fifth of a second, and never before the new rate allows it; a lower one in between shortens nothing."""
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0] / SECOND_NS)
+    caps: dict[int, int] = {}
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        clock[0] += int(seconds * SECOND_NS)
+        if (cap := caps.pop(len(slept), None)) is not None:
+            shared.whole.set(cap)
+
+    def waits(**changes: int) -> float:
+        caps.update({int(number.removeprefix("after_")): cap for number, cap in changes.items()})
+        slept.clear()
+        shared.whole.set(0)
+        shared.whole.set(1000)
+        shared.whole.reserve(100_000)
+        shared.whole.wait_for(1, sleep)
+        return sum(slept)
+
+    assert waits() == pytest.approx(100, rel=0.01)
+    assert waits(after_3=0) == pytest.approx(3 * LOOK_S)
+    assert waits(after_5=10_000) == pytest.approx(5 * LOOK_S + (100 - 5 * LOOK_S) / 10, rel=0.01)
+    assert waits(after_5=1, after_10=1000) == pytest.approx(100, rel=0.01)
+    assert max(slept) <= LOOK_S

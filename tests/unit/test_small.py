@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,9 @@ from blake3 import blake3
 
 from cacheagent.location import HttpLocation, PathLocation
 from cacheagent.model import Checksum
+from cacheagent.transfer import small
 from cacheagent.transfer.orders import Failed, FetchSmall, SmallDone, SmallItem
+from cacheagent.transfer.rate import LOOK_S
 from cacheagent.transfer.running import Running
 from cacheagent.transfer.small import fetch_small
 from tests.fakes import faults
@@ -231,3 +233,56 @@ def test_the_cap_holds_for_small_files(server: Origin, tls: Tls, tmp_path: Path)
     with Bench(cap_bytes_per_s=20_000_000) as bench:
         batch = items(server, tls, tmp_path)
         expect_all(run(bench, batch), batch, tmp_path)
+
+
+class Impatient(Running):
+    """Its waits for a cap take no time; `at_wait` is asked at each."""
+
+    def __init__(self, at_wait: Callable[[], None]) -> None:
+        super().__init__(3)
+        self.waits: list[float] = []
+        self._at_wait = at_wait
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self._at_wait()
+
+
+def test_nothing_waits_at_the_origin_while_a_cap_is_waited_for(
+    server: Origin, tls: Tls, bench: Bench, tmp_path: Path
+) -> None:
+    """Under a tiny cap every answer is read as soon as it is there, and no connection is held meanwhile: whatever the
+    origin's patience, it has nothing to complain of. Files that come within a hundredth of a second go together."""
+    batch = items(server, tls, tmp_path)
+
+    def look() -> None:
+        done = sum(Path(item.target).exists() for item in batch)
+        assert len(server.requests) == done, f"{len(server.requests)} asked for, {done} read"
+        assert sum(map(len, bench.tools.connections._idle.values())) == min(done, 1)
+
+    running = Impatient(look)
+    bench.shared.whole.set(50_000)
+    report = fetch_small(FetchSmall(id=3, items=tuple(batch)), running, bench.tools, bench.buffer)
+    expect_all(report, batch, tmp_path)
+    assert sum(running.waits) > 0.8 * sum(SIZES) / 50_000
+    assert {request.connection for request in server.requests} == {1}
+    assert [request.path for request in server.requests] == [f"/{name}" for name in FILES]
+
+
+def test_a_cap_may_come_and_go_in_the_middle_of_a_batch(server: Origin, tls: Tls, bench: Bench, tmp_path: Path) -> None:
+    """What is on its way when it comes is read; what waits when it goes waits no longer."""
+    batch = items(server, tls, tmp_path)
+    running = Impatient(lambda: bench.shared.whole.set(0))
+    write = small._write_new
+
+    def capped(path: str, data: memoryview) -> None:
+        write(path, data)
+        if path.endswith("/3.bin"):
+            bench.shared.whole.set(1)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(small, "_write_new", capped)
+        report = fetch_small(FetchSmall(id=3, items=tuple(batch)), running, bench.tools, bench.buffer)
+    expect_all(report, batch, tmp_path)
+    assert running.waits == [LOOK_S]
+    assert len(server.requests) == len(FILES)
