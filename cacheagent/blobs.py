@@ -54,7 +54,11 @@ class BlobFlights:
         self._transport = transport
         self._peers = peers
         self._flying: dict[str, asyncio.Task[None]] = {}
+        self._bringers: dict[str, Tracker] = {}
+        """Whose job each of them belongs to."""
         self._plans: dict[Tracker, Plan] = {}
+        self._hurried: set[Tracker] = set()
+        """Whose limit is lifted, because others wait for what they bring."""
 
     async def bring(self, plan: Plan, source: Source, tracker: Tracker, *, share_as: str = "") -> None:
         """Return when every blob of the plan is on disk and proved. `share_as`: the digest under which other nodes that
@@ -67,6 +71,7 @@ class BlobFlights:
         try:
             # What another call fetches of it already, it may fetch for less urgent reasons.
             self.raise_priority(tracker)
+            self._settle_limits()
             exchange = await self._peers.join(share_as, plan) if self._peers is not None and share_as else None
             if exchange is None:
                 await self._bring(plan, source, tracker)
@@ -74,6 +79,8 @@ class BlobFlights:
                 await self._bring_shared(plan, source, tracker, exchange)
         finally:
             del self._plans[tracker]
+            self._hurried.discard(tracker)
+            self._settle_limits()
 
     def raise_priority(self, tracker: Tracker) -> None:
         """Whatever is under way for this job counts at least as much as its tracker says now."""
@@ -81,6 +88,33 @@ class BlobFlights:
         if plan is not None:
             flying = [blob for blob in plan.blobs if blob in self._flying]
             self._transport.raise_priority(flying, tracker.transfer_priority)
+
+    def limit(self, tracker: Tracker) -> None:
+        """The limit of this job is another one now, or it is urgent."""
+        self._hurried.discard(tracker)
+        self._transport.set_cap(tracker.cap, tracker.limit_bytes_per_s)
+        self._settle_limits()
+
+    def _settle_limits(self) -> None:
+        """A job that has a limit has none while it brings something that one without a limit waits for."""
+        for tracker in self._plans:
+            hurry = bool(tracker.limit_bytes_per_s) and self._is_waited_for(tracker)
+            if hurry != (tracker in self._hurried):
+                self._hurried ^= {tracker}
+                self._transport.set_cap(tracker.cap, 0 if hurry else tracker.limit_bytes_per_s)
+
+    def _is_waited_for(self, tracker: Tracker) -> bool:
+        plans = [plan for other, plan in self._plans.items() if other is not tracker and not other.limit_bytes_per_s]
+        if not plans:
+            return False
+        brought = [blob for blob, bringer in self._bringers.items() if bringer is tracker]
+        return any(blob in plan.blobs for plan in plans for blob in brought)
+
+    def _priority(self, blobs: Iterable[str]) -> int:
+        """Of the most urgent job that wants any of them."""
+        return max(
+            tracker.transfer_priority for blob in blobs for tracker, plan in self._plans.items() if blob in plan.blobs
+        )
 
     async def _bring_shared(self, plan: Plan, source: Source, tracker: Tracker, exchange: Exchange) -> None:
         """All large blobs at once: others bring pieces of any of them at any time."""
@@ -131,11 +165,14 @@ class BlobFlights:
         else:
             flight = asyncio.create_task(self._fetch_small(files, source, tracker))
         self._flying.update(dict.fromkeys(files, flight))
+        self._bringers.update(dict.fromkeys(files, tracker))
+        self._settle_limits()
         try:
             await flight
         finally:
             for blob in files:
-                del self._flying[blob]
+                del self._flying[blob], self._bringers[blob]
+            self._settle_limits()
 
     async def _fetch_large(
         self, blob: str, file: RemoteFile, source: Source, tracker: Tracker, exchange: Exchange | None
@@ -156,7 +193,7 @@ class BlobFlights:
             source_kind=source.kind,
             claimed=staged.claimed,
             checksums=file.checksums,
-            priority=tracker.transfer_priority,
+            priority=self._priority([blob]),
             cap=tracker.cap,
         )
         try:
@@ -199,7 +236,7 @@ class BlobFlights:
             ]
             try:
                 await self._transport.fetch_small(
-                    orders, source.kind, on_done, priority=tracker.transfer_priority, cap=tracker.cap
+                    orders, source.kind, on_done, priority=self._priority(left), cap=tracker.cap
                 )
             except LocationExpired:
                 if len(left) == before:  # fresh locations brought nothing: more of them will not either

@@ -102,8 +102,10 @@ class Flights:
         `refresh` asks the origin again what the model is now. Cancelling the call leaves the job running for as long as
         somebody was interested in the last `INTEREST_S` seconds. Raises what `fetch.fetch_model` raises.
         """
-        if not refresh and (found := self.find(spec)) is not None and (used := self._store.touch(found.digest)):
-            return used
+        if not refresh and (found := self.find(spec)) is not None:
+            used = await in_thread(partial(self._store.touch, found.digest))  # it writes, and waits for whoever does
+            if used is not None:
+                return used
         job = self._start(spec, priority=priority, wanted_s=INTEREST_S)
         return await asyncio.shield(job.task)
 
@@ -200,11 +202,10 @@ class Flights:
 
     def _limit(self, key: str) -> None:
         """Put the limit of one model into force, as it is now."""
-        rate, job = self._limits.get(key, 0), self._running.get(key)
+        job = self._running.get(key)
         if job is not None:
-            rate = 0 if job.tracker.urgent else rate
-            job.tracker.limit_bytes_per_s = rate
-        self._transport.set_cap(key, rate)
+            job.tracker.limit_bytes_per_s = 0 if job.tracker.urgent else self._limits.get(key, 0)
+            self._engine.blobs.limit(job.tracker)
 
     async def _run(self, key: str, spec: ModelSpec, tracker: Tracker) -> Record:
         try:

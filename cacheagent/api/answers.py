@@ -148,7 +148,7 @@ class Answers:
         hit = here is not None and not request.refresh
         self._counts.count_ensure(request.name if spec is None else spec.name, hit=hit)
         if here is not None and (hit or spec is None):
-            self._store.touch(here.digest)
+            await in_thread(partial(self._store.touch, here.digest))
             return ready_status(here, self._store.path(here.digest))
         assert spec is not None
         if request.wait_s > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Record, Reservation, Store
 from tests.fakes.memory import MemoryOrigin, MemoryTransport
+from tests.fakes.transfer import until
 
 pytestmark = pytest.mark.asyncio
 
@@ -427,3 +429,83 @@ def limit_of(here: Node, spec: ModelSpec) -> int:
     job = here.flights.job(spec)
     assert job is not None
     return job.limit_bytes_per_s
+
+
+async def test_what_a_job_without_a_limit_waits_for_comes_without_one(root: Path) -> None:
+    """The limited job that brings it has none so long, and has it again for what it alone wants."""
+    slow, other = tree("m", "memory://a"), tree("n", "memory://b")
+    origins = {"a": MemoryOrigin({"x": large(1), "y": large(2)}), "b": MemoryOrigin({"x": large(1), "z": large(3)})}
+    async with node(root, **origins) as here:
+        for path in ("x", "y", "z"):
+            here.transport.hold(path)
+        here.flights.limit({slow: 500, other: 400})
+        here.flights.start(slow)
+        await here.transport.wait_until_started("x")
+        await here.transport.wait_until_started("y")
+        here.flights.start(other)
+        await here.transport.wait_until_started("z")
+        assert capped(here, slow, other) == (500, 400)
+        here.flights.start(other, urgent=True)
+        assert capped(here, slow, other) == (0, 0)
+        here.flights.limit({slow: 300, other: 400})
+        assert capped(here, slow, other) == (0, 0)
+        here.transport.release("x")
+        here.transport.release("z")
+        await here.flights.ensure(other)
+        assert (*capped(here, slow, other), limit_of(here, slow)) == (300, 0, 300)
+        here.transport.release("y")
+        await here.flights.ensure(slow)
+        assert set(here.transport.caps.values()) == {0}
+        assert here.transport.fetches == {"x": 1, "y": 1, "z": 1}
+
+
+async def test_what_is_begun_for_others_too_has_no_limit_either(root: Path) -> None:
+    """A job without a limit is there first and waits for something of its own; nothing of that when it is gone."""
+    slow, other = tree("m", "memory://a"), tree("n", "memory://b")
+    origins = {"a": MemoryOrigin({"x": large(1)}), "b": MemoryOrigin({"x": large(1), "z": large(3)})}
+    async with node(root, **origins) as here:
+        here.transport.hold("x")
+        here.transport.hold("z")
+        here.flights.limit({slow: 500})
+        here.flights.start(slow)
+        await here.transport.wait_until_started("x")
+        assert capped(here, slow) == (500,)
+        here.flights.start(other, wanted_s=-1.0)
+        await here.transport.wait_until_started("z")
+        assert capped(here, slow) == (0,)
+        here.flights.drop_unwanted()
+        await until(lambda: here.flights.job(other) is None, "the other is gone")
+        assert capped(here, slow) == (500,)
+        here.transport.release("x")
+        await here.flights.ensure(slow)
+
+
+async def test_a_use_is_written_down_beside_the_loop(root: Path) -> None:
+    """Whoever holds the store's lock for long (a slow disk) holds up the one who asks, and nobody else."""
+    async with node(root, a=MemoryOrigin({"x": b"1"})) as here:
+        record = await here.flights.ensure(tree("m"))
+        held, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with here.store._state.lock:
+                held.set()
+                release.wait(30)
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        try:
+            await asyncio.to_thread(held.wait, 30)
+            asking = asyncio.create_task(here.flights.ensure(tree("m")))
+            for _ in range(10):
+                await asyncio.sleep(0.005)
+            assert not asking.done()
+        finally:
+            release.set()
+            holder.join()
+        used = await asking
+        assert used.digest == record.digest
+        assert used.last_used > record.last_used
+
+
+def capped(here: Node, *specs: ModelSpec) -> tuple[int, ...]:
+    return tuple(here.transport.caps[source_key(spec)] for spec in specs)
