@@ -334,6 +334,55 @@ def test_an_answer_that_does_not_come_stops_nobody(scene: LivingScene, monkeypat
     assert "(asking was refused: modelcaches is forbidden)" in ended.err
 
 
+def test_two_who_ask_at_once_both_hear_it_and_no_mark_stays(scene: LivingScene) -> None:
+    """Whatever their clocks say: the later question answers the earlier one, too."""
+    scene.model("llama", digest=A1)
+    scene.settled()
+    scene.is_controlled = False
+    asked: list[str] = []
+
+    def ask_again() -> None:
+        mark = annotation(scene)
+        if mark and not asked:
+            asked.append(mark)
+            scene.change(MODEL_CACHES, "llama", lambda item: item["metadata"]["annotations"].update({LOOK: "0"}))
+            scene.is_controlled = True
+
+    scene.on_tick = ask_again
+    ended = scene.run("warm", "llama", "--no-wait")
+    assert ended.code == 0, ended
+    assert f"llama: the origin holds {A1[:19]}, as pinned" in ended.err
+    assert asked
+    assert annotation(scene) == "0", "somebody else's question stays for them"
+    scene.on_tick = lambda: None
+    ended = scene.run("warm", "llama", "--no-wait")
+    assert f"llama: the origin holds {A1[:19]}, as pinned" in ended.err
+    assert annotation(scene) is None
+    scene.settled()
+    assert [scene.entry(node, "llama").resolve for node in ("n1", "n2", "n3")] == ["", "", ""]
+
+
+def test_an_answer_of_before_is_none(scene: LivingScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was looked up for somebody else earlier is not taken for an answer, however late their clock was."""
+    monkeypatch.setattr("cacheagent.cli.cluster.warming.LOOK_FOR_S", 0.3)
+    scene.model("llama", digest=A1)
+    scene.settled()
+    scene.change(MODEL_CACHES, "llama", lambda item: item["metadata"].update(annotations={LOOK: "9999-12-31"}))
+    scene.settled()
+    assert scene.status("llama").looked_for
+    scene.is_controlled = False
+    assert "(no node has answered within 0.3 s)" in scene.run("warm", "llama", "--no-wait").err
+    assert annotation(scene) is None
+
+
+def annotation(scene: LivingScene) -> str | None:
+    """The look's mark."""
+    model = scene.kube.peek(MODEL_CACHES, "llama")
+    assert model is not None
+    mark: str | None = model["metadata"].get("annotations", {}).get(LOOK)
+    return mark
+
+
 def test_where_no_node_had_it_the_warmed_ones_are_asked(scene: LivingScene) -> None:
     """A warm-up that was made for a version which the origin holds no more ends with the command."""
     assert scene.run("warm", "llama").code == 0

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import uuid
 from dataclasses import dataclass
 from typing import Final
 
-from cacheagent.kube.api import MODEL_CACHES, KubeApi, KubeRefused
-from cacheagent.kube.convert import micro_time
+from cacheagent.kube.api import MODEL_CACHES, KubeApi, KubeNotFound, KubeRefused, Object
 from cacheagent.kube.names import LOOK
+from cacheagent.kube.objects import NodeModelStatus
 from cacheagent.kube.ops.progress import WarmupGone, source_failure
 from cacheagent.kube.ops.view import ClusterView
-from cacheagent.kube.plan.facts import Facts, facts_of, living_cache_nodes, ready_agents
+from cacheagent.kube.plan.facts import Facts, facts_of, living_cache_nodes, look_token, ready_agents
 from cacheagent.kube.plan.resolve import SAME_EVERYWHERE
+from cacheagent.kube.plan.views import parse_model
 from cacheagent.kube.plan.world import World
 
 LOOK_FOR_S: Final = 15.0
@@ -38,47 +41,51 @@ def may_answer(world: World, model: str) -> bool:
 
 async def look_at_origin(api: KubeApi, view: ClusterView, model: str, timeout_s: float) -> Seen:
     """What the origin of a pinned model holds now, as one of its nodes sees it. Raises WarmupGone, KubeError."""
-    mark = micro_time()
+    mark = uuid.uuid4().hex  # nobody's clock says which of two questions is the later one
+    replaced = look_token(_facts(view, model).model)
     try:
-        view.wrote(MODEL_CACHES, await api.patch(MODEL_CACHES, model, _marked(mark)))
+        marked = await api.patch(MODEL_CACHES, model, {"metadata": {"annotations": {LOOK: mark}}})
     except KubeRefused as error:
         return Seen(why=f"asking was refused: {error.message}")
-    seen = Seen()
+    view.wrote(MODEL_CACHES, marked)
+    answered_before = frozenset({replaced, parse_model(marked).status.looked_for})
     try:
         async with asyncio.timeout(timeout_s):
-            seen = await _wait_seen(view, model, mark)
+            return await _wait_seen(view, model, answered_before)
     except TimeoutError:
         failed = source_failure(view.world(), _facts(view, model))
-        why = f"{failed[0]} says: {failed[1].message or failed[1].code}" if failed else "no node has answered"
-        seen = Seen(why=f"{why} within {timeout_s:g} s" if failed is None else why)
+        return Seen(why=_says(failed) if failed else f"no node has answered within {timeout_s:g} s")
     finally:
-        if not seen.digest:  # nobody waits for the answer any more
-            await _withdraw(api, view, model, mark)
-    return seen
+        await _withdraw(api, view, model, mark)
 
 
-async def _wait_seen(view: ClusterView, model: str, mark: str) -> Seen:
+async def _wait_seen(view: ClusterView, model: str, answered_before: frozenset[str]) -> Seen:
+    """Any answer counts that was not there before we asked: somebody who asks after us gets one for us, too."""
     while True:
         view.check()
         world, facts = view.world(), _facts(view, model)
-        written = facts.model.meta.annotations.get(LOOK, "")
-        if not written:
+        status = facts.model.status
+        if status.looked_for not in answered_before:
+            return Seen(digest=status.origin_digest or facts.digest)
+        if LOOK not in facts.model.meta.annotations:
             return Seen(why="the question was withdrawn")
-        if written >= mark and not facts.look:
-            return Seen(digest=facts.model.status.origin_digest or facts.digest)
         failed = source_failure(world, facts)
         if failed is not None and failed[1].code in SAME_EVERYWHERE:
-            return Seen(why=f"{failed[0]} says: {failed[1].message or failed[1].code}")
+            return Seen(why=_says(failed))
         await view.wait_changed(LOOK_S)
 
 
 async def _withdraw(api: KubeApi, view: ClusterView, model: str, mark: str) -> None:
-    if _facts(view, model).model.meta.annotations.get(LOOK) == mark:
-        view.wrote(MODEL_CACHES, await api.patch(MODEL_CACHES, model, _marked(None)))
+    """A question that is answered, or whose answer nobody waits for, is asked no more; somebody else's stays."""
+    path = f"/metadata/annotations/{LOOK.replace('/', '~1')}"
+    ours: list[Object] = [{"op": "test", "path": path, "value": mark}, {"op": "remove", "path": path}]
+    with contextlib.suppress(KubeRefused, KubeNotFound):  # it is somebody else's by now, or gone
+        view.wrote(MODEL_CACHES, await api.patch(MODEL_CACHES, model, ours))
 
 
-def _marked(mark: str | None) -> dict[str, object]:
-    return {"metadata": {"annotations": {LOOK: mark}}}
+def _says(failed: tuple[str, NodeModelStatus]) -> str:
+    node, entry = failed
+    return f"{node} says: {entry.message or entry.code}"
 
 
 def _facts(view: ClusterView, model: str) -> Facts:
