@@ -212,6 +212,8 @@ class _Tree:
     def _sums(self, real_root: str) -> dict[str, str]:
         where = f"{self._name}/{SUMS_NAME}"
         with _opened(self._beneath(real_root, os.path.join(real_root, SUMS_NAME), SUMS_NAME)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):  # it was one when the tree was listed
+                raise UnsafeContent(f"{where} is neither a file nor a directory", hint="remove it")
             body = stream.read(SUMS_LIMIT_BYTES + 1)
         if len(body) > SUMS_LIMIT_BYTES:
             raise OriginWrong(f"{where} is longer than {SUMS_LIMIT_BYTES} bytes")

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from cacheagent.errors import (
     UsageError,
 )
 from cacheagent.location import PathLocation
+from cacheagent.source import posix
 from cacheagent.source.posix import PosixSource, parse_mounts
 from cacheagent.spec import SourceSpec
 
@@ -298,3 +300,24 @@ async def test_names_in_uris_are_percent_encoded(tmp_path: Path) -> None:
     (tmp_path / "a b%c" / "x").write_text("x")
     for name in ("a%20b%25c", "a b%25c"):
         assert [file.path for file in (await source_of(tmp_path / name).list()).files] == ["x"]
+
+
+@pytest.mark.asyncio
+async def test_checksums_that_became_a_fifo_are_refused(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the listing and the reading, with somebody who would write into it: nobody waits, and nothing is read."""
+    sums, walk = tree / "SHA256SUMS", posix._Tree._walk
+    sums.write_text(f"{hashlib.sha256(b'').hexdigest()}  gone\n")
+
+    def swapped(self: posix._Tree, real_root: str, steps: posix._Steps) -> Iterator[tuple[str, os.stat_result]]:
+        yield from walk(self, real_root, steps)
+        sums.unlink()
+        os.mkfifo(sums)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(posix._Tree, "_walk", swapped)
+        with pytest.raises(UnsafeContent, match="SHA256SUMS is neither a file nor a directory"):
+            await source_of(tree).list()
+    assert sums.is_fifo()
+    sums.unlink()
+    assert sorted(path.name for path in tree.rglob("*") if path.is_file()) == ["a.bin", "b.bin"]
+    assert len((await source_of(tree).list()).files) == 2
