@@ -27,6 +27,11 @@ PAGE_CACHE: Final = f"{GROUP}/page-cache"
 GATE_NODES: Final = f"{GROUP}/gate-nodes"
 GATE_DEADLINE: Final = f"{GROUP}/gate-deadline"
 
+# --- what a person writes on a namespace
+KSERVE_LABEL: Final = f"{GROUP}/kserve"
+"""With the value `enabled`: what KServe's pods there would download, the cache shows them."""
+KSERVE_ENABLED: Final = "enabled"
+
 # --- what we write on pods, nodes and our own objects
 INJECTED_LABEL: Final = f"{GROUP}/injected"
 """On every pod that the webhook rewrote, value `true`: the controller watches only those."""
@@ -34,6 +39,8 @@ DECISION: Final = f"{GROUP}/decision"
 """The webhook's first decision as JSON; a second call follows it instead of deciding anew."""
 ADMITTED: Final = f"{GROUP}/admitted"
 """When the webhook judged the pod, where starts are traced: a span of the start is made of it."""
+NOT_SERVED: Final = f"{GROUP}/not-served"
+"""On a pod of KServe that has a ModelCache and can't be served from it: why not."""
 WOKEN: Final = f"{GROUP}/weights-ready"
 """Set by the controller on pods that wait, when their model becomes ready: any change wakes the kubelet's pod
 worker."""

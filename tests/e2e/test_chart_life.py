@@ -126,8 +126,9 @@ def stored(cluster: Cluster) -> Stored:
 
 def trusted(cluster: Cluster) -> bytes:
     """What the API server checks the webhook's certificate by."""
-    (webhook,) = cluster.get("mutatingwebhookconfiguration", CONFIGURATION)["webhooks"]
-    return base64.b64decode(webhook["clientConfig"].get("caBundle", ""))
+    webhooks = cluster.get("mutatingwebhookconfiguration", CONFIGURATION)["webhooks"]
+    (bundle,) = {webhook["clientConfig"].get("caBundle", "") for webhook in webhooks}
+    return base64.b64decode(bundle)
 
 
 class Admissions:

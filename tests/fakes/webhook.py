@@ -72,12 +72,12 @@ def pod(annotations: dict[str, str], **spec: Any) -> dict[str, Any]:
 
 
 def apply_patch(original: Any, operations: list[dict[str, Any]]) -> Any:
-    """RFC 6902, as strictly as the API server: the holder of what is added must be there. Only additions are
-    understood."""
+    """RFC 6902, as strictly as the API server: the holder of what is added must be there. Additions are understood, and
+    an item of a list in the place of another."""
     result = copy.deepcopy(original)
     for operation in operations:
         assert set(operation) == {"op", "path", "value"}
-        assert operation["op"] == "add", "the webhook only adds"
+        assert operation["op"] in {"add", "replace"}, "the webhook takes nothing away"
         *parents, last = [step.replace("~1", "/").replace("~0", "~") for step in operation["path"].split("/")[1:]]
         holder = result
         for step in parents:
@@ -86,8 +86,12 @@ def apply_patch(original: Any, operations: list[dict[str, Any]]) -> Any:
         if isinstance(holder, list):
             index = len(holder) if last == "-" else int(last)
             assert 0 <= index <= len(holder)
-            holder.insert(index, value)
+            if operation["op"] == "replace":
+                holder[index] = value
+            else:
+                holder.insert(index, value)
         else:
             assert isinstance(holder, dict)
+            assert operation["op"] == "add"
             holder[last] = value
     return result

@@ -8,8 +8,10 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
+import yaml
 from msgspec.structs import replace
 
 from cacheagent.kube import names
@@ -23,6 +25,9 @@ from tests.fakes.kube_server import ApiServer
 from tests.fakes.webhook import SETTINGS, catalog, pod
 
 CONFIGURATION = "z-cacheagent"
+RENDERED: Final = Path(__file__).parents[2] / "daemonset/kustomize/base/cacheagent.yaml"
+OPTED_IN: Final = "kserve-models"
+"""A namespace whose pods of KServe's are served."""
 T = TypeVar("T")
 
 
@@ -68,6 +73,7 @@ class Scene:
                 ("team-b", {}),
                 ("strict", {"pod-security.kubernetes.io/enforce": "restricted"}),
                 ("cacheagent", {}),
+                (OPTED_IN, {names.KSERVE_LABEL: names.KSERVE_ENABLED}),
             ):
                 body = {"metadata": {"name": name, "labels": labels}}
                 await self.client.apply(NAMESPACES, body, manager="tests")
@@ -101,7 +107,9 @@ class Scene:
             "sideEffects": "None",
             "timeoutSeconds": 10,
         }
-        await self.client.apply(WEBHOOKS, webhooks(CONFIGURATION, hook), manager="helm")
+        of_kserve = rendered_webhook("kserve.pods.cacheagent.io")
+        of_kserve["clientConfig"] = {"url": f"https://localhost:{port}/mutate-kserve"}
+        await self.client.apply(WEBHOOKS, webhooks(CONFIGURATION, hook, of_kserve), manager="helm")
 
     async def until_trusted(self) -> None:
         """The API server learns of its own configuration by a watch: until a pod is patched."""
@@ -114,6 +122,14 @@ class Scene:
                 if names.INJECTED_LABEL in tried.get("metadata", {}).get("labels", {}):
                     return
                 await asyncio.sleep(0.05)
+
+
+def rendered_webhook(name: str) -> Object:
+    """As the chart has it."""
+    documents = yaml.safe_load_all(RENDERED.read_text(encoding="utf-8"))
+    (configuration,) = (each for each in documents if each["kind"] == "MutatingWebhookConfiguration")
+    hook: Object = next(each for each in configuration["webhooks"] if each["name"] == name)
+    return hook
 
 
 def webhooks(name: str, *hooks: Object) -> Object:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
 
 import pytest
+import yaml
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,7 +24,9 @@ from cacheagent.kube.webhook.certificates import CertificateSettings, take_step,
 from cacheagent.kube.webhook.serving import ServingContext
 from tests.fakes.kube_server import ApiServer, running_api_server
 from tests.fakes.webhook import pod
-from tests.fakes.webhook_scene import Scene, in_a_thread, webhooks
+from tests.fakes.webhook_scene import OPTED_IN, Scene, in_a_thread, webhooks
+
+FIXTURES: Final = Path(__file__).parents[1] / "fixtures/stacks/kserve"
 
 pytestmark = [pytest.mark.kube_api, pytest.mark.slow]
 
@@ -223,37 +228,13 @@ def test_a_sidecar_that_is_injected_after_us(scene: Scene) -> None:
 
 
 async def _with_a_late_sidecar(scene: Scene) -> None:
-    async def add_a_sidecar(request: web.Request) -> web.Response:
-        review = await request.json()
-        assert "uid" not in review["request"]["object"]["metadata"]  # a start's trace is named by it: only later
-        operations = [{"op": "add", "path": "/spec/containers/0", "value": {"name": "late", "image": "i"}}]
-        there = any(c["name"] == "late" for c in review["request"]["object"]["spec"]["containers"])
-        patch = base64.b64encode(json.dumps([] if there else operations).encode()).decode()
-        response = {"uid": review["request"]["uid"], "allowed": True, "patchType": "JSONPatch", "patch": patch}
-        return web.json_response({"apiVersion": review["apiVersion"], "kind": review["kind"], "response": response})
+    def add_a_sidecar(body: Object) -> list[Object]:
+        assert "uid" not in body["metadata"]  # a start's trace is named by it: only later
+        there = any(container["name"] == "late" for container in body["spec"]["containers"])
+        operation = {"op": "add", "path": "/spec/containers/0", "value": {"name": "late", "image": "i"}}
+        return [] if there else [operation]
 
-    identity = scene.server.folder / "late.pem"
-    stored = make_identity()
-    identity.write_bytes(stored[0] + b"\n" + stored[1])
-    serving = ServingContext()
-    serving.context.load_cert_chain(identity)
-    app = web.Application()
-    app.router.add_post("/", add_a_sidecar)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=serving.context).start()
-    hook = {
-        "name": "late.example.com",
-        "clientConfig": {
-            "url": f"https://localhost:{runner.addresses[0][1]}/",
-            "caBundle": base64.b64encode(stored[2]).decode(),
-        },
-        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
-        "admissionReviewVersions": ["v1"],
-        "sideEffects": "None",
-    }
-    await scene.client.apply(WEBHOOKS, webhooks("zz-late", hook), manager="tests")
-    try:
+    async with another_webhook(scene, "zz-late", add_a_sidecar):
         async with asyncio.timeout(60):
             while True:
                 calls = scene.results.total()
@@ -261,12 +242,122 @@ async def _with_a_late_sidecar(scene: Scene) -> None:
                 if len(made["spec"]["containers"]) == 2:
                     break
                 await asyncio.sleep(0.05)
-    finally:
-        await scene.client.delete(WEBHOOKS, "zz-late")
-        await runner.cleanup()
     assert scene.results.total() == calls + 2
     assert [container["name"] for container in made["spec"]["containers"]] == ["late", "main"]
     assert [bool(container.get("volumeMounts")) for container in made["spec"]["containers"]] == [False, True]
+
+
+@asynccontextmanager
+async def another_webhook(scene: Scene, name: str, patch_for: Callable[[Object], list[Object]]) -> AsyncIterator[None]:
+    """Somebody else's, for every pod, for the length of the block. Its configuration's name says when it is called."""
+
+    async def answer(request: web.Request) -> web.Response:
+        review = await request.json()
+        patch = base64.b64encode(json.dumps(patch_for(review["request"]["object"])).encode()).decode()
+        response = {"uid": review["request"]["uid"], "allowed": True, "patchType": "JSONPatch", "patch": patch}
+        return web.json_response({"apiVersion": review["apiVersion"], "kind": review["kind"], "response": response})
+
+    identity = scene.server.folder / f"{name}.pem"
+    stored = make_identity()
+    identity.write_bytes(stored[0] + b"\n" + stored[1])
+    serving = ServingContext()
+    serving.context.load_cert_chain(identity)
+    app = web.Application()
+    app.router.add_post("/", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=serving.context).start()
+    hook = {
+        "name": f"{name}.example.com",
+        "clientConfig": {
+            "url": f"https://localhost:{runner.addresses[0][1]}/",
+            "caBundle": base64.b64encode(stored[2]).decode(),
+        },
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}],
+        "admissionReviewVersions": ["v1"],
+        "reinvocationPolicy": "IfNeeded",
+        "sideEffects": "None",
+    }
+    await scene.client.apply(WEBHOOKS, webhooks(name, hook), manager="tests")
+    try:
+        yield
+    finally:
+        await scene.client.delete(WEBHOOKS, name)
+        await runner.cleanup()
+
+
+# --- KServe's pods, in a namespace that opted in
+
+
+def of_kserve(name: str) -> Object:
+    """A pod as KServe makes it."""
+    made: Object = yaml.safe_load((FIXTURES / f"{name}.yaml").read_text())
+    return made
+
+
+def mounted(made: Object) -> dict[str, str]:
+    """Path and volume in the container that serves."""
+    (container,) = made["spec"]["containers"]
+    return {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize(("name", "volume"), [("sklearn-s3", "cacheagent-llama"), ("huggingface-hf", "cacheagent-hub")])
+def test_a_pod_of_kserves_is_served_where_its_namespace_wants_it(scene: Scene, name: str, volume: str) -> None:
+    """The cache where KServe's download would be, and nothing in other namespaces."""
+    made = scene.run(scene.try_pod(of_kserve(name), OPTED_IN))
+    assert mounted(made)["/mnt/models"] == volume
+    (initializer,) = made["spec"]["initContainers"]
+    assert (initializer["name"], initializer["command"]) == ("storage-initializer", ["/bin/true"])
+    before = scene.results.total()
+    elsewhere = scene.run(scene.try_pod(of_kserve(name), "team-a"))
+    assert scene.results.total() == before
+    assert mounted(elsewhere)["/mnt/models"] == "kserve-provision-location"
+    assert "command" not in elsewhere["spec"]["initContainers"][0]
+
+
+def test_a_pod_of_kserves_that_can_not_be_served_is_made_all_the_same(scene: Scene) -> None:
+    """An unknown URI without a trace of us; a forbidden one with the reason on it."""
+    unknown = scene.run(scene.try_pod(of_kserve("sklearn-unknown"), OPTED_IN))
+    assert unknown["spec"] == scene.run(scene.try_pod(of_kserve("sklearn-unknown")))["spec"]
+    assert not any(key.startswith(names.GROUP) for key in unknown["metadata"].get("annotations", {}))
+    body = of_kserve("sklearn-s3")
+    body["spec"]["initContainers"][0]["args"][0] = "s3://models/secret"
+    forbidden = scene.run(scene.try_pod(body, OPTED_IN))
+    assert f"namespace '{OPTED_IN}' may not use" in forbidden["metadata"]["annotations"][names.NOT_SERVED]
+    assert mounted(forbidden)["/mnt/models"] == "kserve-provision-location"
+
+
+@pytest.mark.parametrize("configuration", ["a-kserve", "zz-kserve"])
+def test_kserves_webhook_before_and_after_ours(scene: Scene, configuration: str) -> None:
+    """By the names of the configurations one or the other is called first; the pod is the same."""
+    made = scene.run(_beside_kserves_webhook(scene, configuration))
+    assert mounted(made)["/mnt/models"] == "cacheagent-llama"
+    assert [each["name"] for each in made["spec"]["initContainers"]] == ["storage-initializer"]
+    assert made["spec"]["initContainers"][0]["command"] == ["/bin/true"]
+
+
+async def _beside_kserves_webhook(scene: Scene, configuration: str) -> Object:
+    """KServe's own does what its fixture shows, once; it looks for the init container by its name, as KServe does."""
+    whole, bare = of_kserve("sklearn-s3"), of_kserve("sklearn-template")
+
+    def add_a_download(body: Object) -> list[Object]:
+        if "initContainers" in body["spec"] or "serving.kserve.io/inferenceservice" not in body["metadata"].get(
+            "labels", {}
+        ):
+            return []
+        wanted = {
+            "/spec/initContainers": whole["spec"]["initContainers"],
+            "/spec/volumes": whole["spec"]["volumes"],
+            "/spec/containers/0/volumeMounts": whole["spec"]["containers"][0]["volumeMounts"],
+        }
+        return [{"op": "add", "path": path, "value": value} for path, value in wanted.items()]
+
+    async with another_webhook(scene, configuration, add_a_download), asyncio.timeout(60):
+        while True:
+            made = await scene.try_pod(bare, OPTED_IN)
+            if "initContainers" in made["spec"]:
+                return made
+            await asyncio.sleep(0.05)
 
 
 def make_identity() -> tuple[bytes, bytes, bytes]:

@@ -238,10 +238,11 @@ def test_controller_works_with_its_rights(cluster: Cluster, tmp_path: Path) -> N
     environment = {"KUBECONFIG": str(kubeconfig(cluster, "cacheagent-controller", tmp_path)), "POD_NAME": "one"}
 
     def is_done() -> bool:
-        (published,) = cluster.get("mutatingwebhookconfiguration", "z-cacheagent")["webhooks"]
+        published = cluster.get("mutatingwebhookconfiguration", "z-cacheagent")["webhooks"]
         known = cluster.kubectl("get", "modelcachenodes", "-o", "jsonpath={.items[*].spec.models[*].name}")
         status = cluster.get("modelcache", "m").get("status", {})
-        return "caBundle" in published["clientConfig"] and known == "m m m" and bool(status.get("conditions"))
+        trusted = all("caBundle" in webhook["clientConfig"] for webhook in published)
+        return trusted and known == "m m m" and bool(status.get("conditions"))
 
     with running_child(command, log_path=log, environment=environment, stop_timeout_s=40) as child:
         wait_until_ready(child, is_done, name="controller", log_path=log, timeout_s=90)
@@ -278,7 +279,7 @@ def test_upgrade_keeps_the_certificate_authority(cluster: Cluster, way: str) -> 
     )
     seconds = 7 if way.endswith("true") else 8
     cluster.helm("upgrade", "cacheagent", CHART, way, "--set", f"webhook.timeoutSeconds={seconds}")
-    (webhook,) = cluster.get("mutatingwebhookconfiguration", "z-cacheagent")["webhooks"]
+    webhook, _ = cluster.get("mutatingwebhookconfiguration", "z-cacheagent")["webhooks"]
     assert (webhook["timeoutSeconds"], webhook["clientConfig"]["caBundle"]) == (seconds, authority)
 
 

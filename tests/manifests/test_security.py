@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from cacheagent.kube import names
+from cacheagent.kube.webhook.kserve import STORAGE_INITIALIZER
 from tests.manifests.chart import NAMESPACE, Manifests, Object, container, mounts, parse, render, rules_of
 
 TOKEN_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -267,7 +269,7 @@ def test_agent_is_held_to_its_own_object(any_set: Manifests) -> None:
 def test_webhook_sees_only_pods_that_ask(any_set: Manifests) -> None:
     """Every other pod is made whatever state we are in; ours and the system's namespaces are left alone."""
     configuration = any_set.get("MutatingWebhookConfiguration", "z-cacheagent")
-    (webhook,) = configuration["webhooks"]
+    webhook, _ = configuration["webhooks"]
     assert [condition["expression"] for condition in webhook["matchConditions"]] == [
         'has(object.metadata.annotations) && "cacheagent.io/model" in object.metadata.annotations'
     ]
@@ -281,10 +283,26 @@ def test_webhook_sees_only_pods_that_ask(any_set: Manifests) -> None:
     assert webhook["sideEffects"] == "None"
 
 
+def test_kserves_pods_are_seen_where_their_namespace_wants_it(any_set: Manifests) -> None:
+    """They match before KServe's webhook and after; without us they are made all the same."""
+    asked, webhook = any_set.get("MutatingWebhookConfiguration", "z-cacheagent")["webhooks"]
+    made_by, asks_not = [condition["expression"] for condition in webhook["matchConditions"]]
+    assert '"serving.kserve.io/inferenceservice" in object.metadata.labels' in made_by
+    assert f'c.name == "{STORAGE_INITIALIZER}"' in made_by
+    assert asks_not == f"!({asked['matchConditions'][0]['expression']})"
+    assert webhook["namespaceSelector"].pop("matchLabels") == {names.KSERVE_LABEL: names.KSERVE_ENABLED}
+    assert webhook["namespaceSelector"] == asked["namespaceSelector"]
+    assert webhook["failurePolicy"] == "Ignore"
+    assert webhook["clientConfig"]["service"].pop("path") == "/mutate-kserve"
+    assert webhook["clientConfig"]["service"].items() <= asked["clientConfig"]["service"].items()
+    for field in ("rules", "reinvocationPolicy", "sideEffects", "timeoutSeconds", "matchPolicy"):
+        assert webhook[field] == asked[field]
+
+
 def test_upgrade_does_not_touch_the_certificate_authority(any_set: Manifests) -> None:
     """The controller owns caBundle; a value of ours, even an empty one, would wipe it or be a conflict."""
-    (webhook,) = any_set.get("MutatingWebhookConfiguration", "z-cacheagent")["webhooks"]
-    assert "caBundle" not in webhook["clientConfig"]
+    for webhook in any_set.get("MutatingWebhookConfiguration", "z-cacheagent")["webhooks"]:
+        assert "caBundle" not in webhook["clientConfig"]
     assert not any_set.all("Secret"), "a rendered secret would replace the controller's"
 
 

@@ -18,9 +18,9 @@ from aiohttp import web
 from msgspec.structs import replace
 
 from cacheagent.errors import ConfigError
-from cacheagent.kube.names import ADMITTED
+from cacheagent.kube.names import ADMITTED, NOT_SERVED
 from cacheagent.kube.webhook import server as server_module
-from cacheagent.kube.webhook.catalog import Catalog, MirrorCatalog
+from cacheagent.kube.webhook.catalog import Catalog, CatalogModel, MirrorCatalog
 from cacheagent.kube.webhook.certificates import CertificateSettings, Pair, Stored, take_step
 from cacheagent.kube.webhook.server import Result, make_webhook_app, serve_webhook
 from cacheagent.kube.webhook.serving import ServingContext
@@ -68,10 +68,10 @@ class Client:
     async def close(self) -> None:
         await self._session.close()
 
-    async def mutate(self, body: bytes) -> tuple[int, Any]:
+    async def mutate(self, body: bytes, path: str = "/mutate") -> tuple[int, Any]:
         """Status and answer."""
         async with self._session.post(
-            f"{self._url}/mutate", data=io.BytesIO(body), server_hostname=NAMES[0]
+            f"{self._url}{path}", data=io.BytesIO(body), server_hostname=NAMES[0]
         ) as response:
             text = await response.text()
             return response.status, json.loads(text) if response.status == 200 else text
@@ -131,6 +131,59 @@ async def test_when_a_pod_was_judged_is_written_on_it(*, traced: bool) -> None:
         assert (ADMITTED in rewritten["metadata"]["annotations"]) == traced
         assert await operations(client, rewritten) == []
         assert await operations(client, pod({})) == []
+
+
+def of_kserve(uri: str) -> dict[str, Any]:
+    """A pod with KServe's init container, and nothing else of KServe's."""
+    mount = {"name": "kserve-provision-location", "mountPath": "/mnt/models"}
+    initializer = {"name": "storage-initializer", "args": [uri, "/mnt/models"], "volumeMounts": [mount]}
+    return pod(
+        {},
+        containers=[{"name": "kserve-container", "volumeMounts": [{**mount, "readOnly": True}]}],
+        initContainers=[initializer],
+        volumes=[{"name": mount["name"], "emptyDir": {}}],
+    )
+
+
+@pytest.mark.asyncio
+async def test_a_pod_of_kserves_is_served_or_left_alone_and_never_refused() -> None:
+    """Where the cache can't serve it, the pod is made all the same, with the reason in a warning and on the pod; the
+    other path doesn't look at it."""
+    counted = Counted()
+    async with served(catalog(), counted) as (client, *_):
+        known, forbidden = of_kserve("s3://models/llama"), of_kserve("s3://models/secret")
+        _, answer = await client.mutate(review(known), "/mutate-kserve")
+        after = apply_patch(known, json.loads(base64.b64decode(answer["response"]["patch"])))
+        assert after["spec"]["containers"][0]["volumeMounts"][0]["name"] == "cacheagent-llama"
+        assert "warnings" not in answer["response"]
+        _, answer = await client.mutate(review(forbidden), "/mutate-kserve")
+        after = apply_patch(forbidden, json.loads(base64.b64decode(answer["response"]["patch"])))
+        why = after["metadata"]["annotations"].pop(NOT_SERVED)
+        assert why.startswith("KServe downloads the model by itself: namespace 'team-a' may not use")
+        assert (answer["response"]["allowed"], answer["response"]["warnings"]) == (True, [f"cacheagent: {why}"])
+        assert after == forbidden
+        after["metadata"]["annotations"][NOT_SERVED] = why
+        _, again = await client.mutate(review(after), "/mutate-kserve")
+        assert "patch" not in again["response"]
+        _, other = await client.mutate(review(known))
+        assert other["response"] == {"uid": "u1", "allowed": True}
+    assert counted.results == ["patched", "unchanged", "unchanged", "unchanged"]
+
+
+@pytest.mark.asyncio
+async def test_a_defect_is_nothing_to_kserve() -> None:
+    """Its pod is made; the count and the log have it."""
+
+    class Broken(MirrorCatalog):
+        def find(self, name: str) -> CatalogModel | None:
+            raise RuntimeError(name)
+
+    counted = Counted()
+    async with served(Broken(*cluster()), counted) as (client, *_):
+        _, answer = await client.mutate(review(of_kserve("s3://models/llama")), "/mutate-kserve")
+        assert answer["response"]["allowed"] is True
+        assert "a defect in the webhook (RuntimeError)" in answer["response"]["warnings"][0]
+    assert counted.results == ["defect"]
 
 
 @pytest.mark.asyncio

@@ -32,7 +32,7 @@ MOST_MODELS: Final = 16
 """Of one pod. Chosen: more are a mistake in a template."""
 MOST_GATE_NODES: Final = 10000
 
-_WRITTEN_HERE: Final = frozenset({names.ADMITTED, names.DECISION, names.WOKEN})
+_WRITTEN_HERE: Final = frozenset({names.ADMITTED, names.DECISION, names.NOT_SERVED, names.WOKEN})
 """By us, never by a person; they come again with a second call, or with a pod that was copied."""
 _OURS: Final = _WRITTEN_HERE | {
     names.MODEL, names.MOUNT_PATH, names.CONTAINERS, names.MODE, names.WAIT, names.VIEW, names.PAGE_CACHE,

@@ -7,16 +7,19 @@ from typing import Protocol
 
 import msgspec
 
+from cacheagent.errors import UsageError
 from cacheagent.kube.api import Object
+from cacheagent.kube.names import model_name_of_uri
 from cacheagent.kube.objects import ModelCacheSpec, ModelCacheStatus, Namespaces
 from cacheagent.kube.plan.selectors import matches
-from cacheagent.kube.uris import repository_of
+from cacheagent.kube.uris import parse_uri, repository_of
 from cacheagent.model import Value
 
 
 class CatalogModel(Value):
     """One ModelCache. `digest`: the current version, empty while it is not known. `versions`: all that a pod may still
-    name. `allowed` None: every namespace. `volume_namespaces`: those with local PersistentVolumes."""
+    name. `allowed` None: every namespace. `volume_namespaces`: those with local PersistentVolumes. `origin`: as of
+    `origin_of`; `endpoint`: the server that is asked for it. `on_demand`: a URI that a pod wrote made it."""
 
     name: str
     digest: str = ""
@@ -25,6 +28,9 @@ class CatalogModel(Value):
     allowed: Namespaces | None = None
     volume_namespaces: tuple[str, ...] = ()
     deleting: bool = False
+    origin: str = ""
+    endpoint: str = ""
+    on_demand: bool = False
 
     def permits(self, namespace: str, labels: Mapping[str, str] | None) -> bool:
         """Whether this namespace, with these labels (None: not seen yet), may use it."""
@@ -84,4 +90,19 @@ def to_catalog_model(raw: Object) -> CatalogModel:
         allowed=spec.allowed_namespaces,
         volume_namespaces=spec.local_persistent_volumes.namespaces,
         deleting="deletionTimestamp" in raw["metadata"],
+        origin=origin_of(spec.source.uri, spec.source.revision),
+        endpoint=spec.source.endpoint,
+        on_demand=raw["metadata"]["name"] == model_name_of_uri(spec.source.uri, spec.source.credentials),
     )
+
+
+def origin_of(uri: str, revision: str = "") -> str:
+    """One spelling for one origin, its server apart; `main` is what the Hub gives where no revision is written. Empty
+    for a URI of a kind that is not known."""
+    try:
+        parsed = parse_uri(uri)
+    except UsageError:
+        return ""
+    if parsed.scheme != "hf":
+        return parsed.text
+    return f"hf://{'/'.join(parsed.segments)}@{parsed.revision or revision or 'main'}"

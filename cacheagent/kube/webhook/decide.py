@@ -68,8 +68,11 @@ class Injection(Value):
 def decide(pod: Pod, namespace: str, catalog: Catalog, settings: WebhookSettings) -> Injection | None:
     """What to do to this pod; None when it asks for nothing. Raises PodRefused."""
     asked = parse_annotations(annotations_of(pod))
-    if asked is None:
-        return None
+    return None if asked is None else judge(pod, asked, namespace, catalog, settings)
+
+
+def judge(pod: Pod, asked: Asked, namespace: str, catalog: Catalog, settings: WebhookSettings) -> Injection:
+    """What to do to a pod for which this is asked. Raises PodRefused."""
     slots = [slot for slot in slots_of(pod) if slot.name != WAIT_CONTAINER]
     first = _first_decision(pod)
     models = tuple(_choose(written, asked, namespace, catalog, settings) for written in asked.models)

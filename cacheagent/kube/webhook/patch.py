@@ -1,5 +1,5 @@
-"""A JSON patch (RFC 6902) that only adds, written down beside a working copy, so that later steps see the earlier
-ones. Pure."""
+"""A JSON patch (RFC 6902) that adds, and puts one item of a list in the place of another, written down beside a working
+copy, so that later steps see the earlier ones. Pure."""
 
 from __future__ import annotations
 
@@ -34,6 +34,16 @@ class Patch:
                 return
             here = below
         self._write(here, path, value)
+
+    def replace(self, path: Path, value: Any) -> None:
+        """Put `value` in the place of a list's item that is there. Raises PodRefused."""
+        here: Any = self.pod
+        for step in path[:-1]:
+            here = self._child(here, step, path)
+        if not isinstance(here, list) or not path[-1].isdigit() or int(path[-1]) >= len(here):
+            raise _no_way(path)
+        here[int(path[-1])] = deepcopy(value)
+        self.operations.append({"op": "replace", "path": pointer(path), "value": value})
 
     def _child(self, here: Any, step: str, path: Path) -> Any:
         if isinstance(here, dict):

@@ -32,9 +32,14 @@ class Slot(NamedTuple):
         return _objects(self.container, "volumeDevices")
 
     @property
+    def env(self) -> list[dict[str, Any]]:
+        """The variables that are set one by one."""
+        return _objects(self.container, "env")
+
+    @property
     def env_names(self) -> set[str]:
-        """Names of the variables that are set one by one."""
-        return {str(variable.get("name")) for variable in _objects(self.container, "env")}
+        """Their names."""
+        return {str(variable.get("name")) for variable in self.env}
 
 
 def annotations_of(pod: Pod) -> dict[str, str]:

@@ -8,9 +8,11 @@ from typing import Any, Final
 import msgspec
 
 from cacheagent.errors import UsageError
+from cacheagent.kube.webhook.annotations import parse_annotations
 from cacheagent.kube.webhook.catalog import Catalog
-from cacheagent.kube.webhook.decide import decide
+from cacheagent.kube.webhook.decide import decide, judge
 from cacheagent.kube.webhook.inject import inject
+from cacheagent.kube.webhook.kserve import take_over
 from cacheagent.kube.webhook.refusal import PodRefused
 from cacheagent.kube.webhook.settings import WebhookSettings
 from cacheagent.model import canonical_json
@@ -62,12 +64,27 @@ def patch_for(request: AdmissionRequest, catalog: Catalog, settings: WebhookSett
     return [] if injection is None else inject(request.object, injection, settings)
 
 
-def allow(uid: str, operations: list[dict[str, Any]]) -> bytes:
-    """Admitted, with these changes."""
+def takeover_for(request: AdmissionRequest, catalog: Catalog, settings: WebhookSettings) -> list[dict[str, Any]]:
+    """The operations for a pod of KServe's in a namespace that opted in; none for what KServe does by itself. Raises
+    PodRefused for what it shall do by itself, and why."""
+    if not request.is_new_pod or not isinstance(request.object, dict):
+        return []
+    taken = take_over(request.object, request.namespace, catalog)
+    asked = None if taken is None else parse_annotations(taken.annotations)
+    if taken is None or asked is None:
+        return []
+    injection = judge(taken.pod, asked, request.namespace, catalog, settings)
+    return [*taken.operations, *inject(taken.pod, injection, settings)]
+
+
+def allow(uid: str, operations: list[dict[str, Any]], warning: str = "") -> bytes:
+    """Admitted, with these changes, and a sentence for whoever made it."""
     response: dict[str, Any] = {"uid": uid, "allowed": True}
     if operations:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(canonical_json(operations)).decode()
+    if warning:
+        response["warnings"] = [f"cacheagent: {warning}"]
     return _answer(response)
 
 

@@ -18,8 +18,9 @@ from aiohttp import web
 from cacheagent.errors import ConfigError, UsageError
 from cacheagent.kube.start_traces import Review, admission
 from cacheagent.kube.webhook.catalog import Catalog
+from cacheagent.kube.webhook.kserve import left_alone
 from cacheagent.kube.webhook.refusal import PodRefused
-from cacheagent.kube.webhook.review import AdmissionRequest, allow, deny, parse_review, patch_for
+from cacheagent.kube.webhook.review import AdmissionRequest, allow, deny, parse_review, patch_for, takeover_for
 from cacheagent.kube.webhook.settings import WebhookSettings
 
 LOG: Final = logging.getLogger(__name__)
@@ -73,10 +74,11 @@ def make_webhook_app(
     *,
     ready: Callable[[], str] = lambda: "",
 ) -> web.Application:
-    """`POST /mutate`, `/healthz`, `/readyz`. `ready` says what is missing still (copies of the cluster), or nothing."""
+    """`POST /mutate` for pods that ask, `POST /mutate-kserve` for pods of KServe's, `/healthz`, `/readyz`. `ready` says
+    what is missing still (copies of the cluster), or nothing."""
     app = web.Application(client_max_size=LARGEST_BODY_BYTES)
     app[DRAIN] = Drain()
-    mutate = _Mutate(catalog, settings, counts if counts is not None else NoCounts())
+    counts = counts if counts is not None else NoCounts()
 
     async def readyz(_: web.Request) -> web.Response:
         wrong = "stopping" if app[DRAIN].begun else ready()
@@ -85,7 +87,8 @@ def make_webhook_app(
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok")
 
-    app.router.add_post("/mutate", mutate.handle)
+    app.router.add_post("/mutate", _Mutate(catalog, settings, counts).handle)
+    app.router.add_post("/mutate-kserve", _TakeOver(catalog, settings, counts).handle)
     app.router.add_get("/readyz", readyz)
     app.router.add_get("/healthz", healthz)
     app.on_response_prepare.append(_close_when_draining)
@@ -144,23 +147,47 @@ class _Mutate:
             if operations and self._settings.traced:  # beside what we add, annotations are there
                 operations.append(admission(Review(began_at, time.time())))
         except PodRefused as refusal:
-            LOG.info("a pod was refused: %s", refusal.message, extra={"namespace": review.namespace})
-            return "refused", deny(review.uid, refusal.message, refusal.status)
+            return self._refuse(review, refusal)
         except Exception as defect:
             LOG.exception("a defect in the webhook", extra={"namespace": review.namespace})
             sentence = f"a defect in the webhook ({type(defect).__name__}); report it with the log of the controller"
-            return "defect", deny(review.uid, sentence, 500)
+            return "defect", self._fail(review, sentence)
         return ("patched" if operations else "unchanged"), allow(review.uid, operations)
 
     async def _patch(self, review: AdmissionRequest) -> list[dict[str, Any]]:
         for _ in range(SECOND_LOOKS):
             try:
-                return patch_for(review, self._catalog, self._settings)
+                return self._look(review)
             except PodRefused as refusal:
                 if not refusal.may_pass:
                     raise
                 await asyncio.sleep(SECOND_LOOK_S)
+        return self._look(review)
+
+    def _look(self, review: AdmissionRequest) -> list[dict[str, Any]]:
         return patch_for(review, self._catalog, self._settings)
+
+    def _refuse(self, review: AdmissionRequest, refusal: PodRefused) -> tuple[Result, bytes]:
+        LOG.info("a pod was refused: %s", refusal.message, extra={"namespace": review.namespace})
+        return "refused", deny(review.uid, refusal.message, refusal.status)
+
+    def _fail(self, review: AdmissionRequest, sentence: str) -> bytes:
+        return deny(review.uid, sentence, 500)
+
+
+class _TakeOver(_Mutate):
+    """For pods that didn't ask for us: none is ever refused, since KServe can do without."""
+
+    def _look(self, review: AdmissionRequest) -> list[dict[str, Any]]:
+        return takeover_for(review, self._catalog, self._settings)
+
+    def _refuse(self, review: AdmissionRequest, refusal: PodRefused) -> tuple[Result, bytes]:
+        sentence = f"KServe downloads the model by itself: {refusal.message}"
+        LOG.info("a pod was left to KServe: %s", refusal.message, extra={"namespace": review.namespace})
+        return "unchanged", allow(review.uid, left_alone(review.object, sentence), sentence)
+
+    def _fail(self, review: AdmissionRequest, sentence: str) -> bytes:
+        return allow(review.uid, [], sentence)
 
 
 async def _close_when_draining(request: web.Request, response: web.StreamResponse) -> None:
