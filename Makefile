@@ -6,10 +6,10 @@ BIN := .venv/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kube cluster test lint bench image lock clean
+.PHONY: help demo demo-kube cluster test test-stacks lint bench image lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## pull two models from a local S3 server into a cache, with everything to see (no root, about two minutes)
 	@$(PYTHON) scripts/prepare.py demo
@@ -26,6 +26,11 @@ cluster: ## a real Kubernetes of three nodes with the chart installed, until Ctr
 test: ## all tests, with branch coverage
 	@$(PYTHON) scripts/prepare.py test
 	$(BIN)/python -m pytest --cov --cov-report=term --junitxml=reports/junit.xml $(ARGS)
+
+test-stacks: ## real engines on what the cache published (once 6 GB into ~/.cache; not a part of `make test`)
+	@$(PYTHON) scripts/prepare.py test-stacks
+	@$(BIN)/python -m tests.stacks.environments
+	$(BIN)/python -m pytest -m stacks tests/stacks $(ARGS)
 
 lint: ## ruff, mypy --strict, and who may import whom
 	@$(PYTHON) scripts/prepare.py lint

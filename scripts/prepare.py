@@ -1,6 +1,6 @@
 """Makes .venv, and on Debian as root installs the packages that a make target needs. Idempotent.
 
-Usage: python3 scripts/prepare.py {demo,test,cluster,lint,bench,image}
+Usage: python3 scripts/prepare.py {demo,test,test-stacks,cluster,lint,bench,image}
 Needs Python 3.11 and nothing else; reaches package indexes by pip and apt as they are configured on the machine.
 """
 
@@ -76,6 +76,7 @@ class Target(NamedTuple):
 TARGETS = {
     "demo": Target("demo"),
     "test": Target("dev", (FUSE, NGINX, PROMETHEUS, *KUBERNETES), needs_kubernetes=True),
+    "test-stacks": Target("dev"),
     "cluster": Target("dev", KUBERNETES, needs_kubernetes=True),
     "lint": Target("dev"),
     "bench": Target("bench", (NGINX, FIO, IPROUTE)),
