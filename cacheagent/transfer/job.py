@@ -202,8 +202,12 @@ class RemoteJob(Job[U]):
         self._budget.succeeded()
 
     def goes_on(self, flight: Flight[U]) -> None:
-        """Bytes come for it, or it waits for its cap: neither is time in which the origin gave nothing."""
-        flight.origin.progress_at = self._loop.time()
+        """Bytes come for it, or it waits for its cap: in neither time did the origin give nothing. With a cap nobody
+        knows which of them, and it counts for this job alone."""
+        now = self._loop.time()
+        self._budget.goes_on(now)
+        if not self.is_capped:
+            flight.origin.progress_at = now
 
     def failed(self, flight: Flight[U], failed: Failed) -> None:
         """Ask again, now or later, or fail."""

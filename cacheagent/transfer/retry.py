@@ -118,7 +118,7 @@ class Budget:
 
     def __init__(self, give_up_after_s: float, now: float) -> None:
         self._give_up_after_s = give_up_after_s
-        self._started = now
+        self._started = self._alive_at = now
         self._failures = 0
         self._successes = 0
 
@@ -126,12 +126,16 @@ class Budget:
         """One more answer that is of use."""
         self._successes += 1
 
+    def goes_on(self, now: float) -> None:
+        """It waits for something that is no fault of the origin's."""
+        self._alive_at = now
+
     def final_error(self, failed: Failed, what: str, now: float, progress_at: float) -> TransferFailed | None:
         """Called for each failure that might pass; the error to raise once that is over. `progress_at`: when the origin
         last gave anything to anybody.
         """
         self._failures += 1
-        idle_s = now - max(progress_at, self._started)
+        idle_s = now - max(progress_at, self._alive_at)
         too_often = self._failures > FREE_FAILURES + FAILURES_PER_SUCCESS * self._successes
         if idle_s < self._give_up_after_s and not too_often:
             return None

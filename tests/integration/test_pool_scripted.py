@@ -621,7 +621,7 @@ async def test_an_order_that_goes_on_slowly_is_left_alone(world: World) -> None:
 
     async def slowly(worker: ScriptedWorker, order: Work) -> None:
         began = asyncio.get_running_loop().time()
-        while asyncio.get_running_loop().time() < began + 1.5:
+        while asyncio.get_running_loop().time() < began + 0.9:
             worker.answer(GoesOn(id=order.id))
             await asyncio.sleep(0.02)
         if world.script.times(order) == 1 and getattr(order, "index", 0) == 2:

@@ -160,6 +160,14 @@ def test_progress_of_anybody_at_the_origin_keeps_a_call_alive() -> None:
     assert type(budget.final_error(failure("reset"), "a", 501.0, progress_at=200.0)) is OriginUnavailable
 
 
+def test_a_call_that_waits_as_it_should_is_not_given_up() -> None:
+    """For its cap, say: the origin owes it nothing so long."""
+    budget = Budget(300.0, now=0.0)
+    budget.goes_on(290.0)
+    assert budget.final_error(failure("reset"), "a", 580.0, progress_at=0.0) is None
+    assert type(budget.final_error(failure("reset"), "a", 591.0, progress_at=0.0)) is OriginUnavailable
+
+
 def test_an_origin_that_mostly_fails_is_given_up() -> None:
     """A share of failures is borne, in relation to what came."""
     budget = Budget(300.0, now=0.0)
