@@ -322,6 +322,19 @@ def test_a_pod_that_names_a_model_is_not_taken_over() -> None:
     assert operations(pod) == []
 
 
+def test_the_example_is_served() -> None:
+    """Its namespace has the label, and its ModelCache has what its InferenceService names."""
+    text = (FIXTURES.parents[3] / "examples/kserve/inferenceservice.yaml").read_text()
+    namespace, cached, service = yaml.safe_load_all(text)
+    assert namespace["metadata"]["labels"] == {names.KSERVE_LABEL: names.KSERVE_ENABLED}
+    assert service["metadata"]["namespace"] == namespace["metadata"]["name"] == "inference"
+    pod = fixture("huggingface-hf")
+    container(pod, "storage-initializer")["args"][0] = service["spec"]["predictor"]["model"]["storageUri"]
+    after = served(pod, with_models(cached), namespace="inference")
+    assert f"cacheagent-{cached['metadata']['name']}" in {volume["name"] for volume in after["spec"]["volumes"]}
+    assert "may not use" in reason(pod, with_models(cached), namespace="team-a")
+
+
 _ARGS = st.lists(
     st.sampled_from(["s3://models/llama", "hf://org/hub", "/mnt/models", "/mnt/models/a", "/mnt", "x", ""]), max_size=4
 )
