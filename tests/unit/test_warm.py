@@ -10,7 +10,16 @@ from rich.console import Console
 
 from cacheagent.cli.cluster.watchers import _table, describe
 from cacheagent.errors import UsageError
-from cacheagent.kube.api import MODEL_CACHES, MODEL_WARMUPS, NODES, KubeRefused, KubeUnavailable
+from cacheagent.kube.api import (
+    MODEL_CACHES,
+    MODEL_WARMUPS,
+    NODES,
+    KubeRefused,
+    KubeUnavailable,
+    Object,
+    Patch,
+    Resource,
+)
 from cacheagent.kube.names import LOOK, model_name_of_uri
 from cacheagent.kube.objects import Source
 from cacheagent.kube.ops.look import Seen
@@ -373,6 +382,24 @@ def test_an_answer_of_before_is_none(scene: LivingScene, monkeypatch: pytest.Mon
     scene.is_controlled = False
     assert "(no node has answered within 0.3 s)" in scene.run("warm", "llama", "--no-wait").err
     assert annotation(scene) is None
+
+
+def test_a_mark_that_can_not_be_removed_spoils_no_answer(scene: LivingScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The API server is away for a moment, just then."""
+    scene.model("llama", digest=A1)
+    scene.settled()
+    patch = scene.kube.patch
+
+    async def away(resource: Resource, name: str, body: Patch, **more: str) -> Object:
+        if isinstance(body, list):
+            raise KubeUnavailable("away")
+        return await patch(resource, name, body, **more)
+
+    monkeypatch.setattr(scene.kube, "patch", away)
+    ended = scene.run("warm", "llama", "--no-wait")
+    assert ended.code == 0, ended
+    assert f"llama: the origin holds {A1[:19]}, as pinned" in ended.err
+    assert annotation(scene)
 
 
 def annotation(scene: LivingScene) -> str | None:

@@ -8,7 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Final
 
-from cacheagent.kube.api import MODEL_CACHES, KubeApi, KubeNotFound, KubeRefused, Object
+from cacheagent.kube.api import MODEL_CACHES, KubeApi, KubeError, KubeRefused, Object
 from cacheagent.kube.names import LOOK
 from cacheagent.kube.objects import NodeModelStatus
 from cacheagent.kube.ops.progress import WarmupGone, source_failure
@@ -79,7 +79,7 @@ async def _withdraw(api: KubeApi, view: ClusterView, model: str, mark: str) -> N
     """A question that is answered, or whose answer nobody waits for, is asked no more; somebody else's stays."""
     path = f"/metadata/annotations/{LOOK.replace('/', '~1')}"
     ours: list[Object] = [{"op": "test", "path": path, "value": mark}, {"op": "remove", "path": path}]
-    with contextlib.suppress(KubeRefused, KubeNotFound):  # it is somebody else's by now, or gone
+    with contextlib.suppress(KubeError):  # it is somebody else's by now, or gone; or it stays, which harms nobody
         view.wrote(MODEL_CACHES, await api.patch(MODEL_CACHES, model, ours))
 
 
