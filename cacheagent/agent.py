@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from cacheagent.desired import Desired
 from cacheagent.disk_watch import DiskWatch
 from cacheagent.errors import ConfigError
 from cacheagent.events import EventHub
+from cacheagent.flights import source_key
 from cacheagent.kube.api import KubeApi
 from cacheagent.kube.node_agent import NodeAgent
 from cacheagent.kube.node_models import NodePolicy, spell_uri
@@ -47,7 +48,8 @@ from cacheagent.reload import LiveConfig
 from cacheagent.running import Orders, until_stopped
 from cacheagent.scrub import Scrub, ScrubPolicy
 from cacheagent.source import open_source
-from cacheagent.store import StorePolicy
+from cacheagent.spec import ModelSpec
+from cacheagent.store import Store, StorePolicy
 from cacheagent.tracing_node import NodeTraces
 from cacheagent.tracing_switch import open_tracing
 from cacheagent.transfer.pool import TransferConfig
@@ -168,9 +170,10 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
             volumes.asking = member.asking
             listeners.append(member.heard)
             roots["following the cluster"] = member.run()
+        live = LiveConfig(config_path, config, node, warming, desired, on_reload=metrics.count_reload)
         if peers is not None:
             roots["serving peers"] = peers.run()
-        live = LiveConfig(config_path, config, node, warming, desired, on_reload=metrics.count_reload)
+            peers.is_private = partial(_is_private, lambda: live.config.models)
         disk = DiskWatch(config.root)
         scrub = _scrub(node, live)
         answers = Answers(config.root, node.store, node.flights, live, volumes=volumes, counts=metrics, traces=traces)
@@ -192,10 +195,14 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
         stack.callback(hub.close)  # first of all at the end: streams would otherwise hold up the server
         for warning in node.store.warnings():
             LOG.warning(warning)
-        known = len(node.store.records())
         LOG.info(
             "ready",
-            extra={"version": __version__, "models": known, "socket": str(config.socket), "listen": address},
+            extra={
+                "version": __version__,
+                "models": len(node.store.records()),
+                "socket": str(config.socket),
+                "listen": address,
+            },
         )
         await until_stopped(
             roots
@@ -221,7 +228,16 @@ def _peers(config: AgentConfig, metrics: Metrics, cluster: Cluster | None) -> No
     from cacheagent.peers.swarm import NodePeers
 
     settings = msgspec.structs.replace(config.peers, name=cluster.node, members=()) if cluster else config.peers
-    return NodePeers(settings, config.root, metrics)
+    return NodePeers(settings, config.root, metrics, partial(_is_private, lambda: config.models))
+
+
+def _is_private(models: Callable[[], Iterable[ModelSpec]], store: Store, digest: str) -> bool:
+    """Whether a configured model with this version, now or before, is not for peers."""
+    never = [spec for spec in models() if spec.peers == "never"]
+    record = store.record(digest) if never else None
+    return (record is not None and record.name in {spec.name for spec in never}) or any(
+        store.resolution(source_key(spec)) == digest for spec in never
+    )
 
 
 def _me(peers: NodePeers | None, cluster: Cluster) -> Member | None:

@@ -39,8 +39,8 @@ class BlobShare(Share, Protocol):
     def have(self, index: int, blake3: str) -> None:
         """A piece is on disk and proved, from wherever."""
 
-    def sender_of(self, index: int) -> str:
-        """Who vouched for a piece; empty for the origin."""
+    def sender_of(self, index: int, blake3: str) -> str:
+        """Who vouched that a piece is this; empty for the origin."""
 
     def lose(self) -> None:
         """Nothing of it is given to others any more: something in it is wrong."""
@@ -130,13 +130,15 @@ class _SharedFetch:
 
     def _name_liars(self, found: Mapping[int, str], error: ChecksumMismatch) -> None:
         wrong = [index for index, blake3 in self.from_others.items() if found.get(index, blake3) != blake3]
-        for name in sorted({self._share.sender_of(index) for index in wrong} - {""}):
+        senders = {self._share.sender_of(index, self.from_others[index]) for index in wrong}
+        for name in sorted(senders - {""}):
             self._share.accuse(name, error.message)
 
     def _take(self, index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
         self._on_piece(index, blake3, length, origin)
         self._share.have(index, blake3)
-        if origin != "peer":
+        # What an agent kept of before its restart may have come from others, too.
+        if origin == "fetched" or (origin == "kept" and not self._share.sender_of(index, blake3)):
             self._own[index] = blake3
             return
         self.from_others[index] = blake3

@@ -6,13 +6,14 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from cacheagent.member import Member
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import NodeKey, is_signed
-from cacheagent.peers.orders import Arrived, Ended
+from cacheagent.peers.orders import Arrived, Ended, Progress, Unproved
 from cacheagent.peers.receiving import Receiving
 
 GATHER_S: Final = 0.02
@@ -31,11 +32,14 @@ class Owner(Protocol):
     def link_arrived(self, link: Link, report: Arrived) -> None:
         """A piece is here."""
 
-    def link_moved(self, link: Link, size_bytes: int) -> None:
+    def link_unproved(self, link: Link, report: Unproved) -> None:
+        """A piece came whose seal is of somebody else, and no good. Nobody is asked for it now."""
+
+    def link_moved(self, link: Link, report: Progress) -> None:
         """Bytes came."""
 
     def link_down(self, link: Link, report: Ended) -> None:
-        """The connection is over. What was expected of it is not written any more."""
+        """The connection is over. What was expected of it is not written any more, unless the receiver is stuck."""
 
 
 class Subject(NamedTuple):
@@ -62,9 +66,13 @@ class Link:
         self.have: frozenset[int] = frozenset()
         self.refusal: protocol.Refusal | None = None
         self.failures = 0
+        self.fruitless = 0
+        """Connections that were let in and brought no piece, since the last piece."""
         self.delivered = 0
+        """Bytes of what was expected."""
         self.relieved_at = time.monotonic()
         self._up_at = 0.0
+        self._brought = False
         self._digest = subject.digest
         self._pieces = subject.pieces
         self._me = subject.me
@@ -93,7 +101,7 @@ class Link:
     def connect(self) -> None:
         """Try; the owner hears how it went."""
         self.refusal = None
-        self._connection = self._receiving.connect(self._receiver_session, self.member.host, self.member.port, self)
+        self._connection = self._receiving.connect(self._receiver_session, self.member, self)
 
     def disconnect(self) -> None:
         """The owner hears when it is over."""
@@ -108,21 +116,24 @@ class Link:
             self.adopt |= fresh
         self._gather()
 
-    async def release(self, pieces: Collection[int]) -> None:
-        """Returns when it does not write these any more. Raises TargetAbandoned."""
-        mine = self.expected.intersection(pieces)
-        self.expected -= mine
-        self.adopt -= mine
-        self._drop |= mine & self._asked
-        self._gather()
-        if self._connection is not None and mine:
-            await self._receiving.release(self._connection, mine)
+    def let_go(self, pieces: Collection[int]) -> tuple[frozenset[int], Callable[[], Awaitable[None]]]:
+        """It is to bring these no more. Those of them that it was to bring, and what returns when it does not write
+        them any more, or raises TargetAbandoned."""
+        mine = frozenset(self.expected.intersection(pieces))
+        if mine:
+            self.expected -= mine
+            self.adopt -= mine
+            self._drop |= mine & self._asked
+            self._gather()
+        return mine, partial(self._freed, self._connection, mine)
 
-    def take_all(self) -> set[int]:
-        """What it was to bring, when its connection is over."""
-        taken, self.expected = self.expected, set()
-        self.adopt.clear()
-        return taken
+    async def _freed(self, connection: int | None, pieces: Collection[int]) -> None:
+        if connection is not None and pieces:
+            await self._receiving.release(connection, pieces)
+
+    def relieved(self) -> None:
+        """It owes something else than before: it is given time."""
+        self.relieved_at = time.monotonic()
 
     def rate(self) -> float:
         """Bytes a second, lately."""
@@ -143,6 +154,7 @@ class Link:
                 self._welcomed(note)
             else:
                 self.refusal = note
+                self.disconnect()  # whatever else it says
         except protocol.ProtocolError as error:
             self.refusal = protocol.Refusal(code="signature", message=f"{error}"[:200])
             self.disconnect()
@@ -152,20 +164,30 @@ class Link:
         self.expected.discard(report.number)
         self.adopt.discard(report.number)
         self._asked.discard(report.number)
-        self.failures = 0
+        self.failures = self.fruitless = 0
+        self._brought = True
         self._owner.link_arrived(self, report)
 
-    def moved(self, received_bytes: int) -> None:
+    def unproved(self, report: Unproved) -> None:
         """See Listener."""
-        self.delivered += received_bytes
-        self._arrivals.append((time.monotonic(), received_bytes))
-        self._owner.link_moved(self, received_bytes)
+        self.expected.discard(report.number)
+        self.adopt.discard(report.number)
+        self._asked.discard(report.number)
+        self._owner.link_unproved(self, report)
+
+    def moved(self, report: Progress) -> None:
+        """See Listener."""
+        self.delivered += report.useful_bytes
+        self._arrivals.append((time.monotonic(), report.useful_bytes))
+        self._owner.link_moved(self, report)
 
     def ended(self, report: Ended) -> None:
         """See Listener."""
         self._connection = self._session = None
-        if self.is_up and time.monotonic() - self._up_at > STEADY_S:
-            self.failures = 0  # those were before it
+        if self.is_up:
+            self.fruitless += not self._brought
+            if time.monotonic() - self._up_at > STEADY_S:
+                self.failures = 0  # those were before it
         self.is_up = False
         self.failures += 1
         self._asked.clear()
@@ -207,6 +229,7 @@ class Link:
             raise protocol.ProtocolError("it answers as a member that it is not")
         self.is_up = self.was_up = True
         self._up_at = time.monotonic()
+        self._brought = False
         self.is_complete = welcome.complete
         self.have = frozenset(protocol.unpack_set(welcome.have, self._pieces))
         self.relieved_at = time.monotonic()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cacheagent.member import Member
 from cacheagent.peers.homes import cohort
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
+from cacheagent.peers.quiet import Quiet
 from cacheagent.peers.receiving import Receiving
 from cacheagent.peers.service import Service
 from cacheagent.store import Store
@@ -17,7 +18,7 @@ from cacheagent.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class PeerNode:
-    """`name`: this node's, among the members."""
+    """`name`: this node's, among the members. `quiet`: what the log says of them."""
 
     name: str
     key: NodeKey
@@ -26,6 +27,7 @@ class PeerNode:
     store: Store
     membership: Membership
     observer: PeerObserver
+    quiet: Quiet = field(default_factory=Quiet)
 
     def members(self, digest: str) -> Sequence[Member]:
         """With whom this node exchanges a digest, itself included."""

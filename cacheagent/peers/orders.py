@@ -24,28 +24,6 @@ class Start(Value, tag="start"):
     egress_cap_bytes_per_s: int = 0
 
 
-class Serve(Value, tag="serve"):
-    """A digest, from now on; said again when something of it changed. `members`: raw public keys by name, this node's
-    own too. `sizes`: of the large files, in order. `paths`: where they are now; empty where one is not staged yet.
-    `hashes`: the raw BLAKE3 of all pieces if all are here, else empty.
-    """
-
-    digest: str
-    members: dict[str, tuple[bytes, ...]]
-    homes: tuple[str, ...]
-    sizes: tuple[int, ...]
-    paths: tuple[str, ...]
-    hashes: bytes = b""
-
-
-class Part(Value, tag="part"):
-    """So many bytes of a piece are on disk, from its beginning on; not proved."""
-
-    digest: str
-    piece: int
-    length: int
-
-
 class Have(Value, tag="have"):
     """A piece is on disk and proved. `signer`, `signature`: of whoever it came from; empty for this node itself."""
 
@@ -54,6 +32,30 @@ class Have(Value, tag="have"):
     blake3: bytes
     signer: str = ""
     signature: bytes = b""
+
+
+class Serve(Value, tag="serve"):
+    """A digest, from now on; said again when something of it changed. `members`: raw public keys by name, this node's
+    own too. `sizes`: of the large files, in order. `paths`: where they are now; empty where one is not staged yet.
+    `hashes`: the raw BLAKE3 of all pieces if all are here, else empty. `seals`: of those among them for which others
+    vouch.
+    """
+
+    digest: str
+    members: dict[str, tuple[bytes, ...]]
+    homes: tuple[str, ...]
+    sizes: tuple[int, ...]
+    paths: tuple[str, ...]
+    hashes: bytes = b""
+    seals: tuple[Have, ...] = ()
+
+
+class Part(Value, tag="part"):
+    """So many bytes of a piece are on disk, from its beginning on; not proved."""
+
+    digest: str
+    piece: int
+    length: int
 
 
 class Lost(Value, tag="lost"):
@@ -131,10 +133,12 @@ class Keys(Value, tag="keys"):
 
 
 class Connect(Value, tag="connect"):
-    """Open a subscription. Answered by `Said` for each note of the server, and by one `Ended` at the end."""
+    """Open a subscription at the member of that name. Answered by `Said` for each note of the server, and by one
+    `Ended` at the end."""
 
     id: int
     session: int
+    name: str
     host: str
     port: int
 
@@ -190,11 +194,22 @@ class Arrived(Value, tag="arrived"):
     signature: bytes
 
 
+class Unproved(Value, tag="unproved"):
+    """A piece was whole, and nobody who may has signed its seal, which names somebody else than the server. It is not
+    expected of the connection any more."""
+
+    id: int
+    number: int
+    signer: str
+
+
 class Progress(Value, tag="progress"):
-    """Bytes that came on a connection since the last time."""
+    """Bytes that came on a connection since the last time. `useful_bytes`: of them, of pieces that were expected, and
+    further than they had ever been on this connection."""
 
     id: int
     received_bytes: int
+    useful_bytes: int = 0
 
 
 class Released(Value, tag="released"):
@@ -203,16 +218,17 @@ class Released(Value, tag="released"):
     number: int
 
 
-EndKind = Literal["connect", "reset", "timeout", "protocol", "mismatch", "forged", "disk", "closed"]
-"""`mismatch`: bytes and their seal differ. `forged`: a seal that nobody who may has signed. `closed`: as ordered."""
+EndKind = Literal["connect", "reset", "timeout", "protocol", "mismatch", "forged", "disk", "closed", "stuck"]
+"""`mismatch`: bytes and their seal differ. `forged`: a seal of the server that it has not signed. `closed`: as ordered.
+`stuck`: said of a process that hangs in the kernel, which may still write what was expected."""
 
 
 class Ended(Value, tag="ended"):
-    """The connection is over and nothing of it is written any more."""
+    """The connection is over and nothing of it is written any more, unless it is `stuck`."""
 
     id: int
     kind: EndKind
     message: str
 
 
-ReceiverReport = Said | Arrived | Progress | Released | Ended
+ReceiverReport = Said | Arrived | Unproved | Progress | Released | Ended

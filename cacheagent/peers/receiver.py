@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Final, assert_never
 
-from cacheagent.model import PIECE_SIZE_BYTES, piece_range
 from cacheagent.peers import protocol
+from cacheagent.peers.incoming import Incoming, Session
 from cacheagent.peers.keys import is_signed
 from cacheagent.peers.orders import (
     Arrived,
@@ -37,10 +37,11 @@ from cacheagent.peers.orders import (
     Said,
     Say,
     Target,
+    Unproved,
 )
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer, DirectFile
-from cacheagent.transfer.hashing import PieceSums
+from cacheagent.transfer.orders import PieceHash
 from cacheagent.transfer.rate import Meter, SharedRate
 
 PROGRESS_S: Final = 0.25
@@ -56,43 +57,6 @@ class ConnectionOver(Exception):
         super().__init__(message)
         self.kind = kind
         self.message = message
-
-
-class Session:
-    """One digest: its files by the numbers of their pieces, and whose seals are good."""
-
-    def __init__(self) -> None:
-        self.digest = ""
-        self.keys: dict[str, tuple[bytes, ...]] = {}
-        self._file_of: dict[int, Target] = {}
-
-    def add(self, target: Target) -> None:
-        """Its pieces can be written from now on."""
-        for index in range(-(-target.size_bytes // PIECE_SIZE_BYTES)):
-            self._file_of[target.first + index] = target
-
-    def file_of(self, piece: int) -> Target | None:
-        """Where a piece goes, None if nowhere."""
-        return self._file_of.get(piece)
-
-
-class Incoming:
-    """One piece on its way."""
-
-    def __init__(self, target: Target, number: int) -> None:
-        self.target = target
-        self.index = number - target.first
-        self.offset, self.length = piece_range(target.size_bytes, self.index)
-        self.done = 0
-        self.sums = self._fresh()
-
-    def restart(self) -> None:
-        """From its first byte."""
-        self.done = 0
-        self.sums = self._fresh()
-
-    def _fresh(self) -> PieceSums:
-        return PieceSums(self.index, self.offset, self.target.crcs, self.target.cuts)
 
 
 class Subscription:
@@ -114,7 +78,7 @@ class Subscription:
         self._buffer = Buffer()
         self._incoming: dict[int, Incoming] = {}
         self._open: tuple[str, DirectFile] | None = None
-        self._unreported = 0
+        self._received = self._useful = 0
         self._reported_at = time.monotonic()
 
     def run(self) -> None:
@@ -205,12 +169,17 @@ class Subscription:
         view = self._buffer.view(length)[:length]
         for part in self._meter.pace(view, time.sleep):
             self._fill(part)
-        self._unreported += length
+        self._received += length
         incoming = self._find(number)
-        if incoming is None:
-            return  # of a piece that somebody else brings by now
-        if offset + length > incoming.length:
-            raise ConnectionOver("protocol", f"piece {number}: {offset + length} bytes, it has {incoming.length}")
+        if incoming is not None:  # else of a piece that somebody else brings by now
+            self._write(incoming, number, offset, view)
+        if time.monotonic() - self._reported_at >= PROGRESS_S:
+            self._tell_progress()
+
+    def _write(self, incoming: Incoming, number: int, offset: int, view: memoryview) -> None:
+        end = offset + len(view)
+        if end > incoming.length:
+            raise ConnectionOver("protocol", f"piece {number}: {end} bytes, it has {incoming.length}")
         if offset != incoming.done:
             incoming.restart()  # it was dropped and wanted again: it comes anew, after what was under way
             if offset:
@@ -227,10 +196,7 @@ class Subscription:
             with self._condition:
                 self._writing = -1
                 self._condition.notify_all()
-        incoming.sums.update(view)
-        incoming.done += length
-        if time.monotonic() - self._reported_at >= PROGRESS_S:
-            self._tell_progress()
+        self._useful += incoming.took(view)
 
     def _seal(self, number: int, body: bytes) -> None:
         blake3, signature, signer = protocol.read_seal(body)
@@ -240,16 +206,24 @@ class Subscription:
         piece = incoming.sums.result()
         if bytes.fromhex(piece.blake3) != blake3:
             raise ConnectionOver("mismatch", f"piece {number} is not what its seal says")
-        keys = self._session.keys.get(signer, ())
-        if not is_signed(protocol.seal_to_sign(self._session.digest, number, piece.length, blake3), signature, keys):
-            raise ConnectionOver("forged", f"piece {number} is sealed by {signer[:64]!r}, whose signature that is not")
+        report = self._judged(number, piece, (blake3, signature, signer))
+        self._tell_progress()
         with self._condition:
             if number not in self._expected:
                 return
             self._expected.discard(number)
-        del self._incoming[number]
-        self._tell_progress()
-        self._report(Arrived(id=self.id, number=number, piece=piece, signer=signer, signature=signature))
+            del self._incoming[number]
+            self._report(report)  # before any answer to a Release: whoever writes there next is not to hear of it
+
+    def _judged(self, number: int, piece: PieceHash, seal: tuple[bytes, bytes, str]) -> Arrived | Unproved:
+        """What is to be said of a piece that is what its seal says."""
+        blake3, signature, signer = seal
+        keys = self._session.keys.get(signer, ())
+        if is_signed(protocol.seal_to_sign(self._session.digest, number, piece.length, blake3), signature, keys):
+            return Arrived(id=self.id, number=number, piece=piece, signer=signer, signature=signature)
+        if signer == self._order.name:
+            raise ConnectionOver("forged", f"piece {number} is sealed by {signer[:64]!r}, whose signature that is not")
+        return Unproved(id=self.id, number=number, signer=signer[:64])
 
     def _find(self, number: int) -> Incoming | None:
         if number not in self._expected:
@@ -302,9 +276,9 @@ class Subscription:
                 raise ConnectionOver("timeout", f"no answer within {protocol.HANDSHAKE_S:g} s")
 
     def _tell_progress(self) -> None:
-        if self._unreported:
-            self._report(Progress(id=self.id, received_bytes=self._unreported))
-        self._unreported = 0
+        if self._received:
+            self._report(Progress(id=self.id, received_bytes=self._received, useful_bytes=self._useful))
+        self._received = self._useful = 0
         self._reported_at = time.monotonic()
 
 

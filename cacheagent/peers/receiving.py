@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
 from cacheagent.errors import TargetAbandoned
+from cacheagent.member import Member
 from cacheagent.peers.orders import (
     Arrived,
     Connect,
     Disconnect,
     Ended,
+    EndKind,
     Forget,
     Keys,
     Progress,
@@ -22,6 +24,7 @@ from cacheagent.peers.orders import (
     Said,
     Say,
     Target,
+    Unproved,
 )
 from cacheagent.peers.protocol import pack_set
 from cacheagent.transfer.child import Child, argv_of
@@ -41,11 +44,14 @@ class Listener(Protocol):
     def arrived(self, report: Arrived) -> None:
         """A piece is on disk."""
 
-    def moved(self, received_bytes: int) -> None:
+    def unproved(self, report: Unproved) -> None:
+        """A piece came, and nobody vouches for it."""
+
+    def moved(self, report: Progress) -> None:
         """Bytes came."""
 
     def ended(self, report: Ended) -> None:
-        """It is over; nothing of it is written any more."""
+        """It is over; nothing of it is written any more, unless the process is stuck."""
 
 
 class Receiving:
@@ -60,6 +66,8 @@ class Receiving:
         self._targets: dict[int, list[Target]] = {}
         self._listeners: dict[int, Listener] = {}
         self._releases: dict[int, asyncio.Future[None]] = {}
+        self._stuck: dict[int, Child[ReceiverReport]] = {}
+        """By their connections."""
 
     def start(self) -> None:
         """Have the process ready before it is needed: it takes a fifth of a second. Raises OSError."""
@@ -91,12 +99,12 @@ class Receiving:
         if self._child is not None:
             self._child.send(Forget(session=session))
 
-    def connect(self, session: int, host: str, port: int, listener: Listener) -> int:
+    def connect(self, session: int, member: Member, listener: Listener) -> int:
         """Begin; the listener hears the rest. Raises OSError when no process can be started."""
         child = self._running()
         number = next(self._numbers)
         self._listeners[number] = listener
-        child.send(Connect(id=number, session=session, host=host, port=port))
+        child.send(Connect(id=number, session=session, name=member.name, host=member.host, port=member.port))
         return number
 
     def say(self, connection: int, data: bytes, expect: Iterable[int]) -> None:
@@ -106,6 +114,8 @@ class Receiving:
 
     async def release(self, connection: int, pieces: Iterable[int]) -> None:
         """Returns when the connection does not write these pieces any more. Raises TargetAbandoned."""
+        if (stuck := self._stuck.get(connection)) is not None:
+            raise abandoned(_hangs(stuck))
         if self._child is None or connection not in self._listeners:
             return
         number = next(self._numbers)
@@ -121,6 +131,8 @@ class Receiving:
         """End the process. Nobody may use this any more."""
         if self._child is not None:
             await self._child.close()
+        for child in set(self._stuck.values()):
+            child.forget()
 
     async def _answered(self, number: int) -> None:
         child = self._child
@@ -133,11 +145,8 @@ class Receiving:
             await child_or(child, answer)
         finally:
             self._releases.pop(number, None)
-        if child.is_stuck:
-            raise TargetAbandoned(
-                f"the peers' receiver {child.pid} hangs in the kernel and may still write",
-                hint="look for a disk that stopped answering: dmesg, ps state D",
-            )
+        if child.is_stuck and not answer.done():
+            raise abandoned(_hangs(child))
 
     def _running(self) -> Child[ReceiverReport]:
         if self._child is None:
@@ -170,17 +179,33 @@ class Receiving:
                 listener.said(report.body)
             case Arrived():
                 listener.arrived(report)
+            case Unproved():
+                listener.unproved(report)
             case Progress():
-                listener.moved(report.received_bytes)
+                listener.moved(report)
             case Ended():
                 del self._listeners[report.id]
                 listener.ended(report)
 
     def _died(self) -> None:
-        self._child = None
+        child, self._child = self._child, None
         listeners, self._listeners = self._listeners, {}
+        kind: EndKind = "reset"
+        message = "the receiver process ended"
+        if child is not None and child.is_stuck:
+            self._stuck.update(dict.fromkeys(listeners, child))
+            kind, message = "stuck", _hangs(child)
         for number, listener in listeners.items():
-            listener.ended(Ended(id=number, kind="reset", message="the receiver process ended"))
+            listener.ended(Ended(id=number, kind=kind, message=message))
+
+
+def abandoned(why: str) -> TargetAbandoned:
+    """For whoever would have written there next."""
+    return TargetAbandoned(why, hint="look for a disk that stopped answering: dmesg, ps state D")
+
+
+def _hangs(child: Child[ReceiverReport]) -> str:
+    return f"the peers' receiver {child.pid} hangs in the kernel and may still write"
 
 
 async def child_or(child: Child[ReceiverReport], answer: asyncio.Future[None]) -> None:

@@ -1,4 +1,5 @@
-"""Which home is so slow that part of what it owes is better asked of somebody else. Pure; seconds and bytes."""
+"""When a home is so slow that part of what it owes is better asked of somebody else, and when nothing comes at all.
+Pure; seconds and bytes."""
 
 from __future__ import annotations
 
@@ -23,6 +24,10 @@ STARVED: Final = 1 / 3
 """If more than this part of all homes is slow at once, it is this node that is. Chosen."""
 OUT_AFTER_S: Final = 5.0
 """A home that could not be reached since the beginning is not counted on any more. Chosen."""
+NO_PROGRESS_S: Final = 15.0
+PROGRESS_BYTES: Final = 256 * 1024
+"""Less than this in `NO_PROGRESS_S`, from all together: what is missing is asked of the origin. What drips keeps no
+download waiting. Chosen."""
 
 
 class Home(NamedTuple):
@@ -41,6 +46,28 @@ class Home(NamedTuple):
         if not self.owed:
             return 0.0
         return self.owed / self.rate if self.rate > 0 else math.inf
+
+
+class Movement:
+    """Whether anything comes. `now`: of any clock."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._bytes = 0
+
+    def came(self, now: float, size_bytes: int) -> None:
+        """Bytes that were wanted, and that had not come before."""
+        self._bytes += size_bytes
+        if self._bytes >= PROGRESS_BYTES:
+            self.restart(now)
+
+    def restart(self, now: float) -> None:
+        """A piece is whole, or something is done about those that don't come."""
+        self._since, self._bytes = now, 0
+
+    def is_stalled(self, now: float) -> bool:
+        """Too little, for too long."""
+        return now - self._since > NO_PROGRESS_S
 
 
 def find_slow(homes: Sequence[Home]) -> list[str]:

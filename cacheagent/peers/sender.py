@@ -7,7 +7,6 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -49,7 +48,8 @@ class Sender:
         self._wait_for = wait_for
         self._wants: set[int] = set()
         self._sent: dict[int, int] = {}
-        self._begun: deque[int] = deque()
+        self._begun: dict[int, None] = {}
+        """Pieces of which something is here, in the order in which they are sent; each once."""
         self._seen = 0
         self._stopped = False
         self._open: tuple[str, int] | None = None
@@ -66,8 +66,7 @@ class Sender:
                 self._done_with(piece)
             fresh = [piece for piece in wants if piece not in self._wants]
             self._want(fresh)
-            seen = set(self.shelf.arrived[: self._seen])
-            self._begun.extend(piece for piece in fresh if piece in seen)
+            self._begun.update(dict.fromkeys(piece for piece in fresh if self.shelf.available(piece)))
             self.shelf.condition.notify_all()
 
     def stop(self) -> None:
@@ -99,6 +98,7 @@ class Sender:
 
     def _done_with(self, piece: int) -> None:
         self._sent.pop(piece, None)
+        self._begun.pop(piece, None)
         if piece in self._wants:
             self._wants.discard(piece)
             self.shelf.wanted[piece] -= 1
@@ -116,20 +116,16 @@ class Sender:
         arrived = self.shelf.arrived
         while self._seen < len(arrived):
             if arrived[self._seen] in self._wants:
-                self._begun.append(arrived[self._seen])
+                self._begun[arrived[self._seen]] = None
             self._seen += 1
-        for piece in tuple(self._begun) if self._begun else ():
-            if piece not in self._wants:
-                self._begun.remove(piece)
-                continue
+        for piece in self._begun:
             sent, here = self._sent.get(piece, 0), self.shelf.available(piece)
             if sent < here:
                 place = self.shelf.place(piece)
                 return Step(piece, sent, min(CHUNK_BYTES, here - sent), place, b"")
             seal = self.shelf.seal(piece) if sent == self.shelf.length(piece) else None
             if seal is not None:
-                self._begun.remove(piece)
-                self._done_with(piece)
+                self._done_with(piece)  # and this is the end of going through them
                 return Step(piece, 0, 0, self.shelf.place(piece), protocol.seal(piece, *seal))
         return None
 

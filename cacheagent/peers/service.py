@@ -6,15 +6,17 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
+from cacheagent.checksum import CRCS
 from cacheagent.config import Address, PeersSettings
 from cacheagent.errors import ConfigError
-from cacheagent.model import SMALL_FILE_BYTES, blob_id, piece_count
+from cacheagent.model import SMALL_FILE_BYTES, FileHashes, blob_id, piece_count
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
@@ -32,6 +34,8 @@ from cacheagent.peers.orders import (
     Withdraw,
 )
 from cacheagent.peers.protocol import pack_set
+from cacheagent.peers.quiet import Quiet
+from cacheagent.peers.vouchers import Vouchers
 from cacheagent.store import Record, Store
 from cacheagent.transfer.child import Child, argv_of
 
@@ -69,7 +73,13 @@ class Service:
     """Used on the event loop only. The process runs as long as this does; one that dies is replaced."""
 
     def __init__(
-        self, settings: PeersSettings, key: NodeKey, store: Store, membership: Membership, observer: PeerObserver
+        self,
+        settings: PeersSettings,
+        key: NodeKey,
+        store: Store,
+        vouchers: Vouchers,
+        membership: Membership,
+        observer: PeerObserver,
     ) -> None:
         self.connections = 0
         self.sent_bytes = 0
@@ -77,11 +87,13 @@ class Service:
         self._start_order = Start(
             name=settings.node_name, seed=key.seed, egress_cap_bytes_per_s=int(settings.egress_cap_bytes_per_s)
         )
+        self.vouchers = vouchers
         self._store = store
         self._membership = membership
         self._observer = observer
         self._served: dict[str, Served] = {}
         self._told_again: set[str] = set()
+        self._quiet = Quiet()
         self._closing = False
         self._listening = _listen(settings.listen)
         self._child: Child[ServerReport] | None = None
@@ -112,8 +124,10 @@ class Service:
         if self._child is not None:
             await self._child.close()
 
-    def show(self, shown: Shown, homes: tuple[str, ...]) -> None:
-        """A download begins: what is here is served, the rest as it comes."""
+    def show(self, shown: Shown, homes: tuple[str, ...], vouched: Mapping[int, Have]) -> None:
+        """A download begins: what is here is served, the rest as it comes. `vouched`: what others said of pieces."""
+        if shown.digest in self._served:  # it was here before, and what was said of it may have been evicted since
+            self.withdraw(shown.digest)
         order = Serve(
             digest=shown.digest,
             members=self._members(shown.digest),
@@ -125,7 +139,8 @@ class Service:
         piece = 0
         for blob, size in shown.blobs.items():
             for blake3 in shown.here.get(blob, ()):
-                self.have(shown.digest, piece, blake3, "", b"")
+                own, seal = Have(digest=shown.digest, piece=piece, blake3=blake3), vouched.get(piece)
+                self.have(seal if seal is not None and seal.blake3 == blake3 else own)
                 piece += 1
             if blob not in shown.here:
                 piece += piece_count(size)
@@ -141,12 +156,11 @@ class Service:
         """See Part."""
         self._send(Part(digest=digest, piece=piece, length=length))
 
-    def have(self, digest: str, piece: int, blake3: bytes, signer: str, signature: bytes) -> None:
+    def have(self, order: Have) -> None:
         """See Have."""
-        served = self._served.get(digest)
+        served = self._served.get(order.digest)
         if served is not None:
-            order = Have(digest=digest, piece=piece, blake3=blake3, signer=signer, signature=signature)
-            served.have[piece] = order
+            served.have[order.piece] = order
             self._send(order)
 
     def lose(self, digest: str, pieces: range) -> None:
@@ -163,6 +177,8 @@ class Service:
         if order is not None:
             self._say(order)
             self._served[record.digest].have.clear()
+            if not order.seals:
+                self.vouchers.forget(record.digest)
 
     def expect_publish(self, digest: str, tries: int = PUBLISH_TRIES) -> None:
         """A download is complete: its files move to their last place in a moment, and whoever is sent something of them
@@ -186,6 +202,7 @@ class Service:
         record = self._store.record(digest)
         if record is None and served.order.hashes:  # evicted
             self.withdraw(digest)
+            self.vouchers.forget(digest)
             return
         order = msgspec.structs.replace(served.order, members=self._members(digest))
         if record is not None and not served.order.hashes:
@@ -200,11 +217,15 @@ class Service:
             if file.size_bytes >= SMALL_FILE_BYTES
         }
         hashes: list[bytes] = []
+        weak: set[int] = set()
         for blob in large:
             known = self._store.blob_hashes(blob)
             if known is None:
                 return None
+            if _is_weak(known):
+                weak.update(range(len(hashes), len(hashes) + len(known.pieces)))
             hashes.extend(bytes.fromhex(piece) for piece in known.pieces)
+        seals = self.vouchers.read(record.digest) if weak else {}
         return Serve(
             digest=record.digest,
             members=self._members(record.digest),
@@ -212,6 +233,7 @@ class Service:
             sizes=tuple(large.values()),
             paths=tuple(str(self._store.blob_path(blob)) for blob in large),
             hashes=b"".join(hashes),
+            seals=tuple(seal for piece, seal in seals.items() if piece in weak and seal.blake3 == hashes[piece]),
         )
 
     def _members(self, digest: str) -> dict[str, tuple[bytes, ...]]:
@@ -223,7 +245,7 @@ class Service:
         if served is not None:
             served.told_at = asyncio.get_running_loop().time()
             served.order = msgspec.structs.replace(served.order, members=self._members(digest))
-            self._send(msgspec.structs.replace(served.order, hashes=b""))  # those it has
+            self._send(msgspec.structs.replace(served.order, hashes=b"", seals=()))  # those it has
 
     @staticmethod
     def _pause_s(served: Served) -> float:
@@ -270,11 +292,10 @@ class Service:
             case Adopt():
                 self.on_adopt(report)
             case Refused():
-                LOG.warning(
-                    "a peer was sent away",
-                    extra={"peer": report.client, "reason": report.reason, "why": report.message},
-                )
                 self._observer.peer_refused(report.reason)
+                if times := self._quiet.count((report.client, report.reason), time.monotonic()):
+                    extra = {"peer": report.client, "reason": report.reason, "why": report.message, "times": times}
+                    LOG.warning("a peer was sent away", extra=extra)
             case Counts():
                 sent = self._sent_by_others + report.sent_bytes
                 self._observer.peer_sent(sent - self.sent_bytes)
@@ -291,10 +312,15 @@ class Service:
             return
         record = self._store.record(digest)
         order = self._of_record(record) if record is not None else None
-        if order is None:
+        if order is None or not order.members:
             self._send(Withdraw(digest=digest))
         else:
             self._say(order)
+
+
+def _is_weak(hashes: FileHashes) -> bool:
+    """Whether wrong bytes can have passed: only CRCs, or nothing, spoke for the file."""
+    return all(algorithm in CRCS for algorithm in hashes.verified_by)
 
 
 def _listen(address: Address) -> socket.socket:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 from cacheagent.model import PIECE_SIZE_BYTES, piece_count
 from cacheagent.peers import protocol
-from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.keys import NodeKey, is_signed
 from cacheagent.peers.orders import Have, Serve
 
 
@@ -68,6 +68,8 @@ class Shelf:
                 at = piece * protocol.HASH_BYTES
                 self._hashes[piece] = order.hashes[at : at + protocol.HASH_BYTES]
                 self._come(piece, self.length(piece))
+            for seal in order.seals:
+                self._hashes[seal.piece] = Seal(seal.blake3, seal.signature, seal.signer)
             self.condition.notify_all()
 
     def part(self, piece: int, length: int) -> None:
@@ -107,12 +109,18 @@ class Shelf:
 
     def seal(self, piece: int) -> Seal | None:
         """Who vouches for it; None while nobody does. With the condition held: this node signs when it is first asked,
-        50 us."""
+        50 us. It does so too where who vouched is no member any more, or has another key: nobody would believe that."""
         found = self._hashes.get(piece)
+        if isinstance(found, Seal) and found.signer != self._name and not self._is_believed(piece, found):
+            found = found.blake3
         if isinstance(found, bytes):
             signature = self._key.sign(protocol.seal_to_sign(self.digest, piece, self.length(piece), found))
             found = self._hashes[piece] = Seal(found, signature, self._name)
         return found
+
+    def _is_believed(self, piece: int, seal: Seal) -> bool:
+        signed = protocol.seal_to_sign(self.digest, piece, self.length(piece), seal.blake3)
+        return is_signed(signed, seal.signature, self.order.members.get(seal.signer, ()))
 
     def length(self, piece: int) -> int:
         """Bytes of a piece."""

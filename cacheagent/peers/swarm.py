@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,10 @@ from cacheagent.peers.observer import PeerObserver
 from cacheagent.peers.orders import Adopt
 from cacheagent.peers.receiving import Receiving
 from cacheagent.peers.service import Service, Shown
+from cacheagent.peers.vouchers import Vouchers
 from cacheagent.plan import Plan
 from cacheagent.store import Store
+from cacheagent.store.layout import Layout
 from cacheagent.threads import in_thread
 from cacheagent.transfer.pool import WorkerPool
 
@@ -38,7 +40,7 @@ class Swarm:
     def __init__(self, node: PeerNode) -> None:
         self._node = node
         self._exchanges: dict[str, Exchange] = {}
-        self._banned: set[str] = set()
+        self._liars: set[str] = set()
         node.service.on_adopt = self._adopt
 
     async def join(self, digest: str, plan: Plan) -> Exchange | None:
@@ -48,7 +50,7 @@ class Swarm:
         alone = len(members) < 2 or self._node.name not in {member.name for member in members}
         if alone or not plan.large or len(large) > MOST_FILES or digest in self._exchanges:
             return None
-        exchange = Exchange(digest, large, members, self._node, self._banned)
+        exchange = Exchange(digest, large, members, self._node, self._liars)
         self._exchanges[digest] = exchange
         try:
             await exchange.start(self._shown(digest, large))
@@ -82,25 +84,38 @@ class Swarm:
 
 class NodePeers:
     """What an agent has of its peers. `membership`: who they are; the configuration's list until somebody knows
-    better."""
+    better. `is_private`: whether a digest of the store is not to be exchanged, whoever is listed."""
 
-    def __init__(self, settings: PeersSettings, root: Path, observer: PeerObserver) -> None:
+    def __init__(
+        self,
+        settings: PeersSettings,
+        root: Path,
+        observer: PeerObserver,
+        is_private: Callable[[Store, str], bool],
+    ) -> None:
         self.membership: Membership = StaticMembership(settings.members)
         self.key: NodeKey | None = None
+        self.is_private = is_private
         self.service: Service | None = None
         self._settings = settings
         self._root = root
         self._observer = observer
+        self._store: Store | None = None
 
     def members(self, digest: str) -> tuple[Member, ...]:
         """See Membership."""
+        if self._store is None or self.is_private(self._store, digest):
+            return ()
         return self.membership.members(digest)
 
     @asynccontextmanager
     async def open(self, store: Store, pool: WorkerPool) -> AsyncIterator[Swarm]:
         """Listen for the length of the block. Raises ConfigError, DiskFault, StoreError."""
         self.key = await in_thread(partial(load_or_make_key, self._root))
-        self.service = Service(self._settings, self.key, store, self, self._observer)
+        self._store = store
+        vouchers = Vouchers(Layout(self._root))
+        await in_thread(lambda: vouchers.tidy(lambda digest: store.record(digest) is not None))
+        self.service = Service(self._settings, self.key, store, vouchers, self, self._observer)
         receiving = Receiving(pool.lend)
         receiving.start()
         node = PeerNode(

@@ -37,6 +37,7 @@ class Layout:
         self.incarnation = f"{self.root}/incarnation"
         self.assignment = f"{self.root}/assignment.json"
         self.node_key = f"{self.root}/node.key"
+        self.seals = f"{self.root}/seals"
         self.staging = f"{self.root}/staging"
         self.small = f"{self.staging}/small"
         self.small_journal = f"{self.small}/journal"
@@ -73,6 +74,10 @@ class Layout:
     def record(self, digest: str) -> str:
         """The record of a published version."""
         return f"{self.records}/{digest_name(digest)}.json"
+
+    def seals_of(self, digest: str) -> str:
+        """Who vouches for the pieces of a version that came from other nodes."""
+        return f"{self.seals}/{digest_name(digest)}"
 
     def blob(self, blob: str) -> str:
         """A blob that a record names."""

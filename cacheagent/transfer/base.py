@@ -27,6 +27,9 @@ class PieceSink(Protocol):
     def put(self, piece: PieceHash) -> None:
         """This one is at its place in the target: it came from elsewhere, and is what it was said to be."""
 
+    def fail(self, error: Exception) -> None:
+        """The call is to end with this, unless it has ended already."""
+
 
 class Share(Protocol):
     """Who brings which piece of one blob. One event loop. Never two write the same piece at the same time: what was

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.peers import protocol
 from cacheagent.peers.keys import load_or_make_key
 from tests.fakes.lying_peer import LyingPeer, lengths_of
 from tests.fakes.origin import Origin
 from tests.fakes.peer_agents import MODEL, PeerAgents, add_index, shards
+from tests.fakes.peer_caller import Caller
 from tests.fakes.running_agent import RunningAgent
 
 
@@ -122,19 +124,21 @@ def test_a_slow_home_is_relieved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sums", [True, False], ids=["sha256", "no checksums"])
 def test_a_liar_is_named_and_nothing_of_it_is_published(tmp_path: Path, *, sums: bool) -> None:
     """It seals wrong bytes with its own right key: found by the file's hash, or by the check of the first piece that
-    came from others. The positive control is the honest member, which is not accused."""
+    came from others. The positive control is the honest member, which is not accused; without checksums there is none,
+    for its piece may come first."""
     files = shards(5, odd=0)
-    with Origin(files) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+    *honest, name = ("n0", "n1", "n2") if sums else ("n0", "n1")
+    with Origin(files) as origin, PeerAgents(tmp_path, origin, len(honest) + 1) as fleet:
         origin.add_sums(MODEL) if sums else add_index(origin)
         lengths = lengths_of(*(len(data) for path, data in files.items() if "shard" in path))
-        with LyingPeer(fleet.ports["n2"], "n2", fleet.keys["n2"], lengths, lambda piece, length: bytes(length)) as liar:
-            fleet.start("n0", "n1")
-            fleet.wait_until_ready("n0", "n1")
+        with LyingPeer(fleet.ports[name], name, fleet.keys[name], lengths, lambda piece, length: bytes(length)) as liar:
+            fleet.start(*honest)
+            fleet.wait_until_ready(*honest)
         assert liar.asks, "it was asked"
-        for name in ("n0", "n1"):
-            assert fleet.files(name).items() >= files.items()
-        accused = [event["peer"] for name in ("n0", "n1") for event in fleet.agents[name].events("a peer lied")]
-        assert set(accused) == {"n2"}
+        for each in honest:
+            assert fleet.files(each).items() >= files.items()
+        accused = [event["peer"] for each in honest for event in fleet.agents[each].events("a peer lied")]
+        assert set(accused) == {name}
         assert fleet.metric("n0", "cacheagent_peer_lies_total") == 1
 
 
@@ -159,7 +163,8 @@ def test_a_seal_of_somebody_else_is_no_seal(tmp_path: Path) -> None:
 
 
 def test_a_model_that_may_not_be_shared_comes_from_its_source_alone(tmp_path: Path) -> None:
-    """`peers: never`: each node fetches its own copy."""
+    """`peers: never`: each node fetches its own copy, and gives it to nobody, not even to those on its list, which get
+    what becomes free again."""
     files = shards(1)
     with Origin(files) as origin, PeerAgents(tmp_path, origin, 2) as fleet:
         origin.add_sums(MODEL)
@@ -169,6 +174,19 @@ def test_a_model_that_may_not_be_shared_comes_from_its_source_alone(tmp_path: Pa
         fleet.wait_until_ready()
         assert large_bytes_sent(origin) >= 2 * large_bytes(files)
         assert fleet.metric("n0", "cacheagent_peer_received_bytes_total") == 0
+        digest = fleet.agents["n0"].ask(lambda client: client.model(MODEL)).digest
+        assert answer_of(fleet, digest) == "digest"
+        fleet.agents["n0"].configure(fleet.model())
+        fleet.agents["n0"].send(signal.SIGHUP)
+        fleet.agents["n0"].wait_until(lambda: answer_of(fleet, digest) == "")
+
+
+def answer_of(fleet: PeerAgents, digest: str) -> str:
+    """With what code n0 refuses n1; empty if it does not."""
+    with Caller(fleet) as caller:
+        caller.say(caller.ask(digest))
+        answer = caller.note()
+        return answer.code if isinstance(answer, protocol.Refusal) else ""
 
 
 def large_bytes(files: dict[str, bytes]) -> int:

@@ -139,11 +139,12 @@ def test_a_piece_is_vouched_for_by_whoever_sealed_it() -> None:
     """What came from another member goes on under its seal; what this node fetched goes under its own."""
     mine = shelf()
     mine.have(Have(digest=DIGEST, piece=0, blake3=b"h" * 32))
-    mine.have(Have(digest=DIGEST, piece=1, blake3=b"i" * 32, signer="n2", signature=b"s" * 64))
+    theirs = CLIENT.sign(protocol.seal_to_sign(DIGEST, 1, 2000, b"i" * 32))
+    mine.have(Have(digest=DIGEST, piece=1, blake3=b"i" * 32, signer="n2", signature=theirs))
     with mine.condition:
         own, other = mine.seal(0), mine.seal(1)
     assert own is not None
-    assert other == (b"i" * 32, b"s" * 64, "n2")
+    assert other == (b"i" * 32, theirs, "n2")
     assert (own.signer, own.signature) == ("n1", SERVER.sign(protocol.seal_to_sign(DIGEST, 0, 1000, b"h" * 32)))
     assert mine.is_complete
     mine.lose([0])

@@ -120,3 +120,23 @@ def test_who_takes_nothing_is_dropped(
     sending = Sender(pair[0], shown, "n2", [0], lambda _: 0.0)
     sending.run()
     assert 0 < sending.sent_bytes < size
+
+
+def test_what_is_dropped_and_wanted_over_and_over_waits_once(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """However often: a subscriber costs what its wants cost."""
+    shown = shelf(tmp_path / "data", 3 * PIECE_SIZE_BYTES)
+    for piece in range(3):
+        shown.part(piece, CHUNK_BYTES)
+    sending = Sender(pair[0], shown, "n2", [0, 1, 2], lambda _: 0.0)
+    with shown.condition:
+        first = sending._find()
+    assert first is not None
+    for _ in range(100):
+        sending.more([0, 2], [0, 2])
+    assert len(sending._begun) == 3
+    with shown.condition:
+        found = sending._find()
+    assert found is not None
+    assert found.piece == 1, "the others begin anew, behind it"

@@ -11,9 +11,11 @@ import pytest
 from awscrt import checksums as crt
 from blake3 import blake3
 
+from cacheagent import model
 from cacheagent.checksum import check_file
 from cacheagent.location import HttpLocation, Location, PathLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum
+from cacheagent.transfer import stream as transfer_stream
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.orders import Failed, FailureKind, FetchStream, StreamDone, StreamPiece
 from cacheagent.transfer.running import Running
@@ -153,6 +155,27 @@ def test_claimed_pieces_are_read_back_and_not_fetched(
     expect_done(bench, run(bench, asked), kept=claimed)
     assert (tmp_path / "target").read_bytes() == DATA
     assert bench.shared.received_bytes(0) == sum(len(PIECES[index]) for index in {0, 1, 2, 3} - claimed)
+
+
+def test_pieces_may_be_smaller_than_what_is_received_at_once(
+    bench: Bench, location: HttpLocation, tmp_path: Path, lanes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in benchmarks of peers: each is reported by itself, and those that are claimed are not fetched."""
+    for module in (model, transfer_stream):
+        monkeypatch.setattr(module, "PIECE_SIZE_BYTES", MIB)
+    pieces = [DATA[at : at + MIB] for at in range(0, SIZE, MIB)]
+    hashes = [blake3(piece).hexdigest() for piece in pieces]
+    preallocated(tmp_path / "target", SIZE)
+    with (tmp_path / "target").open("r+b") as file:
+        for index in (2, 7):
+            file.seek(index * MIB)
+            file.write(pieces[index])
+    asked = order(location, tmp_path / "target", lanes, claimed={index: hashes[index] for index in (2, 7)})
+    assert isinstance(run(bench, asked), StreamDone)
+    reported = pieces_reported(bench)
+    assert [each.piece.blake3 for each in reported] == hashes
+    assert {each.piece.index for each in reported if not each.fetched} == {2, 7}
+    assert (tmp_path / "target").read_bytes() == DATA
 
 
 def test_a_wrong_claim_is_fetched(bench: Bench, location: HttpLocation, tmp_path: Path, lanes: int) -> None:

@@ -1,0 +1,208 @@
+"""Where each missing piece of a digest is, and how it gets elsewhere.
+
+At any time it is in one place: waiting to be asked of the origin or asked of it (`OwnPieces`), expected from one member
+(`Link.expected`), or on the way from one of them to another (`Moves`). It moves only when nobody writes it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Final
+
+from cacheagent.errors import TargetAbandoned
+from cacheagent.peers.homes import rank
+from cacheagent.peers.link import Link
+from cacheagent.peers.moves import Move, Moves
+from cacheagent.peers.observer import PeerObserver
+from cacheagent.peers.own import OwnPieces
+from cacheagent.peers.share import BlobShare
+from cacheagent.transfer.process import wait_out
+
+HOLDERS_FEED: Final = 4
+"""Members that hold everything stand in for the origin if there is one for so many: their links carry it. Chosen."""
+
+Give = Callable[[list[int]], None]
+
+
+class Placement:
+    """Used on the event loop only. `here`: pieces on disk and proved. `out`: members that are not counted on."""
+
+    def __init__(self, digest: str, me: str, links: Mapping[str, Link], observer: PeerObserver) -> None:
+        self.homes: tuple[str, ...] = ()
+        self.here: set[int] = set()
+        self.out: set[str] = set()
+        self._digest = digest
+        self._me = me
+        self._links = links
+        self._names = (me, *links)
+        self._observer = observer
+        self._own = OwnPieces(self._ask_origin)
+        self._moves = Moves()
+        self._share_of: dict[int, BlobShare] = {}
+        self._adopted: set[int] = set()
+        self._tried: defaultdict[int, set[str]] = defaultdict(set)
+
+    def begin(self, share: BlobShare, missing: Iterable[int]) -> None:
+        """These must come, from somewhere."""
+        wanted: defaultdict[str, list[int]] = defaultdict(list)
+        for piece in missing:
+            self._share_of[piece] = share
+            wanted[self.homes[piece]].append(piece)
+        for name, pieces in wanted.items():
+            if name == self._me or self._adopted.issuperset(pieces):
+                self._queue(pieces)
+            elif name in self.out:
+                self._rehome(pieces, name)
+            else:
+                self._links[name].want(pieces)
+
+    def have(self, piece: int) -> None:
+        """It is on disk and proved, wherever it came from."""
+        self.here.add(piece)
+        self._own.done([piece])
+
+    def lose(self, pieces: Iterable[int]) -> None:
+        """They are not what they should be."""
+        self.here.difference_update(pieces)
+
+    async def end(self, share: BlobShare) -> None:
+        """Nobody brings anything of it any more, when this returns, also if it is cancelled. Raises TargetAbandoned."""
+        gone = frozenset(share.pieces)
+        for link in self._links.values():
+            self._move(link, gone, _nobody)
+        for piece in gone:
+            self._share_of.pop(piece, None)
+        self._own.done(gone)
+        settled = asyncio.get_running_loop().create_task(self._moves.settle(gone), name="pieces settle")
+        try:
+            await wait_out((settled,))
+        except asyncio.CancelledError:
+            raise asyncio.CancelledError from share.abandoned
+        if share.abandoned is not None:
+            raise share.abandoned
+
+    def open(self) -> None:
+        """It is known what the others have: the rest of this node's own pieces is asked of them, or of the origin."""
+        self._queue(self._own.open())
+
+    def close(self) -> None:
+        """All files have ended."""
+        self._own.close()
+        self._moves.cancel()
+
+    def share_of(self, piece: int) -> BlobShare | None:
+        """Who wants it, if it is missing."""
+        return self._share_of.get(piece) if piece not in self.here else None
+
+    def length(self, piece: int) -> int:
+        """Bytes; 0 for one that nobody wants."""
+        share = self._share_of.get(piece)
+        return share.length(piece) if share is not None else 0
+
+    # --- elsewhere
+
+    def adopt(self, pieces: Iterable[int], client: str, is_good: Callable[[Link], bool]) -> None:
+        """A member asks this node to fetch pieces if nobody else brings them."""
+        for piece in pieces:
+            if piece in self.here or piece in self._own.at_origin:
+                continue
+            self._adopted.add(piece)
+            holder = next((link for link in self._links.values() if piece in link.expected), None)
+            if holder is not None and (holder.name == client or not is_good(holder)):
+                self.move(holder, [piece])
+
+    def move(self, link: Link, pieces: Collection[int]) -> None:
+        """To others: away from a member that may still be writing them."""
+        self._move(link, pieces, lambda left: self._rehome(left, link.name))
+
+    def move_to_origin(self, link: Link) -> None:
+        """All that a member owes."""
+
+        def give(left: list[int]) -> None:
+            self._observer.peer_rehomed(len(left))
+            self._own.add(left)
+
+        self._move(link, link.expected, give)
+
+    def give_up(self, link: Link) -> None:
+        """It is not counted on, and what it owes is asked of others; its connection may be there."""
+        self.out.add(link.name)
+        self.move(link, link.expected)
+
+    def refuse(self, link: Link, piece: int) -> None:
+        """What it brought is not believed; it writes it no more."""
+        if self.share_of(piece) is not None:
+            self._rehome([piece], link.name)
+
+    def abandon(self, link: Link, error: TargetAbandoned) -> None:
+        """Whatever it was to bring may still be written, for ever: those files are of no use."""
+        pieces, _ = link.let_go(link.expected)
+        for share in self._shares(pieces):
+            share.abandon(error)
+
+    def untried(self, link: Link) -> list[int]:
+        """What it owes and nobody else has been asked for."""
+        return [piece for piece in link.expected if not self._tried[piece]]
+
+    def _move(self, link: Link, pieces: Collection[int], give: Give) -> None:
+        taken, let_go = link.let_go(pieces)
+        if not taken:
+            return
+        shares = self._shares(taken)  # when it turns out to be stuck, they may have ended
+
+        def free() -> None:
+            if left := sorted(piece for piece in taken if self.share_of(piece) is not None):
+                give(left)
+
+        def stuck(error: TargetAbandoned) -> None:
+            for share in shares:
+                share.abandon(error)
+
+        self._moves.start(Move(pieces=taken, let_go=let_go, free=free, stuck=stuck))
+
+    def _shares(self, pieces: Iterable[int]) -> set[BlobShare]:
+        return {self._share_of[piece] for piece in pieces if piece in self._share_of}
+
+    def _rehome(self, pieces: Collection[int], without: str) -> None:
+        """Each to the next in its rank who is not known to be out and had no chance yet; at last to this node."""
+        wanted: defaultdict[str, list[int]] = defaultdict(list)
+        for piece in pieces:
+            tried = self._tried[piece]
+            tried.add(without)
+            names = [name for name in self._names if name not in tried and name not in self.out]
+            heir = self._me if piece in self._adopted or not names else rank(names, self._digest, piece)[0]
+            wanted[heir].append(piece)
+        self._observer.peer_rehomed(len(pieces))
+        for name, some in wanted.items():
+            if name == self._me:
+                self._queue(some)
+            else:
+                self._links[name].want(some, adopt=True)
+                self._links[name].relieved()  # it has to get them first
+
+    def _queue(self, pieces: Iterable[int]) -> None:
+        """To be had from whoever has them, or from the origin."""
+        there = [link for link in self._links.values() if link.is_up and link.name not in self.out]
+        holders = [link for link in there if link.is_complete]
+        enough = len(holders) * HOLDERS_FEED >= len(self._names)
+        own: list[int] = []
+        for piece in pieces:
+            partial = [link for link in there if piece in link.have]
+            able = [link for link in [*partial, *(holders if enough else ())] if link.name not in self._tried[piece]]
+            if able:
+                self._links[rank([link.name for link in able], self._digest, piece)[0]].want([piece])
+            else:
+                own.append(piece)
+        self._own.add(own)
+
+    def _ask_origin(self, piece: int) -> bool:
+        share = self.share_of(piece)
+        if share is not None:
+            share.want(piece)
+        return share is not None
+
+
+def _nobody(_pieces: list[int]) -> None:
+    """Who gets them when the file has ended."""

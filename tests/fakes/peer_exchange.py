@@ -1,0 +1,280 @@
+"""An exchange of one node without processes and network: the receiver, the service and the job are scripted."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from blake3 import blake3
+
+from cacheagent.member import Member
+from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.peers import protocol
+from cacheagent.peers.exchange import Exchange
+from cacheagent.peers.homes import assign_homes
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.node import PeerNode
+from cacheagent.peers.observer import PeerObserver
+from cacheagent.peers.orders import Arrived, Ended, EndKind, Have, Progress, Target, Unproved
+from cacheagent.peers.receiving import Listener, Receiving
+from cacheagent.peers.service import Service, Shown
+from cacheagent.peers.share import BlobShare
+from cacheagent.peers.vouchers import Vouchers
+from cacheagent.store import Store
+from cacheagent.store.layout import Layout
+from cacheagent.transfer.base import BlobOrder
+from cacheagent.transfer.orders import PieceHash
+from tests.fakes.cache import NO_FLOOR
+
+DIGEST = "sha256:" + "ab" * 32
+
+
+class Connection:
+    """One to a member. `expected`: what it was told that the member may bring."""
+
+    def __init__(self, number: int, listener: Listener) -> None:
+        self.number = number
+        self.listener = listener
+        self.asks: list[protocol.Request] = []
+        self.expected: set[int] = set()
+        self.is_ended = False
+        self.is_told_to_end = False
+
+
+class FakeReceiving(Receiving):
+    """Answers releases at once, or `hold`s them."""
+
+    def __init__(self) -> None:
+        self.hold = False
+        self.releases: list[tuple[frozenset[int], asyncio.Future[None]]] = []
+        self.connections: dict[str, list[Connection]] = {}
+        self.keys: dict[str, tuple[bytes, ...]] = {}
+        self._connections: dict[int, Connection] = {}
+        self._ids = itertools.count(1)
+
+    def session(self, digest: str, keys: dict[str, tuple[bytes, ...]]) -> int:
+        self.keys = keys
+        return 1
+
+    def set_keys(self, session: int, digest: str, keys: dict[str, tuple[bytes, ...]]) -> None:
+        self.keys = keys
+
+    def add(self, target: Target) -> None:
+        pass
+
+    def forget(self, session: int) -> None:
+        pass
+
+    def connect(self, session: int, member: Member, listener: Listener) -> int:
+        connection = Connection(next(self._ids), listener)
+        self._connections[connection.number] = connection
+        self.connections.setdefault(member.name, []).append(connection)
+        return connection.number
+
+    def say(self, connection: int, data: bytes, expect: Iterable[int]) -> None:
+        self._connections[connection].asks.append(protocol.read_request(data[protocol.LENGTH.size :]))
+        self._connections[connection].expected |= set(expect)
+
+    async def release(self, connection: int, pieces: Iterable[int]) -> None:
+        if self._connections[connection].is_ended:
+            return
+        released = frozenset(pieces)
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.releases.append((released, answer))
+        if not self.hold:
+            answer.set_result(None)
+        await answer
+        self._connections[connection].expected -= released
+
+    def disconnect(self, connection: int) -> None:
+        self._connections[connection].is_told_to_end = True
+
+
+class FakeService(Service):
+    """Remembers what is served."""
+
+    def __init__(self, vouchers: Vouchers) -> None:
+        self.vouchers = vouchers
+        self.haves: list[Have] = []
+
+    def show(self, shown: Shown, homes: tuple[str, ...], vouched: Mapping[int, Have]) -> None:
+        pass
+
+    def set_path(self, digest: str, file: int, path: str) -> None:
+        pass
+
+    def part(self, digest: str, piece: int, length: int) -> None:
+        pass
+
+    def have(self, order: Have) -> None:
+        self.haves.append(order)
+
+    def lose(self, digest: str, pieces: range) -> None:
+        pass
+
+
+class CountingObserver(PeerObserver):
+    """Remembers reasons of refusals, and takes no notice of the rest."""
+
+    def __init__(self) -> None:
+        self.refused: list[str] = []
+
+    def peer_received(self, size_bytes: int) -> None:
+        return
+
+    def peer_sent(self, size_bytes: int) -> None:
+        return
+
+    def peer_refused(self, reason: str) -> None:
+        self.refused.append(reason)
+
+    def peer_rehomed(self, pieces: int) -> None:
+        return
+
+    def peer_lied(self) -> None:
+        return
+
+
+class FakeJob:
+    """A PieceSink. What is wanted of it comes at once, as long as `is_open`."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.wanted: list[int] = []
+        self.failure: Exception | None = None
+        self.share: BlobShare | None = None
+
+    def want(self, indexes: Sequence[int]) -> None:
+        self.wanted += indexes
+        if self.is_open:
+            asyncio.get_running_loop().call_soon(self._bring, tuple(indexes))
+
+    def put(self, piece: PieceHash) -> None:
+        assert self.share is not None
+        self.share.have(piece.index, piece.blake3)
+
+    def fail(self, error: Exception) -> None:
+        self.failure = error
+
+    def _bring(self, indexes: Iterable[int]) -> None:
+        assert self.share is not None
+        for index in indexes:
+            self.share.have(index, hash_of(index))
+
+
+class ExchangeScene:
+    """Node n0, which lacks `files` files of so many pieces each. `listed` may be changed: who is on the list now."""
+
+    def __init__(self, path: Path, names: Sequence[str] = ("n0", "n1"), files: Sequence[int] = (8,)) -> None:
+        self.keys = {name: NodeKey(name.encode().ljust(32, b"-")) for name in names}
+        self.listed = {
+            name: Member(name=name, address=f"{name}.example:7411", key=key.public_text)
+            for name, key in self.keys.items()
+        }
+        self.receiving = FakeReceiving()
+        self.vouchers = Vouchers(Layout(path))
+        self.service = FakeService(self.vouchers)
+        self.liars: set[str] = set()
+        self.files = files
+        self.homes = assign_homes(names, DIGEST, sum(files))
+        self._store = Store.open(path, NO_FLOOR)
+        self._blobs = {f"{number:064x}": pieces * PIECE_SIZE_BYTES for number, pieces in enumerate(files)}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._store.close()
+
+    async def start(self, digest: str = DIGEST) -> Exchange:
+        """One that has called the others."""
+        node = PeerNode(
+            name="n0",
+            key=self.keys["n0"],
+            service=self.service,
+            receiving=self.receiving,
+            store=self._store,
+            membership=self,
+            observer=CountingObserver(),
+        )
+        exchange = Exchange(digest, self._blobs, tuple(self.listed.values()), node, self.liars)
+        await exchange.start(Shown(digest=digest, blobs=self._blobs, paths={}, here={}))
+        return exchange
+
+    def members(self, digest: str) -> tuple[Member, ...]:
+        """See Membership."""
+        return tuple(self.listed.values())
+
+    def begin(self, exchange: Exchange, number: int = 0) -> tuple[FakeJob, BlobShare]:
+        """A job for one file."""
+        blob, size = list(self._blobs.items())[number]
+        order = BlobOrder(blob_id=blob, size_bytes=size, target="/nowhere", source_kind="https")
+        job, share = FakeJob(), exchange.share(order)
+        job.share = share
+        share.begin(job, range(self.files[number]))
+        return job, share
+
+    def of(self, name: str) -> set[int]:
+        """Pieces whose home is this member."""
+        return {piece for piece, home in enumerate(self.homes) if home == name}
+
+    # --- what happens at the others
+
+    def connection(self, name: str) -> Connection:
+        """The last one."""
+        return self.receiving.connections[name][-1]
+
+    def greet(self, name: str) -> protocol.Ask:
+        """The member takes the connection, and hears what is wanted."""
+        connection = self.connection(name)
+        connection.listener.said(_body(protocol.Hello(versions=protocol.VERSIONS, nonce=b"n" * 32)))
+        (ask,) = connection.asks
+        assert isinstance(ask, protocol.Ask)
+        return ask
+
+    def let_in(self, name: str, *, complete: bool = False) -> None:
+        """And lets this node in."""
+        ask = self.greet(name)
+        session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
+        welcome = protocol.Welcome(complete=complete, have=b"", homes=(), signature=b"")
+        signature = self.keys[name].sign(protocol.welcome_to_sign(session, welcome))
+        self.connection(name).listener.said(_body(protocol.signed(welcome, signature)))
+
+    def send(self, name: str, piece: int, *, signer: str = "") -> None:
+        """A piece comes, sealed."""
+        connection = self.connection(name)
+        hashed = hash_of(piece)
+        sealed = PieceHash(index=piece, length=PIECE_SIZE_BYTES, blake3=hashed)
+        signer = signer or name
+        signed = protocol.seal_to_sign(DIGEST, piece, PIECE_SIZE_BYTES, bytes.fromhex(hashed))
+        signature = self.keys[signer].sign(signed)
+        number = connection.number
+        connection.listener.arrived(Arrived(id=number, number=piece, piece=sealed, signer=signer, signature=signature))
+
+    def send_unproved(self, name: str, piece: int, signer: str) -> None:
+        """A piece comes whose seal is of somebody whom nobody knows."""
+        connection = self.connection(name)
+        connection.listener.unproved(Unproved(id=connection.number, number=piece, signer=signer))
+
+    def move(self, name: str, received: int, useful: int) -> None:
+        """Bytes come."""
+        connection = self.connection(name)
+        connection.listener.moved(Progress(id=connection.number, received_bytes=received, useful_bytes=useful))
+
+    def end(self, name: str, kind: EndKind = "reset") -> None:
+        """The connection is over."""
+        connection = self.connection(name)
+        connection.is_ended = True
+        connection.listener.ended(Ended(id=connection.number, kind=kind, message="over"))
+
+
+def hash_of(piece: int) -> str:
+    """Of what the origin has there."""
+    return blake3(f"piece {piece}".encode()).hexdigest()
+
+
+def _body(note: protocol.Note) -> bytes:
+    return protocol.note(note)[protocol.HEAD.size :]

@@ -1,0 +1,284 @@
+"""Which piece is asked of whom while others stop, lie, leave and come back; and who may write where."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cacheagent.errors import TargetAbandoned
+from cacheagent.peers import exchange, link, rules
+from cacheagent.peers.exchange import Exchange
+from cacheagent.peers.orders import Adopt, EndKind, Have
+from cacheagent.peers.protocol import pack_set
+from cacheagent.peers.rules import PROGRESS_BYTES
+from cacheagent.peers.standing import MOST_FAULTS, MOST_FRUITLESS
+from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, hash_of
+from tests.fakes.running import until
+
+pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks of milliseconds. Nobody is given up, or looked for on a list, unless a test says so."""
+    monkeypatch.setattr(exchange, "TICK_S", 0.005)
+    monkeypatch.setattr(exchange, "ANSWERS_WITHIN_S", 0.005)
+    monkeypatch.setattr(exchange, "RETRY_S", (0.01,))
+    monkeypatch.setattr(exchange, "OUT_AFTER_S", 1e9)
+    monkeypatch.setattr(exchange, "LOOK_TICKS", 1)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[ExchangeScene]:
+    """Two nodes and a file of eight pieces."""
+    with ExchangeScene(tmp_path / "cache") as made:
+        yield made
+
+
+async def some_turns() -> None:
+    """Whatever could happen without waiting has happened."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def ask_to_adopt(pieces: set[int]) -> Adopt:
+    """The member asks for its own pieces: it does not get them itself."""
+    return Adopt(digest=DIGEST, client="n1", pieces=pack_set(pieces))
+
+
+async def test_a_connected_member_that_is_given_up_lets_go_first(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has been told what to send and has never answered: its pieces go to the origin when it writes them no more."""
+    monkeypatch.setattr(exchange, "OUT_AFTER_S", 0.0)
+    scene.receiving.hold = True
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.greet("n1")
+    theirs = scene.of("n1")
+    assert theirs
+    assert scene.connection("n1").expected == theirs
+    await until(lambda: scene.receiving.releases, "it is asked to let go")
+    await until(lambda: set(job.wanted) == scene.of("n0"), "this node's own pieces come meanwhile")
+    await some_turns()
+    assert theirs.isdisjoint(job.wanted)
+    (released, answer) = scene.receiving.releases[0]
+    assert released == theirs
+    answer.set_result(None)
+    await until(lambda: theirs.issubset(job.wanted), "the rest")
+    assert len(job.wanted) == len(set(job.wanted))
+    await running.leave()
+
+
+async def test_a_file_ends_when_nobody_writes_it(scene: ExchangeScene) -> None:
+    """Also while a piece of it is on its way from one member to another."""
+    running, job, ended = await moving(scene)
+    await some_turns()
+    assert not ended.done()
+    scene.receiving.releases[0][1].set_result(None)
+    await until(lambda: len(scene.receiving.releases) == 2, "the rest of what the member owes is released too")
+    await some_turns()
+    assert not ended.done()
+    scene.receiving.releases[1][1].set_result(None)
+    await ended
+    assert scene.of("n1").isdisjoint(job.wanted), "what was on the move when the file ended goes nowhere"
+    await running.leave()
+
+
+async def test_a_file_that_somebody_may_write_for_ever_is_given_up(scene: ExchangeScene) -> None:
+    """Its end says why. A release that is answered does no such thing (see above)."""
+    running, job, ended = await moving(scene)
+    scene.receiving.releases[0][1].set_exception(TargetAbandoned("it hangs"))
+    await until(lambda: len(scene.receiving.releases) == 2, "the rest is released")
+    scene.receiving.releases[1][1].set_result(None)
+    with pytest.raises(TargetAbandoned, match="it hangs"):
+        await ended
+    assert scene.of("n1").isdisjoint(job.wanted)
+    await running.leave()
+
+
+async def test_a_release_that_fails_ends_the_job(scene: ExchangeScene) -> None:
+    """And does not leave its pieces in nobody's hands."""
+    scene.receiving.hold = True
+    running = await scene.start()
+    job, share = scene.begin(running)
+    scene.let_in("n1")
+    running.adopt(ask_to_adopt({min(scene.of("n1"))}))
+    await until(lambda: scene.receiving.releases, "it is asked to let go")
+    scene.receiving.hold = False
+    scene.receiving.releases[0][1].set_exception(TargetAbandoned("it hangs"))
+    await until(lambda: isinstance(job.failure, TargetAbandoned), "the job hears of it")
+    with pytest.raises(TargetAbandoned):
+        await share.end()
+    assert scene.of("n1").isdisjoint(job.wanted)
+    await running.leave()
+
+
+@pytest.mark.parametrize("kind", ["stuck", "reset"])
+async def test_nobody_writes_where_a_stuck_receiver_may(scene: ExchangeScene, kind: EndKind) -> None:
+    """What was expected of it is not asked of anybody again. A process that is dead is no hindrance."""
+    running = await scene.start()
+    job, share = scene.begin(running)
+    scene.let_in("n1")
+    scene.end("n1", kind)
+    await called(scene, 2)
+    if kind == "stuck":
+        assert isinstance(job.failure, TargetAbandoned)
+        assert scene.greet("n1").wants == b""
+        with pytest.raises(TargetAbandoned):
+            await share.end()
+        assert scene.of("n1").isdisjoint(job.wanted)
+    else:
+        assert scene.greet("n1").wants == pack_set(scene.of("n1"))
+        await share.end()
+        assert job.failure is None
+    await running.leave()
+
+
+@pytest.mark.parametrize("useful", [0, PROGRESS_BYTES])
+async def test_bytes_that_nobody_wants_keep_no_download_waiting(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch, useful: int
+) -> None:
+    """However many a member sends: what it owes comes from the origin. Wanted ones are worth waiting for."""
+    monkeypatch.setattr(rules, "NO_PROGRESS_S", 0.2)
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.let_in("n1", complete=True)
+
+    def flood_until_all_is_asked() -> bool:
+        scene.move("n1", PROGRESS_BYTES, useful)
+        return scene.of("n1").issubset(job.wanted)
+
+    if useful:
+        for _ in range(50):
+            assert not flood_until_all_is_asked()
+            await asyncio.sleep(0.01)
+    else:
+        await until(flood_until_all_is_asked, "the origin is asked, and not the same member again")
+    await running.leave()
+
+
+@pytest.mark.parametrize("kind", ["mismatch", "forged", "protocol"])
+async def test_a_member_whose_seals_are_wrong_is_left_out(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch, kind: EndKind
+) -> None:
+    """After the third time, however long its connections lasted, and what it owes comes from the origin."""
+    monkeypatch.setattr(link, "STEADY_S", -1.0)
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    owed = scene.of("n1")
+    for count in range(1, MOST_FAULTS + 1):
+        await called(scene, count)
+        scene.let_in("n1")
+        scene.send("n1", owed.pop())
+        scene.end("n1", kind)
+    await until(lambda: set(job.wanted) == scene.of("n0") | owed, "the rest is asked of the origin")
+    await asyncio.sleep(0.05)
+    assert len(scene.receiving.connections["n1"]) == MOST_FAULTS
+    await running.leave()
+
+
+async def test_connections_that_break_and_bring_nothing_are_not_waited_for(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However steady each was: after a few, others are asked; the member is tried again all the same."""
+    monkeypatch.setattr(link, "STEADY_S", -1.0)
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    for count in range(1, MOST_FRUITLESS + 1):
+        await called(scene, count)
+        assert scene.of("n1").isdisjoint(job.wanted)
+        scene.let_in("n1")
+        scene.end("n1")
+    await called(scene, MOST_FRUITLESS + 1)
+    assert scene.greet("n1").wants == b""
+    await until(lambda: set(job.wanted) == set(range(8)), "the rest is asked of the origin")
+    await running.leave()
+
+
+async def test_who_leaves_the_list_of_one_version_may_come_back(scene: ExchangeScene) -> None:
+    """It is left for this version only; what it owed comes from elsewhere. A liar does not come back."""
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.let_in("n1")
+    left = scene.listed.pop("n1")
+    await until(lambda: scene.connection("n1").is_told_to_end, "it brings nothing more")
+    scene.end("n1", "closed")
+    await until(lambda: set(job.wanted) == set(range(8)), "the rest is asked of the origin")
+    await asyncio.sleep(0.05)
+    assert len(scene.receiving.connections["n1"]) == 1
+    assert not scene.liars
+    scene.listed["n1"] = left
+    await called(scene, 2)
+    scene.let_in("n1")
+    running.accuse("n1", "it lied")
+    assert scene.connection("n1").is_told_to_end
+    assert "n1" not in scene.receiving.keys, "and its seals are good no more, whoever hands them on"
+    scene.end("n1", "closed")
+    await asyncio.sleep(0.05)
+    assert len(scene.receiving.connections["n1"]) == 2
+    await running.leave()
+
+
+async def test_a_liar_is_left_in_every_exchange(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in those that run already, before they look at lists again."""
+    monkeypatch.setattr(exchange, "LOOK_TICKS", 1_000_000)
+    first = await scene.start()
+    second = await scene.start("sha256:" + "cd" * 32)
+    assert len(scene.receiving.connections["n1"]) == 2
+    first.accuse("n1", "it lied")
+    await until(lambda: all(each.is_told_to_end for each in scene.receiving.connections["n1"]), "both are ended")
+    await first.leave()
+    await second.leave()
+
+
+async def test_a_seal_of_a_stranger_costs_the_piece_and_not_the_member(scene: ExchangeScene) -> None:
+    """Who hands on what somebody said who has left is asked for the rest all the same."""
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.let_in("n1")
+    piece, *rest = sorted(scene.of("n1"))
+    scene.send_unproved("n1", piece, "n9")
+    await until(lambda: piece in job.wanted, "the origin is asked")
+    assert set(rest).isdisjoint(job.wanted)
+    assert not scene.connection("n1").is_told_to_end
+    await running.leave()
+
+
+async def test_who_vouched_is_remembered_over_a_restart(scene: ExchangeScene) -> None:
+    """What came from others goes on under their names, what is something else now under this node's."""
+    running = await scene.start()
+    scene.begin(running)
+    scene.let_in("n1")
+    first, second, *_ = sorted(scene.of("n1"))
+    scene.send("n1", first)
+    scene.send("n1", second)
+    await running.leave()
+    again = await scene.start()
+    scene.service.haves.clear()
+    again.have(first, hash_of(first))
+    again.have(second, hash_of(99))
+    kept, other = scene.service.haves
+    assert (kept.signer, kept.blake3) == ("n1", bytes.fromhex(hash_of(first)))
+    assert other == Have(digest=DIGEST, piece=second, blake3=bytes.fromhex(hash_of(99)))
+    assert (again.sender_of(first, hash_of(first)), again.sender_of(second, hash_of(99))) == ("n1", "")
+    await again.leave()
+
+
+async def called(scene: ExchangeScene, times: int) -> None:
+    """The other member, so often in all."""
+    await until(lambda: len(scene.receiving.connections["n1"]) == times, "it is called")
+
+
+async def moving(scene: ExchangeScene) -> tuple[Exchange, FakeJob, asyncio.Task[None]]:
+    """One piece of a member is being moved, and then the file ends."""
+    scene.receiving.hold = True
+    running = await scene.start()
+    job, share = scene.begin(running)
+    scene.let_in("n1")
+    running.adopt(ask_to_adopt({min(scene.of("n1"))}))
+    await until(lambda: scene.receiving.releases, "it is asked to let go")
+    return running, job, asyncio.create_task(share.end())

@@ -1,0 +1,103 @@
+"""The receiver process as the agent sees it: what is known of a place when the process is dead, and when it hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import pytest
+
+from cacheagent.errors import TargetAbandoned
+from cacheagent.member import Member
+from cacheagent.peers import receiving
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.orders import Arrived, Connect, Ended, Progress, Release, Released, Unproved
+from cacheagent.peers.receiving import Receiving
+from cacheagent.transfer.rate import SharedRate
+from tests.fakes.peer_children import FakeChild
+from tests.fakes.running import until
+
+pytestmark = pytest.mark.asyncio
+N1 = Member(name="n1", address="n1.example:7411", key=NodeKey(b"1" * 32).public_text)
+
+
+class Listening:
+    """Remembers how its connection ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[Ended] = []
+
+    def said(self, body: bytes) -> None:
+        pass
+
+    def arrived(self, report: Arrived) -> None:
+        pass
+
+    def unproved(self, report: Unproved) -> None:
+        pass
+
+    def moved(self, report: Progress) -> None:
+        pass
+
+    def ended(self, report: Ended) -> None:
+        self.ends.append(report)
+
+
+@pytest.fixture(autouse=True)
+def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receiving, "Child", FakeChild)
+    monkeypatch.setattr(receiving, "ANSWER_WITHIN_S", 0.01)
+
+
+def connected() -> tuple[Receiving, Listening, int]:
+    """To n1."""
+    made, listening = Receiving(lambda: (cast("SharedRate", type("Memory", (), {"fd": 3})), 1)), Listening()
+    made.start()
+    number = made.connect(made.session("sha256:ab", {}), N1, listening)
+    assert FakeChild.last.told_of(Connect) == [Connect(id=number, session=1, name="n1", host="n1.example", port=7411)]
+    return made, listening, number
+
+
+async def test_pieces_are_free_when_it_says_so() -> None:
+    """Or when the connection is over."""
+    made, _, number = connected()
+    releasing = asyncio.create_task(made.release(number, [1]))
+    await until(lambda: FakeChild.last.told_of(Release), "it is asked")
+    FakeChild.last.say(Released(number=FakeChild.last.told_of(Release)[0].number))
+    await releasing
+    FakeChild.last.say(Ended(id=number, kind="reset", message="over"))
+    await made.release(number, [1])
+    await made.close()
+
+
+async def test_pieces_are_free_when_the_process_is_dead() -> None:
+    """It did not answer, and was killed."""
+    made, listening, number = connected()
+    releasing = asyncio.create_task(made.release(number, [1]))
+    await until(lambda: FakeChild.last.is_killed, "it is killed")
+    FakeChild.last.end()
+    await releasing
+    assert [end.kind for end in listening.ends] == ["reset"]
+    await made.release(number, [1])
+    await made.close()
+
+
+async def test_pieces_are_never_free_when_the_process_hangs() -> None:
+    """Neither those that are being let go, nor what is asked for afterwards; whoever listens hears why. Other
+    connections go to another process."""
+    made, listening, number = connected()
+    hanging = FakeChild.last
+    releasing = asyncio.create_task(made.release(number, [1]))
+    await until(lambda: hanging.is_killed, "it is killed")
+    hanging.end(is_stuck=True)
+    with pytest.raises(TargetAbandoned, match="hangs in the kernel"):
+        await releasing
+    assert [end.kind for end in listening.ends] == ["stuck"]
+    with pytest.raises(TargetAbandoned):
+        await made.release(number, [2])
+    other = made.connect(1, N1, Listening())
+    assert FakeChild.last is not hanging
+    FakeChild.last.say(Ended(id=other, kind="reset", message="over"))
+    await made.release(other, [2])
+    await made.close()
+    assert hanging.is_forgotten

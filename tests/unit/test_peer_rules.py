@@ -1,0 +1,121 @@
+"""Rules of an exchange that need no event loop: who may take part, what a broken connection means, what is logged."""
+
+from __future__ import annotations
+
+import pytest
+
+from cacheagent.peers.answers import Answers
+from cacheagent.peers.own import AT_ORIGIN, OwnPieces
+from cacheagent.peers.quiet import EVERY_S, MOST, Quiet
+from cacheagent.peers.rules import NO_PROGRESS_S, PROGRESS_BYTES, Movement
+from cacheagent.peers.standing import MOST_FAULTS, MOST_FRUITLESS, Break, Standing, after
+
+
+def test_who_is_welcome() -> None:
+    """A liar never again, in any exchange; who makes faults for this digest; who left the list until it is back."""
+    liars: set[str] = set()
+    here, elsewhere = Standing(liars), Standing(liars)
+    names = ("a", "b", "c")
+    for _ in range(MOST_FAULTS - 1):
+        here.fault("b")
+    here.relist(["a", "b"], names)
+    assert [name for name in names if here.is_welcome(name)] == ["a", "b"]
+    here.fault("b")
+    here.relist(["b", "c"], names)
+    assert [name for name in names if here.is_welcome(name)] == ["c"]
+    assert all(elsewhere.is_welcome(name) for name in names)
+    liars.add("a")
+    here.relist(names, names)
+    assert not here.is_welcome("a")
+    assert not elsewhere.is_welcome("a")
+
+
+@pytest.mark.parametrize(
+    ("end", "following"),
+    [
+        (Break("reset", "", True, 1, 0), "again"),
+        (Break("reset", "", True, 1, MOST_FRUITLESS - 1), "again"),
+        (Break("reset", "", True, 1, MOST_FRUITLESS), "give up"),
+        (Break("reset", "", True, 2, 0), "give up"),
+        (Break("reset", "digest", True, 1, 0), "give up"),
+        (Break("connect", "", False, 1, 0), "wait"),
+        (Break("closed", "digest", False, 1, 0), "wait"),
+        (Break("closed", "member", False, 3, 0), "wait"),
+        (Break("closed", "version", False, 1, 0), "give up"),
+        (Break("timeout", "", False, 1, 0), "give up"),
+    ],
+)
+def test_what_follows_a_broken_connection(end: Break, following: str) -> None:
+    """At once again after a good one, a few times; patience with who was never reached; else others are asked."""
+    assert after(end) == following
+
+
+def test_the_log_says_a_thing_once_a_minute() -> None:
+    """With how often it happened; another reason, or another peer, is another thing."""
+    quiet = Quiet()
+    assert quiet.count(("n1", "time"), 0.0) == 1
+    assert [quiet.count(("n1", "time"), at) for at in (1.0, 2.0, EVERY_S - 1)] == [0, 0, 0]
+    assert quiet.count(("n1", "nonce"), 3.0) == 1
+    assert quiet.count(("n2", "time"), 3.0) == 1
+    assert quiet.count(("n1", "time"), EVERY_S) == 4
+
+
+def test_made_up_names_are_counted_together() -> None:
+    """So many lines a minute and not more, whoever asks; a minute later names are told apart again."""
+    quiet = Quiet()
+    said = [quiet.count((f"name {number}", "member"), 1.0) for number in range(10 * MOST)]
+    assert sum(count > 0 for count in said) == MOST + 1
+    assert quiet.count(("n1", "time"), 2.0) == 0
+    assert quiet.count(("n1", "time"), 2.0 + EVERY_S) == 1
+
+
+def test_dripping_is_no_movement() -> None:
+    """Less than a little in a while; enough of it, or a piece, begins the while anew."""
+    movement = Movement(0.0)
+    for second in range(1, 16):
+        movement.came(float(second), PROGRESS_BYTES // 20)
+    assert not movement.is_stalled(NO_PROGRESS_S)
+    assert movement.is_stalled(NO_PROGRESS_S + 0.1)
+    movement.came(15.0, PROGRESS_BYTES)
+    assert not movement.is_stalled(30.0)
+    movement.restart(30.0)
+    assert not movement.is_stalled(45.0)
+    assert movement.is_stalled(45.1)
+
+
+def test_the_origin_is_asked_for_a_few_at_a_time() -> None:
+    """In order, not before it is known who has what, and not for what nobody needs."""
+    asked: list[int] = []
+
+    def ask(piece: int) -> bool:
+        asked.append(piece)
+        return piece != 3
+
+    own = OwnPieces(ask)
+    own.add([9, 3, 5])
+    assert asked == []
+    own.add(own.open())
+    assert asked == [3, 5, 9], "3 is needed by nobody"
+    own.add([7, 5, 1])
+    assert asked == [3, 5, 9]
+    own.done([9])
+    assert asked == [3, 5, 9, 1]
+    assert own.at_origin == {5, 1}
+    assert len(own.at_origin) == AT_ORIGIN
+    own.close()
+    own.done([5, 1])
+    assert asked == [3, 5, 9, 1]
+
+
+def test_enough_answers() -> None:
+    """All have said something, or two have nothing and nobody has anything."""
+    answers = Answers()
+    assert not answers.suffice(["a", "b"])
+    answers.heard("a", has_some=False, is_cold=False)
+    answers.heard("b", has_some=False, is_cold=True)
+    assert answers.suffice(["a", "b"])
+    assert not answers.suffice(["a", "b", "c", "d"])
+    answers.heard("c", has_some=False, is_cold=True)
+    assert answers.suffice(["a", "b", "c", "d"])
+    answers.heard("c", has_some=True, is_cold=True)
+    assert not answers.suffice(["a", "b", "c", "d"])

@@ -1,0 +1,216 @@
+"""What this node gives to others, and under whose name: while it is fetched, published, evicted and fetched again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from cacheagent.config import Address, PeersSettings
+from cacheagent.member import Member
+from cacheagent.model import SMALL_FILE_BYTES, blob_id
+from cacheagent.peers import service
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.orders import Have, Refused, Serve, Sought, Withdraw
+from cacheagent.peers.protocol import seal_to_sign
+from cacheagent.peers.service import Service, Shown
+from cacheagent.peers.shelf import Shelf
+from cacheagent.peers.swarm import NodePeers
+from cacheagent.peers.vouchers import KEEP_S, Vouchers
+from cacheagent.store import Record, Store
+from cacheagent.store.layout import Layout
+from tests.fakes.cache import DOMAIN, NO_FLOOR, blobs_of, content_of, hashes_of, manifest_of, reserve, stage
+from tests.fakes.peer_children import FakeChild
+from tests.fakes.peer_exchange import CountingObserver
+
+pytestmark = pytest.mark.asyncio
+ME, OTHER = NodeKey(b"0" * 32), NodeKey(b"1" * 32)
+FILES = {"a.bin": content_of("a", SMALL_FILE_BYTES), "b.bin": content_of("b", SMALL_FILE_BYTES)}
+
+
+class Scene:
+    """Node n0 with a store. `keys`: those of the members, on its list."""
+
+    def __init__(self, path: Path) -> None:
+        self.store = Store.open(path, NO_FLOOR)
+        self.vouchers = Vouchers(Layout(path))
+        self.observer = CountingObserver()
+        self.keys = {"n0": ME, "n1": OTHER}
+        self.service = self.restarted()
+
+    def restarted(self) -> Service:
+        """A service that knows what the disk knows."""
+        settings = PeersSettings(listen=Address("127.0.0.1:0"), name="n0")
+        self.service = Service(settings, ME, self.store, self.vouchers, self, self.observer)
+        return self.service
+
+    def members(self, digest: str) -> tuple[Member, ...]:
+        """See Membership."""
+        return tuple(
+            Member(name=name, address=f"{name}.example:7411", key=key.public_text) for name, key in self.keys.items()
+        )
+
+    def publish(self, *verified_by: str) -> Record:
+        """The model, whose large files were proved by these."""
+        with_them = {
+            blob: msgspec.structs.replace(hashes_of(content), verified_by=verified_by)
+            for blob, content in blobs_of(FILES).items()
+        }
+        reservation = reserve(self.store, FILES)
+        stage(self.store, FILES)
+        manifest = manifest_of(FILES)
+        record = self.store.publish(manifest, DOMAIN, with_them, uri="memory://m", name="m", pin=False, priority=0)
+        reservation.release()
+        return record
+
+    def seal(self, digest: str, piece: int, key: NodeKey = OTHER) -> Have:
+        """What n1 says of a piece."""
+        content = list(FILES.values())[piece]
+        hashed = bytes.fromhex(hashes_of(content).pieces[0])
+        signature = key.sign(seal_to_sign(digest, piece, len(content), hashed))
+        return Have(digest=digest, piece=piece, blake3=hashed, signer="n1", signature=signature)
+
+
+@pytest_asyncio.fixture
+async def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(service, "Child", FakeChild)
+    made = Scene(tmp_path / "cache")
+    yield made
+    await made.service.close()
+    made.store.close()
+
+
+def shelf_of(child: FakeChild) -> Shelf:
+    """What the server process makes of what it was told."""
+    shelf: Shelf | None = None
+    for order in child.told:
+        if isinstance(order, Serve):
+            if shelf is None:
+                shelf = Shelf(order, "n0", ME)
+            shelf.update(order)
+        elif isinstance(order, Have) and shelf is not None:
+            shelf.have(order)
+        elif isinstance(order, Withdraw):
+            shelf = None
+    assert shelf is not None
+    return shelf
+
+
+def signers(child: FakeChild) -> list[str]:
+    """Who vouches for the pieces; empty where nobody does."""
+    shelf = shelf_of(child)
+    with shelf.condition:
+        seals = [shelf.seal(piece) for piece in range(shelf.pieces)]
+    return [seal.signer if seal is not None else "" for seal in seals]
+
+
+def shown(scene: Scene, digest: str) -> Shown:
+    """A download that has everything to bring."""
+    manifest = manifest_of(FILES)
+    blobs = {blob_id(DOMAIN, file): file.size_bytes for file in manifest.files}
+    return Shown(digest=digest, blobs=blobs, paths={}, here={})
+
+
+async def test_what_was_evicted_and_is_fetched_again_is_not_here(scene: Scene) -> None:
+    """Though nobody has looked at the disk since: what is told of it anew is told of nothing."""
+    record = scene.publish("crc64nvme")
+    FakeChild.last.say(Sought(digest=record.digest))
+    assert shelf_of(FakeChild.last).is_complete
+    scene.store.evict(record.digest)
+    scene.service.show(shown(scene, record.digest), ("n0", "n1"), {})
+    shelf = shelf_of(FakeChild.last)
+    assert not shelf.is_complete
+    assert shelf.proved() == []
+    assert [shelf.available(piece) for piece in range(2)] == [0, 0]
+    scene.service.have(Have(digest=record.digest, piece=1, blake3=b"h" * 32))
+    assert shelf_of(FakeChild.last).proved() == [1]
+
+
+@pytest.mark.parametrize(("verified_by", "expected"), [("crc64nvme", ["n1", "n0"]), ("sha256", ["n0", "n0"])])
+async def test_what_only_crcs_speak_for_goes_on_under_the_name_that_it_came_with(
+    scene: Scene, verified_by: str, expected: list[str]
+) -> None:
+    """After it is published, and after a restart of the process and of the agent; where the origin's SHA-256 has
+    spoken, this node's own word is good."""
+    digest = manifest_of(FILES).digest
+    scene.service.show(shown(scene, digest), ("n0", "n1"), {})
+    foreign = scene.seal(digest, 0)
+    scene.vouchers.add(foreign)
+    scene.service.have(foreign)
+    scene.service.have(msgspec.structs.replace(scene.seal(digest, 1), signer="", signature=b""))
+    record = scene.publish(verified_by)
+    scene.service.published(record)
+    assert signers(FakeChild.last) == expected
+    scene.service._child = None
+    scene.service._start()
+    assert signers(FakeChild.last) == expected
+    await scene.service.close()
+    scene.restarted()
+    FakeChild.last.say(Sought(digest=digest))
+    assert signers(FakeChild.last) == expected
+
+
+async def test_what_nobody_else_would_believe_this_node_says_itself(scene: Scene) -> None:
+    """Who vouched has left, or has another key by now: seals of it are refused everywhere."""
+    digest = manifest_of(FILES).digest
+    scene.service.show(shown(scene, digest), ("n0", "n1"), {})
+    scene.service.have(scene.seal(digest, 0))
+    scene.service.have(scene.seal(digest, 1, NodeKey(b"old" + b"1" * 29)))
+    assert signers(FakeChild.last) == ["n1", "n0"]
+    del scene.keys["n1"]
+    scene.service.look()
+    assert signers(FakeChild.last) == ["n0", "n0"]
+
+
+async def test_seals_go_with_what_they_are_of(scene: Scene, tmp_path: Path) -> None:
+    """When it is evicted, and when it never came for a long time; a line that a crash cut is none."""
+    record = scene.publish("crc64nvme")
+    scene.vouchers.add(scene.seal(record.digest, 0))
+    scene.vouchers.add(scene.seal(record.digest, 1))
+    path = Path(Layout(tmp_path / "cache").seals_of(record.digest))
+    path.write_bytes(path.read_bytes()[:-5])
+    assert scene.vouchers.read(record.digest) == {0: scene.seal(record.digest, 0)}
+    scene.vouchers.add(scene.seal(record.digest, 1))
+    assert set(scene.vouchers.read(record.digest)) == {0, 1}
+    FakeChild.last.say(Sought(digest=record.digest))
+    scene.store.evict(record.digest)
+    scene.service.look()
+    assert not path.exists()
+    never = "sha256:" + "0" * 64
+    scene.vouchers.add(scene.seal(never, 0))
+    stale = Path(Layout(tmp_path / "cache").seals_of(never))
+    scene.vouchers.tidy(lambda digest: False)
+    assert stale.exists()
+    old = stale.stat().st_mtime - KEEP_S - 1
+    os.utime(stale, (old, old))
+    scene.vouchers.tidy(lambda digest: digest == never)
+    assert stale.exists()
+    scene.vouchers.tidy(lambda digest: False)
+    assert not stale.exists()
+
+
+async def test_refusals_are_counted_and_not_all_logged(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    """A line for each peer and reason; the metric has all."""
+    with caplog.at_level(logging.WARNING):
+        for _ in range(50):
+            FakeChild.last.say(Refused(reason="time", client="n1", message="clocks"))
+        FakeChild.last.say(Refused(reason="nonce", client="n1", message="replayed"))
+    assert [record.__dict__["reason"] for record in caplog.records] == ["time", "nonce"]
+    assert len(scene.observer.refused) == 51
+
+
+async def test_what_is_private_has_no_members(scene: Scene, tmp_path: Path) -> None:
+    """Whoever is on the list; nothing has any before there is a store."""
+    listed = Member(name="n1", address="n1.example:7411", key=OTHER.public_text)
+    peers = NodePeers(
+        PeersSettings(members=(listed,)), tmp_path, CountingObserver(), lambda _store, digest: digest == "a"
+    )
+    assert peers.members("b") == ()
+    peers._store = scene.store
+    assert peers.members("a") == ()
+    assert peers.members("b") == (listed,)
