@@ -23,6 +23,13 @@ pytestmark = pytest.mark.kube_api
 
 ACCOUNT: Final = f"system:serviceaccount:{NAMESPACE}:cacheagent-"
 DEFINITIONS: Final = ("modelcaches", "modelcachenodes", "modelcachepeers", "modelwarmups")
+EXAMPLES: Final = tuple(
+    path
+    for folder in ("kubernetes", "pytorch", "triton", "vllm")
+    for path in sorted((ROOT / "examples" / folder).glob("*.yaml"))
+    if not path.name.endswith(("values.yaml", "-patch.yaml")) and path.name != "pytorchjob.yaml"
+)
+"""Those whose kinds are all Kubernetes' own or ours."""
 
 
 class Cluster:
@@ -298,11 +305,11 @@ def test_upgrade_changes_definitions_and_uninstall_keeps_them(cluster: Cluster, 
         cluster.get("crd", f"{kind}.cacheagent.io")
     assert cluster.get("modelcachenode", "n1")
     # While it is away its pods are made by nobody's leave, so the examples can be judged by the API server alone.
-    cluster.kubectl("create", "namespace", "inference")
-    for path in sorted((ROOT / "examples/kubernetes").glob("*.yaml")):
-        if path.name != "values.yaml":
-            assert parse(path.read_text()).objects
-            cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", path)
+    for namespace in ("inference", "training"):
+        cluster.kubectl("create", "namespace", namespace)
+    for path in EXAMPLES:
+        assert parse(path.read_text()).objects
+        cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", path)
     cluster.helm("install", "cacheagent", CHART)
     cluster.helm("uninstall", "cacheagent")
 
