@@ -50,7 +50,8 @@ class Vouchers:
         """A piece came with it. A disk that does not take it is no reason to end a download."""
         line: Line = (seal.piece, seal.blake3, seal.signer, seal.signature)
         with _logged("who vouches for a piece can't be kept"):
-            os.makedirs(self._layout.seals, 0o700, exist_ok=True)
+            if not os.path.isdir(self._layout.seals):
+                os.makedirs(self._layout.seals, 0o700, exist_ok=True)
             with open(self._layout.seals_of(seal.digest), "ab") as file:
                 file.write(b"\n" + msgspec.json.encode(line))
 
