@@ -20,8 +20,9 @@ from cacheagent.transfer.request import Endpoint
 _READ_BYTES: Final = 256 * 1024
 """Encrypted bytes a call: 64 KiB costs a tenth more, 1 MiB gains little and every connection holds twice as much."""
 
-_sessions: dict[Endpoint, ssl.SSLSession] = {}
-"""The latest session of each endpoint: a handshake that resumes one needs no certificates."""
+_sessions: dict[Endpoint, tuple[ssl.SSLContext, ssl.SSLSession]] = {}
+"""The latest session of each endpoint: a handshake that resumes one needs no certificates. It goes on in the context
+that it began in and in no other: threads that connect at once for the first time may have made one each."""
 
 
 @lru_cache(maxsize=16)
@@ -36,7 +37,7 @@ class TlsConnection(Connection):
 
     def rest(self) -> None:
         if self._tls.session is not None:
-            _sessions[self.endpoint] = self._tls.session
+            _sessions[self.endpoint] = self._tls.context, self._tls.session
         super().rest()
 
     def send(self, request: bytes) -> None:
@@ -89,11 +90,13 @@ class TlsConnection(Connection):
         self._encrypted = memoryview(bytearray(_READ_BYTES))
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         try:
-            self._tls = _context(self.endpoint.ca_bundle).wrap_bio(
+            context = _context(self.endpoint.ca_bundle)
+            begun_in, session = _sessions.get(self.endpoint, (None, None))
+            self._tls = context.wrap_bio(
                 self._incoming,
                 self._outgoing,
                 server_hostname=self.endpoint.host,
-                session=_sessions.get(self.endpoint),
+                session=session if begun_in is context else None,
             )
             self._decrypt = cast("Callable[[int, memoryview], int]", self._tls.read)  # with a buffer: how many bytes
             self._handshake()

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from cacheagent.location import HttpLocation
+from cacheagent.transfer import tls as tls_connection
 from cacheagent.transfer.failure import OrderFailed
 from cacheagent.transfer.http1 import HttpBody
+from cacheagent.transfer.request import make_request
 from cacheagent.transfer.running import Running
 from tests.fakes import faults
 from tests.fakes.content import Content
@@ -95,6 +97,21 @@ def test_a_kept_connection_that_died_is_replaced_silently(server: Origin, tls: T
         pass
     assert fetch(bench, at(server, tls), 10, 10) == DATA[10:20]
     assert [request.connection for request in server.requests] == [1, 2]
+
+
+def test_a_session_is_resumed_only_in_the_context_that_it_began_in(tls: Tls, bench: Bench) -> None:
+    """Threads that connect for the first time at once may have made a context each; a session of another one's is an
+    error that no second try would mend.
+    """
+    with Origin({"a.bin": DATA}, tls=tls.server_context()) as server:
+        location = at(server, tls, headers={"Connection": "close"})
+        kept = at(server, tls)
+        fetch(bench, kept, 0, 10)
+        assert make_request(kept).endpoint in tls_connection._sessions
+        tls_connection._context.cache_clear()
+        assert fetch(bench, location, 10, 10) == DATA[10:20]  # on the kept connection, which the server then closes
+        assert fetch(bench, location, 20, 10) == DATA[20:30]
+        assert [request.connection for request in server.requests] == [1, 1, 2]
 
 
 def test_a_new_connection_that_ends_before_an_answer_is_a_failure(server: Origin, tls: Tls, bench: Bench) -> None:
