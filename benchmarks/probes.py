@@ -133,7 +133,9 @@ def _time_restarts(bench: Bench, folder: Path) -> list[float]:
 @contextlib.contextmanager
 def _agent(folder: Path) -> Iterator[None]:
     config = folder / "models.yaml"
-    config.write_text(json.dumps({"root": str(folder / "root"), "listen": ""}))  # JSON is YAML
+    # JSON is YAML. A terabyte of holes counts as one, and would be evicted to leave room on a disk that is nearly full.
+    store = {"high_watermark": "100%", "low_watermark": "100%"}
+    config.write_text(json.dumps({"root": str(folder / "root"), "listen": "", "store": store}))
     command = [engine.PROGRAM, "agent", "--config", str(config)]
     with running_child(command, log_path=folder / "log"):
         yield
