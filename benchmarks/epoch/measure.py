@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from benchmarks.arena import say
+from benchmarks.measure import drop_page_cache
 from cacheagent.demo.seaweedfs import S3Server, running_seaweedfs
 from tests.fakes.fusefs import DiskFaults, FaultyDisk
 from tests.fakes.s3 import client_for
@@ -105,8 +106,7 @@ def upload(server: S3Server, origin: Path) -> None:
 
 def epoch(python: Path, request: Place, images: int) -> float:
     """Seconds of one, from a disk of which nothing is in memory."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    drop_page_cache()
     answer = json.loads(run(python, request))
     if answer["images"] != images:
         raise RuntimeError(f"{answer['images']} images came, of {images}: {request}")

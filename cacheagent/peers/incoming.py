@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cacheagent.model import PIECE_SIZE_BYTES, piece_range
+from cacheagent.model import piece_count, piece_range
 from cacheagent.peers.orders import Target
 from cacheagent.transfer.hashing import PieceSums
 
@@ -17,7 +17,7 @@ class Session:
 
     def add(self, target: Target) -> None:
         """Its pieces can be written from now on."""
-        for index in range(-(-target.size_bytes // PIECE_SIZE_BYTES)):
+        for index in range(piece_count(target.size_bytes)):
             self._file_of[target.first + index] = target
 
     def file_of(self, piece: int) -> Target | None:

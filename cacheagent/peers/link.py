@@ -161,18 +161,14 @@ class Link:
 
     def arrived(self, report: Arrived) -> None:
         """See Listener."""
-        self.expected.discard(report.number)
-        self.adopt.discard(report.number)
-        self._asked.discard(report.number)
+        self._is_over(report.number)
         self.failures = self.fruitless = 0
         self._brought = True
         self._owner.link_arrived(self, report)
 
     def unproved(self, report: Unproved) -> None:
         """See Listener."""
-        self.expected.discard(report.number)
-        self.adopt.discard(report.number)
-        self._asked.discard(report.number)
+        self._is_over(report.number)
         self._owner.link_unproved(self, report)
 
     def moved(self, report: Progress) -> None:
@@ -196,6 +192,12 @@ class Link:
             self._gathering.cancel()
             self._gathering = None
         self._owner.link_down(self, report)
+
+    def _is_over(self, piece: int) -> None:
+        """It came, whatever it is worth: the member writes it no more."""
+        self.expected.discard(piece)
+        self.adopt.discard(piece)
+        self._asked.discard(piece)
 
     def _ask(self, hello: protocol.Hello) -> None:
         if self._connection is None or self._session is not None or hello.magic != protocol.MAGIC:

@@ -23,7 +23,6 @@ from cacheagent.transfer.running import Running
 SLOWEST_BYTES: Final = 64 * 1024
 """A connection that brings less than this within the idle limit counts as stalled. Chosen, not measured."""
 
-
 _RESET: Final = struct.pack("ii", 1, 0)
 """SO_LINGER, on, 0 seconds."""
 

@@ -183,7 +183,7 @@ class PiecePart(Value, tag="piece-part"):
 
 
 class GoesOn(Value, tag="goes-on"):
-    """Nothing is done yet, and nothing hangs: bytes of the order come, or it waits for a cap. Every few seconds."""
+    """Nothing is done yet, and nothing hangs: bytes of the order come, or it waits for a cap. At most one a second."""
 
     id: int
 

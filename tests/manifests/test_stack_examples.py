@@ -37,16 +37,19 @@ KNATIVE_WITHOUT_FLAGS: Final = {
 by_file = pytest.mark.parametrize("path", OBJECTS, ids=lambda path: f"{path.parent.name}/{path.name}")
 
 
+def mappings(value: Any) -> Iterator[Object]:
+    """Every mapping, at any depth."""
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from mappings(each)
+
+
 def templates(item: Any) -> Iterator[Object]:
-    """Pod templates at any depth: what has annotations of ours and a pod's specification beside them."""
-    if isinstance(item, dict):
-        if "containers" in (item.get("spec") or {}):
-            yield item
-        for value in item.values():
-            yield from templates(value)
-    elif isinstance(item, list):
-        for value in item:
-            yield from templates(value)
+    """Pod templates at any depth: what has a pod's specification."""
+    return (each for each in mappings(item) if "containers" in (each.get("spec") or {}))
 
 
 def pods(path: Path) -> Iterator[Object]:
@@ -76,14 +79,7 @@ def catalog() -> MirrorCatalog:
 
 def annotations_in(value: Any) -> Iterator[dict[str, str]]:
     """Every mapping with annotations of ours, at any depth."""
-    if isinstance(value, dict):
-        if names.MODEL in value:
-            yield value
-        for each in value.values():
-            yield from annotations_in(each)
-    elif isinstance(value, list):
-        for each in value:
-            yield from annotations_in(each)
+    return (each for each in mappings(value) if names.MODEL in each)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -14,6 +14,7 @@ from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.orders import Adopt, EndKind, Have
 from cacheagent.peers.protocol import pack_set
 from cacheagent.peers.rules import PROGRESS_BYTES
+from cacheagent.peers.share import BlobShare
 from cacheagent.peers.standing import MOST_FAULTS, MOST_FRUITLESS
 from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, hash_of
 from tests.fakes.running import until
@@ -75,7 +76,8 @@ async def test_a_connected_member_that_is_given_up_lets_go_first(
 
 async def test_a_file_ends_when_nobody_writes_it(scene: ExchangeScene) -> None:
     """Also while a piece of it is on its way from one member to another."""
-    running, job, ended = await moving(scene)
+    running, job, share = await moving(scene)
+    ended = asyncio.create_task(share.end())
     await some_turns()
     assert not ended.done()
     scene.receiving.releases[0][1].set_result(None)
@@ -90,7 +92,8 @@ async def test_a_file_ends_when_nobody_writes_it(scene: ExchangeScene) -> None:
 
 async def test_a_file_that_somebody_may_write_for_ever_is_given_up(scene: ExchangeScene) -> None:
     """Its end says why. A release that is answered does no such thing (see above)."""
-    running, job, ended = await moving(scene)
+    running, job, share = await moving(scene)
+    ended = asyncio.create_task(share.end())
     scene.receiving.releases[0][1].set_exception(TargetAbandoned("it hangs"))
     await until(lambda: len(scene.receiving.releases) == 2, "the rest is released")
     scene.receiving.releases[1][1].set_result(None)
@@ -102,12 +105,7 @@ async def test_a_file_that_somebody_may_write_for_ever_is_given_up(scene: Exchan
 
 async def test_a_release_that_fails_ends_the_job(scene: ExchangeScene) -> None:
     """And does not leave its pieces in nobody's hands."""
-    scene.receiving.hold = True
-    running = await scene.start()
-    job, share = scene.begin(running)
-    scene.let_in("n1")
-    running.adopt(ask_to_adopt({min(scene.of("n1"))}))
-    await until(lambda: scene.receiving.releases, "it is asked to let go")
+    running, job, share = await moving(scene)
     scene.receiving.hold = False
     scene.receiving.releases[0][1].set_exception(TargetAbandoned("it hangs"))
     await until(lambda: isinstance(job.failure, TargetAbandoned), "the job hears of it")
@@ -273,12 +271,12 @@ async def called(scene: ExchangeScene, times: int) -> None:
     await until(lambda: len(scene.receiving.connections["n1"]) == times, "it is called")
 
 
-async def moving(scene: ExchangeScene) -> tuple[Exchange, FakeJob, asyncio.Task[None]]:
-    """One piece of a member is being moved, and then the file ends."""
+async def moving(scene: ExchangeScene) -> tuple[Exchange, FakeJob, BlobShare]:
+    """One piece of a member is being moved."""
     scene.receiving.hold = True
     running = await scene.start()
     job, share = scene.begin(running)
     scene.let_in("n1")
     running.adopt(ask_to_adopt({min(scene.of("n1"))}))
     await until(lambda: scene.receiving.releases, "it is asked to let go")
-    return running, job, asyncio.create_task(share.end())
+    return running, job, share
