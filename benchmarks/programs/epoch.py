@@ -11,6 +11,7 @@ import random
 import tarfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,17 @@ def make(root: Path, images: int, shards: int) -> None:
     """The dataset in both layouts; equal arguments give equal bytes."""
     generator = random.Random(0)
     (root / "shards").mkdir(parents=True)
-    archives = [tarfile.open(root / f"shards/images-{number:05}.tar", "w") for number in range(shards)]  # noqa: SIM115
-    for number in range(images):
-        picture = Image.frombytes("RGB", (SIDE, SIDE), generator.randbytes(3 * SIDE * SIDE)).resize((SIDE, SIDE))
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=85)
-        path = root / f"folder/{number % CLASSES:03}/{number:06}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(buffer.getvalue())
-        archives[number % shards].add(path, path.name)
-    for archive in archives:
-        archive.close()
+    with ExitStack() as stack:
+        places = [root / f"shards/images-{number:05}.tar" for number in range(shards)]
+        archives = [stack.enter_context(tarfile.open(place, "w")) for place in places]
+        for number in range(images):
+            picture = Image.frombytes("RGB", (SIDE, SIDE), generator.randbytes(3 * SIDE * SIDE)).resize((SIDE, SIDE))
+            buffer = io.BytesIO()
+            picture.save(buffer, "JPEG", quality=85)
+            path = root / f"folder/{number % CLASSES:03}/{number:06}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(buffer.getvalue())
+            archives[number % shards].add(path, path.name)
 
 
 def decoded(content: bytes) -> "torch.Tensor":
@@ -85,8 +86,10 @@ class Shards(IterableDataset[Any]):  # type: ignore[misc]  # see Files
         worker = get_worker_info()
         s3 = None if request["path"] else client()
         for name in self.names[worker.id :: worker.num_workers]:
-            source = s3.get_object(Bucket=request["bucket"], Key=name)["Body"] if s3 else open(name, "rb")  # noqa: SIM115
-            with source, tarfile.open(fileobj=source, mode="r|") as archive:
+            with (
+                s3.get_object(Bucket=request["bucket"], Key=name)["Body"] if s3 else open(name, "rb") as source,
+                tarfile.open(fileobj=source, mode="r|") as archive,
+            ):
                 for member in archive:
                     part = archive.extractfile(member)
                     assert part is not None
