@@ -23,9 +23,9 @@ cluster: ## a real Kubernetes of three nodes with the chart installed, until Ctr
 	@$(PYTHON) scripts/prepare.py cluster
 	@$(BIN)/python -m tests.e2e.cluster $(ARGS)
 
-test: ## all tests, with branch coverage
+test: ## all tests, with branch coverage: those on a cluster beside the others
 	@$(PYTHON) scripts/prepare.py test
-	$(BIN)/python -m pytest --cov --cov-report=term --junitxml=reports/junit.xml $(ARGS)
+	$(BIN)/python scripts/run_tests.py $(ARGS)
 
 test-stacks: ## real engines on what the cache published (once 6 GB into ~/.cache; not a part of `make test`)
 	@$(PYTHON) scripts/prepare.py test-stacks

@@ -132,8 +132,15 @@ def is_new_enough(go: str | Path) -> bool:
 
 
 def environment() -> dict[str, str]:
-    """Static programs, from the pinned sources only."""
-    return os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=readonly -buildvcs=false"}
+    """Static programs, from the pinned sources only; what the builds leave behind lies in one place, to be removed."""
+    flags = "-mod=readonly -buildvcs=false -modcacherw"
+    places = {"GOCACHE": str(leavings() / "build"), "GOMODCACHE": str(leavings() / "modules")}
+    return os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": flags} | places
+
+
+def leavings() -> Path:
+    """Go's caches while programs are built: 9 GB that nobody needs once all are there."""
+    return cache_folder() / "leavings"
 
 
 def find_go() -> Path:
@@ -178,8 +185,7 @@ def build(program: Program, go: Path) -> None:
     say(f"building {program.name} {version_of(program)}")
     begin = time.monotonic()
     beside = target.with_name(f".{program.name}.new")
-    # Below everything else: tests that need no cluster run at the same time.
-    command = ["nice", "-n", "10", str(go), "build", "-trimpath", "-ldflags", linker_flags(program)]
+    command = [str(go), "build", "-trimpath", "-ldflags", linker_flags(program)]
     subprocess.run(
         [*command, "-tags", program.tags, "-o", str(beside), program.package],
         check=True,
@@ -203,6 +209,7 @@ def build_missing() -> None:
         go = find_go()
         for program in missing:
             build(program, go)
+        shutil.rmtree(leavings())  # noqa: TID251 - Go's caches: nobody mounts anything there
 
 
 def main() -> int:

@@ -20,17 +20,6 @@ REPORTS = ROOT / "reports/e2e"
 _the_cluster = pytest.StashKey[Cluster]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests with a cluster come last: what it is made of is built while the others run.
-
-    The time-out of a test doesn't count how long the cluster takes to come up, which has limits of its own.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("kube") is not None)
-    for item in items:
-        if item.get_closest_marker("kube") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(300, func_only=True))
-
-
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Three nodes, n1 to n3, with nothing of ours installed. A test leaves it as it found it."""
