@@ -72,9 +72,7 @@ def seal(state: State, blobs: Sequence[str]) -> None:
     """Make verified blobs read-only and durable, both inside and in their directories. Where that fails nothing of them
     is kept: a page that could not be written counts as clean from then on, and the next fsync would say that all is
     well."""
-    paths = [_place(state, blob) for blob in blobs]
-    for path in paths:
-        os.chmod(path, SEALED)
+    paths = [_make_read_only(state, blob) for blob in blobs]
     try:
         sync_all([*paths, *{os.path.dirname(path) for path in paths}], state.layout.root)
     except OSError:
@@ -88,7 +86,8 @@ def finish(state: State, record: Record, blobs: tuple[str, ...], staged: Iterabl
     """The steps after the record: they can begin again after a crash at any of them."""
     layout, digest = state.layout, record.digest
     for blob in staged:
-        os.rename(_place(state, blob), layout.blob(blob))
+        with suppress(FileNotFoundError):  # moved already, by a publish that failed later; if not, no link can be made
+            os.rename(state.staging.place(blob), layout.blob(blob))
     sync_directory(layout.blobs)
     if os.path.exists(layout.tree(digest)):
         with state.trash.bin() as bin_:
@@ -99,7 +98,12 @@ def finish(state: State, record: Record, blobs: tuple[str, ...], staged: Iterabl
     sync_directory(layout.models)
 
 
-def _place(state: State, blob: str) -> str:
-    """In staging, or in `blobs/` where a publish that failed later has moved it; renaming it to itself is nothing."""
-    staged = state.staging.place(blob)
-    return staged if os.path.exists(staged) else state.layout.blob(blob)
+def _make_read_only(state: State, blob: str) -> str:
+    """Returns where it is: in staging, or in `blobs/` where a publish that failed later has moved it."""
+    path = state.staging.place(blob)
+    try:
+        os.chmod(path, SEALED)
+    except FileNotFoundError:
+        path = state.layout.blob(blob)
+        os.chmod(path, SEALED)
+    return path
