@@ -78,7 +78,7 @@ async def _bring(engine: Engine, spec: ModelSpec, source: Source, manifest: Mani
     )
     try:
         # What was here a moment ago may have gone for somebody else's room; what is here now is promised and stays.
-        plan = make_plan(manifest, domain, engine.store.blob_hashes)
+        plan = plan.renewed(engine.store.blob_hashes)
         tracker.enter("fetching")
         tracker.linked(plan.linked_bytes)
         await engine.blobs.bring(plan, source, tracker, share_as=manifest.digest if spec.peers == "auto" else "")

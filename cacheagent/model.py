@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import Any, Final, Literal, dataclass_transform
 
 import msgspec
@@ -60,8 +61,11 @@ class RemoteFile(Value):
     checksums: tuple[Checksum, ...] = ()
 
 
-class Manifest(Value):
-    """The resolved list of a model's files: immutable, canonical, named by its digest. Files are sorted by path."""
+class Manifest(Value, dict=True):
+    """The resolved list of a model's files: immutable, canonical, named by its digest. Files are sorted by path.
+
+    Size and digest are worked out once: a dataset may have a hundred thousand files.
+    """
 
     kind: Kind
     source_kind: str
@@ -70,12 +74,12 @@ class Manifest(Value):
     repo_id: str = ""
     format: int = MANIFEST_FORMAT
 
-    @property
+    @cached_property
     def size_bytes(self) -> int:
         """Sum of all file sizes."""
         return sum(file.size_bytes for file in self.files)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """`sha256:` + hex of the canonical JSON: the name of this exact version everywhere."""
         return "sha256:" + hashlib.sha256(canonical_json(self)).hexdigest()

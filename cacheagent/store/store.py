@@ -154,9 +154,9 @@ class Store:
         with disk_faults("room for a file can't be allocated"):
             return self._state.staging.stage(blob, size_bytes)
 
-    def small_path(self, blob: str) -> Path:
+    def small_path(self, blob: str) -> str:
         """Where a small file is to be written, under a reservation."""
-        return Path(self._state.layout.staged_small(blob))
+        return self._state.layout.staged_small(blob)
 
     def small_done(self, results: Sequence[tuple[str, int, FileHashes]]) -> None:
         """Small files (blob, size in bytes, hashes) are on disk and agree with their origin."""

@@ -76,7 +76,7 @@ def stage(store: Store, files: Mapping[str, bytes]) -> None:
                 staged.append(index, name)
             staged.verified(hashes_of(content))
         elif not store.prove_small([blob]):
-            store.small_path(blob).write_bytes(content)
+            Path(store.small_path(blob)).write_bytes(content)
             store.small_done([(blob, len(content), hashes_of(content))])
 
 

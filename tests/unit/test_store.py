@@ -239,16 +239,16 @@ def test_small_files_are_believed_after_they_were_read_again(store: Store, root:
     """One that changed is removed, one that was never done too; the right one is kept without a fetch."""
     right, wrong, undone = "a" * 64, "b" * 64, "c" * 64
     for blob in (right, wrong, undone):
-        store.small_path(blob).write_bytes(b"small")
+        Path(store.small_path(blob)).write_bytes(b"small")
     store.small_done([(blob, 5, hashes_of(b"small")) for blob in (right, wrong)])
-    store.small_path(wrong).write_bytes(b"smalL")
+    Path(store.small_path(wrong)).write_bytes(b"smalL")
     with reopened(store, root) as again:
-        assert not again.small_path(undone).exists()
+        assert not Path(again.small_path(undone)).exists()
         assert again.blob_hashes(right) is None
         assert again.prove_small([right, wrong, undone]) == {right}
         assert again.blob_hashes(right) == hashes_of(b"small")
         assert again.blob_hashes(wrong) is None
-        assert not again.small_path(wrong).exists()
+        assert not Path(again.small_path(wrong)).exists()
         with again.open_blob(right) as file:
             assert file.read() == b"small"
 

@@ -160,7 +160,7 @@ def test_the_layout_is_as_documented(tmp_path: Path, usual_umask: None) -> None:
     store.fill_volume(replace(promise, volume_id="volume-3", digest=record.digest))
     store.set_scrubbed({"0" * 64: 1.5})
     store.stage("d" * 64, SMALL_FILE_BYTES).append(0, hashes_of(LARGE).pieces[0])
-    store.small_path("e" * 64).write_bytes(b"small")
+    Path(store.small_path("e" * 64)).write_bytes(b"small")
     store.small_done([("e" * 64, 5, hashes_of(b"small"))])
     store.close()
     assert listing(root) == TREE | OURS
