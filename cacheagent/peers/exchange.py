@@ -79,7 +79,7 @@ class Exchange:
     async def start(self, shown: Shown) -> None:
         """Find the homes and call the others. `shown`: what is here of the digest before anything is brought."""
         homes = await in_thread(lambda: assign_homes(self._names, self.digest, self._pieces))
-        self._vouched = await in_thread(lambda: self._service.vouchers.read(self.digest))
+        self._vouched = await self._service.vouched(self.digest)
         self._placement.homes = homes
         mine = tuple(piece for piece, home in enumerate(homes) if home == self._node.name)
         self._pace = Pace(self._node.name, self._links, self._placement, mine)
@@ -201,7 +201,8 @@ class Exchange:
             )
             if report.signer != self._node.name:  # else it is this node's own word that has come back
                 self._vouched[report.number] = seal
-                self._service.vouchers.add(seal)
+            if report.unkept:
+                self._tell_unkept(report.unkept)
             share.put(report)
 
     def link_unproved(self, link: Link, report: Unproved) -> None:
@@ -242,6 +243,11 @@ class Exchange:
         if following == "give up":
             self._placement.give_up(link)
         self._later(RETRY_S[min(link.failures, len(RETRY_S)) - 1], lambda: self._connect(link))
+
+    def _tell_unkept(self, why: str) -> None:
+        if times := self._node.quiet.count((self._node.name, "unkept"), time.monotonic()):
+            extra = {"why": why, "digest": self.digest, "times": times}
+            LOG.warning("who vouches for a piece can't be kept", extra=extra)
 
     def _tell(self, link: Link, reason: str, why: str) -> None:
         if times := self._node.quiet.count((link.name, reason), time.monotonic()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cacheagent.model import piece_count, piece_range
-from cacheagent.peers.orders import Target
+from cacheagent.peers.orders import Keys, Target
 from cacheagent.transfer.hashing import PieceSums
 
 
@@ -11,8 +11,7 @@ class Session:
     """One digest: its files by the numbers of their pieces, and whose seals are good."""
 
     def __init__(self) -> None:
-        self.digest = ""
-        self.keys: dict[str, tuple[bytes, ...]] = {}
+        self.keys = Keys(session=0, digest="", keys={})
         self._file_of: dict[int, Target] = {}
 
     def add(self, target: Target) -> None:

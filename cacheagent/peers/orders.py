@@ -125,11 +125,14 @@ class Target(Value, tag="target"):
 
 
 class Keys(Value, tag="keys"):
-    """Who may vouch for pieces in a session: raw public keys by name."""
+    """Who may vouch for pieces in a session: raw public keys by name. `seals`: the file that keeps who did (see
+    `vouchers`), but not this node's own word (`me`) when it comes back."""
 
     session: int
     digest: str
     keys: dict[str, tuple[bytes, ...]]
+    me: str = ""
+    seals: str = ""
 
 
 class Connect(Value, tag="connect"):
@@ -185,13 +188,15 @@ class Said(Value, tag="said"):
 
 
 class Arrived(Value, tag="arrived"):
-    """A piece is whole, on disk, and as its seal says, whose signature is right. `piece.index` counts in its file."""
+    """A piece is whole, on disk, and as its seal says, whose signature is right. `piece.index` counts in its file.
+    `unkept`: why its seal is not on disk, if it isn't."""
 
     id: int
     number: int
     piece: PieceHash
     signer: str
     signature: bytes
+    unkept: str = ""
 
 
 class Unproved(Value, tag="unproved"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import select
 import signal
 import socket
 import threading
@@ -18,16 +17,19 @@ import time
 from collections.abc import Callable
 from typing import Final, assert_never
 
+import msgspec
+
 from cacheagent.peers import protocol
 from cacheagent.peers.incoming import Incoming, Session
 from cacheagent.peers.keys import is_signed
+from cacheagent.peers.line import ConnectionOver, Line
 from cacheagent.peers.orders import (
     Arrived,
     Connect,
     Disconnect,
     Ended,
-    EndKind,
     Forget,
+    Have,
     Keys,
     Progress,
     ReceiverOrder,
@@ -39,6 +41,7 @@ from cacheagent.peers.orders import (
     Target,
     Unproved,
 )
+from cacheagent.peers.vouchers import keep
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer, DirectFile
 from cacheagent.transfer.orders import PieceHash
@@ -48,15 +51,6 @@ PROGRESS_S: Final = 0.25
 """How often a connection tells what came, if anything did. Chosen."""
 
 Report = Callable[[ReceiverReport], None]
-
-
-class ConnectionOver(Exception):
-    """Why a connection ended."""
-
-    def __init__(self, kind: EndKind, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-        self.message = message
 
 
 class Subscription:
@@ -72,9 +66,7 @@ class Subscription:
         self._expected: set[int] = set()
         self._writing = -1
         self._stopped = False
-        self._socket = socket.socket()
-        self._poll = select.poll()
-        self._limit_ms: float | None = protocol.HANDSHAKE_S * 1000
+        self._line = Line()
         self._buffer = Buffer()
         self._incoming: dict[int, Incoming] = {}
         self._open: tuple[str, DirectFile] | None = None
@@ -85,7 +77,7 @@ class Subscription:
         """Until the connection is over, which is reported last."""
         ended = Ended(id=self.id, kind="closed", message="closed")
         try:
-            self._connect()
+            self._line.connect(self._order.host, self._order.port)
             while not self._stopped:
                 self._message()
         except ConnectionOver as over:
@@ -95,7 +87,7 @@ class Subscription:
         except EOFError as error:
             ended = Ended(id=self.id, kind="disk", message=str(error))
         finally:
-            self._socket.close()
+            self._line.close()
             self._close_file()
         self._tell_progress()
         self._report(ended)
@@ -104,11 +96,7 @@ class Subscription:
         """Never waits: what a connection does not take at once is the end of it."""
         with self._condition:
             self._expected.update(protocol.unpack_set(order.expect, protocol.MOST_PIECES))
-        try:
-            sent = self._socket.send(order.data, socket.MSG_DONTWAIT)
-        except OSError:
-            sent = -1
-        if sent != len(order.data):
+        if not self._line.send(order.data):
             self.stop(by_order=False)
 
     def release(self, pieces: set[int]) -> None:
@@ -122,45 +110,18 @@ class Subscription:
         with self._condition:
             self._stopped = self._stopped or by_order
             self._condition.notify_all()
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return  # not connected yet, or over
-
-    def _connect(self) -> None:
-        where = f"{self._order.host}:{self._order.port}"
-        try:
-            addresses = socket.getaddrinfo(self._order.host, self._order.port, type=socket.SOCK_STREAM)
-            family, kind, number, _, address = addresses[0]
-            self._socket.close()
-            self._socket = socket.socket(family, kind, number)
-            self._socket.settimeout(protocol.HANDSHAKE_S)
-            self._socket.connect(address)
-            self._socket.settimeout(None)
-            self._prepare()
-        except OSError as error:
-            raise ConnectionOver("connect", f"{where}: no connection: {error}") from error
-        self._poll.register(self._socket, select.POLLIN)
-        if self._stopped:
-            raise ConnectionOver("closed", "closed")
-
-    def _prepare(self) -> None:
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 10)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+        self._line.shut()
 
     def _message(self) -> None:
-        kind, piece, offset, length = protocol.HEAD.unpack(self._exactly(protocol.HEAD.size))
+        kind, piece, offset, length = protocol.HEAD.unpack(self._line.exactly(protocol.HEAD.size))
         if kind == protocol.CHUNK and 0 < length <= protocol.CHUNK_LIMIT_BYTES:
             self._chunk(piece, offset, length)
         elif kind == protocol.SEAL and length <= protocol.HASH_BYTES + protocol.SIGNATURE_BYTES + 256:
-            self._seal(piece, self._exactly(length))
+            self._seal(piece, self._line.exactly(length))
         elif kind == protocol.NOTE and length <= protocol.NOTE_LIMIT_BYTES:
-            body = self._exactly(length)
+            body = self._line.exactly(length)
             if isinstance(protocol.read_note(body), protocol.Welcome):
-                self._limit_ms = None  # from now on silence is no fault
+                self._line.be_patient()
             self._report(Said(id=self.id, body=body))
         else:
             raise ConnectionOver("protocol", f"a message of kind {kind} and {length} bytes")
@@ -168,7 +129,7 @@ class Subscription:
     def _chunk(self, number: int, offset: int, length: int) -> None:
         view = self._buffer.view(length)[:length]
         for part in self._meter.pace(view, time.sleep):
-            self._fill(part)
+            self._line.fill(part)
         self._received += length
         incoming = self._find(number)
         if incoming is not None:  # else of a piece that somebody else brings by now
@@ -213,17 +174,38 @@ class Subscription:
                 return
             self._expected.discard(number)
             del self._incoming[number]
+            if isinstance(report, Arrived):
+                report = self._kept(report)
             self._report(report)  # before any answer to a Release: whoever writes there next is not to hear of it
 
     def _judged(self, number: int, piece: PieceHash, seal: tuple[bytes, bytes, str]) -> Arrived | Unproved:
         """What is to be said of a piece that is what its seal says."""
         blake3, signature, signer = seal
-        keys = self._session.keys.get(signer, ())
-        if is_signed(protocol.seal_to_sign(self._session.digest, number, piece.length, blake3), signature, keys):
+        known = self._session.keys
+        signed = protocol.seal_to_sign(known.digest, number, piece.length, blake3)
+        if is_signed(signed, signature, known.keys.get(signer, ())):
             return Arrived(id=self.id, number=number, piece=piece, signer=signer, signature=signature)
         if signer == self._order.name:
             raise ConnectionOver("forged", f"piece {number} is sealed by {signer[:64]!r}, whose signature that is not")
         return Unproved(id=self.id, number=number, signer=signer[:64])
+
+    def _kept(self, report: Arrived) -> Arrived:
+        """Its seal is on disk before anybody counts the piece. A disk that does not take it ends no download."""
+        known = self._session.keys
+        if not known.seals or report.signer == known.me:
+            return report
+        seal = Have(
+            digest=known.digest,
+            piece=report.number,
+            blake3=bytes.fromhex(report.piece.blake3),
+            signer=report.signer,
+            signature=report.signature,
+        )
+        try:
+            keep(known.seals, seal)
+        except OSError as error:
+            return msgspec.structs.replace(report, unkept=str(error)[:200])
+        return report
 
     def _find(self, number: int) -> Incoming | None:
         if number not in self._expected:
@@ -248,33 +230,6 @@ class Subscription:
             self._open[1].close()
             self._open = None
 
-    def _exactly(self, length: int) -> bytes:
-        data = bytearray(length)
-        self._fill(memoryview(data))
-        return bytes(data)
-
-    def _fill(self, view: memoryview) -> None:
-        """One wake-up for all that is missing, not one for each packet: the kernel tells of less only at the end, or
-        when its buffers are full.
-
-        `recv` itself must not wait, as it would with MSG_WAITALL: what it had taken would count against the mark, and
-        the rest never reach it.
-        """
-        missing = len(view)
-        while True:
-            try:
-                count = self._socket.recv_into(view[-missing:], missing, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                count = -1
-            if count == 0:
-                raise ConnectionOver("reset", "the connection ended")
-            missing -= max(0, count)
-            if not missing:
-                return
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
-            if not self._poll.poll(self._limit_ms):
-                raise ConnectionOver("timeout", f"no answer within {protocol.HANDSHAKE_S:g} s")
-
     def _tell_progress(self) -> None:
         if self._received:
             self._report(Progress(id=self.id, received_bytes=self._received, useful_bytes=self._useful))
@@ -297,8 +252,7 @@ class Receiver:
             case Target():
                 self._session(order.session).add(order)
             case Keys():
-                session = self._session(order.session)
-                session.digest, session.keys = order.digest, order.keys
+                self._session(order.session).keys = order
             case Connect():
                 subscription = Subscription(order, self._session(order.session), self._meter, self._report)
                 self._subscriptions[order.id] = subscription

@@ -57,8 +57,17 @@ class Listener(Protocol):
 class Receiving:
     """Used on the event loop only. The process is started when it is first needed, and again when it died."""
 
-    def __init__(self, lend: Callable[[], tuple[SharedRate, int]]) -> None:
+    def __init__(
+        self,
+        lend: Callable[[], tuple[SharedRate, int]],
+        *,
+        me: str = "",
+        seals_of: Callable[[str], str] = lambda _digest: "",
+    ) -> None:
+        """`me`: this node's name. `seals_of`: the file that keeps who vouches for pieces of a digest; empty: none."""
         self._lend = lend
+        self._me = me
+        self._seals_of = seals_of
         self._memory: tuple[SharedRate, int] | None = None
         self._child: Child[ReceiverReport] | None = None
         self._numbers = itertools.count(1)
@@ -82,7 +91,8 @@ class Receiving:
 
     def set_keys(self, session: int, digest: str, keys: dict[str, tuple[bytes, ...]]) -> None:
         """Whose seals are good from now on."""
-        self._keys[session] = Keys(session=session, digest=digest, keys=keys)
+        seals = self._seals_of(digest)
+        self._keys[session] = Keys(session=session, digest=digest, keys=keys, me=self._me, seals=seals)
         if self._child is not None:
             self._child.send(self._keys[session])
 

@@ -9,14 +9,14 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from cacheagent.checksum import CRCS
 from cacheagent.config import Address, PeersSettings
 from cacheagent.errors import ConfigError
-from cacheagent.model import SMALL_FILE_BYTES, FileHashes, blob_id, piece_count
+from cacheagent.model import piece_count
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
@@ -35,7 +35,8 @@ from cacheagent.peers.orders import (
 )
 from cacheagent.peers.protocol import pack_set
 from cacheagent.peers.quiet import Quiet
-from cacheagent.peers.vouchers import Vouchers
+from cacheagent.peers.vouchers import Vouchers, VouchersInTurn
+from cacheagent.peers.whole import serve_whole
 from cacheagent.store import Record, Store
 from cacheagent.transfer.child import Child, argv_of
 
@@ -87,12 +88,13 @@ class Service:
         self._start_order = Start(
             name=settings.node_name, seed=key.seed, egress_cap_bytes_per_s=int(settings.egress_cap_bytes_per_s)
         )
-        self.vouchers = vouchers
+        self._vouchers = VouchersInTurn(vouchers)
         self._store = store
         self._membership = membership
         self._observer = observer
         self._served: dict[str, Served] = {}
         self._told_again: set[str] = set()
+        self._reading: dict[str, asyncio.Task[None]] = {}
         self._quiet = Quiet()
         self._closing = False
         self._listening = _listen(settings.listen)
@@ -121,8 +123,16 @@ class Service:
         """End the process."""
         self._closing = True
         self._listening.close()
+        for task in tuple(self._reading.values()):
+            task.cancel()
+        await asyncio.gather(*self._reading.values(), return_exceptions=True)
+        await self._vouchers.settle()
         if self._child is not None:
             await self._child.close()
+
+    async def vouched(self, digest: str) -> dict[int, Have]:
+        """What others said of pieces of it."""
+        return await self._vouchers.ask(lambda vouchers: vouchers.read(digest))
 
     def show(self, shown: Shown, homes: tuple[str, ...], vouched: Mapping[int, Have]) -> None:
         """A download begins: what is here is served, the rest as it comes. `vouched`: what others said of pieces."""
@@ -172,13 +182,12 @@ class Service:
             self._send(Lost(digest=digest, pieces=pack_set(pieces)))
 
     def published(self, record: Record) -> None:
-        """All of it is here, at its last place; what a download told of it is no longer needed."""
-        order = self._of_record(record)
-        if order is not None:
-            self._say(order)
-            self._served[record.digest].have.clear()
-            if not order.seals:
-                self.vouchers.forget(record.digest)
+        """All of it is here, at its last place: that is told when it is known who vouches for it."""
+        digest = record.digest
+        if digest not in self._reading and not self._closing:
+            task = asyncio.get_running_loop().create_task(self._tell_whole(record), name="seals are read")
+            self._reading[digest] = task
+            task.add_done_callback(lambda _: self._reading.pop(digest))
 
     def expect_publish(self, digest: str, tries: int = PUBLISH_TRIES) -> None:
         """A download is complete: its files move to their last place in a moment, and whoever is sent something of them
@@ -202,7 +211,7 @@ class Service:
         record = self._store.record(digest)
         if record is None and served.order.hashes:  # evicted
             self.withdraw(digest)
-            self.vouchers.forget(digest)
+            self._vouchers.forget(digest)
             return
         order = msgspec.structs.replace(served.order, members=self._members(digest))
         if record is not None and not served.order.hashes:
@@ -210,31 +219,18 @@ class Service:
         elif order != served.order:
             self._say(order)
 
-    def _of_record(self, record: Record) -> Serve | None:
-        large = {
-            blob_id(record.domain, file): file.size_bytes
-            for file in record.manifest.files
-            if file.size_bytes >= SMALL_FILE_BYTES
-        }
-        hashes: list[bytes] = []
-        weak: set[int] = set()
-        for blob in large:
-            known = self._store.blob_hashes(blob)
-            if known is None:
-                return None
-            if _is_weak(known):
-                weak.update(range(len(hashes), len(hashes) + len(known.pieces)))
-            hashes.extend(bytes.fromhex(piece) for piece in known.pieces)
-        seals = self.vouchers.read(record.digest) if weak else {}
-        return Serve(
-            digest=record.digest,
-            members=self._members(record.digest),
-            homes=(),
-            sizes=tuple(large.values()),
-            paths=tuple(str(self._store.blob_path(blob)) for blob in large),
-            hashes=b"".join(hashes),
-            seals=tuple(seal for piece, seal in seals.items() if piece in weak and seal.blake3 == hashes[piece]),
-        )
+    async def _tell_whole(self, record: Record) -> None:
+        """What a download told of it is no longer needed then."""
+        digest = record.digest
+        order = await self._vouchers.ask(partial(serve_whole, self._store, record))
+        if order is None or self._store.record(digest) is None:  # evicted meanwhile
+            if digest not in self._served:
+                self._send(Withdraw(digest=digest))
+            return
+        self._say(msgspec.structs.replace(order, members=self._members(digest)))
+        self._served[digest].have.clear()
+        if not order.seals:
+            self._vouchers.forget(digest)
 
     def _members(self, digest: str) -> dict[str, tuple[bytes, ...]]:
         return {member.name: member.keys for member in self._membership.members(digest)}
@@ -311,16 +307,10 @@ class Service:
                 asyncio.get_running_loop().call_later(self._pause_s(served), self._tell_again, digest)
             return
         record = self._store.record(digest)
-        order = self._of_record(record) if record is not None else None
-        if order is None or not order.members:
+        if record is None or not self._members(digest):
             self._send(Withdraw(digest=digest))
         else:
-            self._say(order)
-
-
-def _is_weak(hashes: FileHashes) -> bool:
-    """Whether wrong bytes can have passed: only CRCs, or nothing, spoke for the file."""
-    return all(algorithm in CRCS for algorithm in hashes.verified_by)
+            self.published(record)
 
 
 def _listen(address: Address) -> socket.socket:

@@ -116,7 +116,7 @@ class NodePeers:
         vouchers = Vouchers(Layout(self._root))
         await in_thread(lambda: vouchers.tidy(lambda digest: store.record(digest) is not None))
         self.service = Service(self._settings, self.key, store, vouchers, self, self._observer)
-        receiving = Receiving(pool.lend)
+        receiving = Receiving(pool.lend, me=self._settings.node_name, seals_of=vouchers.path)
         receiving.start()
         node = PeerNode(
             name=self._settings.node_name,

@@ -1,28 +1,36 @@
 """Who vouches for the pieces that came from other nodes: on disk, so that after a restart this node does not pass them
 on as its own word.
 
-A file for each digest, a line for each piece. Nothing of it is fsynced: for what a crash takes away, this node vouches
-itself. `cacheagent.store` knows nothing of it.
+A file for each digest, a line for each piece, which the receiver process writes before it tells of the piece: whatever
+this node counts as here has its line, also if the agent or the receiver is killed at any moment. Nothing of it is
+fsynced: a node that loses power may lose lines whose pieces it keeps, and vouches for those itself. `cacheagent.store`
+knows nothing of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import msgspec
 
 from cacheagent.peers.orders import Have
+from cacheagent.store.durable import write_all
 from cacheagent.store.layout import Layout, digest_of, entries
+from cacheagent.threads import in_thread
 
 LOG: Final = logging.getLogger(__name__)
 
 KEEP_S: Final = 30 * 86400.0
 """For a digest that is not here any more, or not yet. Chosen."""
+
+T = TypeVar("T")
 
 Line = tuple[int, bytes, str, bytes]
 """Piece, BLAKE3, signer, signature."""
@@ -46,14 +54,9 @@ class Vouchers:
                     found[piece] = Have(digest=digest, piece=piece, blake3=blake3, signer=signer, signature=signature)
         return found
 
-    def add(self, seal: Have) -> None:
-        """A piece came with it. A disk that does not take it is no reason to end a download."""
-        line: Line = (seal.piece, seal.blake3, seal.signer, seal.signature)
-        with _logged("who vouches for a piece can't be kept"):
-            if not os.path.isdir(self._layout.seals):
-                os.makedirs(self._layout.seals, 0o700, exist_ok=True)
-            with open(self._layout.seals_of(seal.digest), "ab") as file:
-                file.write(b"\n" + msgspec.json.encode(line))
+    def path(self, digest: str) -> str:
+        """Where `keep` adds to."""
+        return self._layout.seals_of(digest)
 
     def forget(self, digest: str) -> None:
         """It is not here any more, or its bytes speak for themselves."""
@@ -67,6 +70,48 @@ class Vouchers:
                 digest = digest_of(entry.name)
                 if digest is None or (not is_here(digest) and entry.stat().st_mtime < time.time() - KEEP_S):
                     os.unlink(entry.path)
+
+
+class VouchersInTurn:
+    """The same for an event loop: in threads, one call after the other, in the order in which they were asked for."""
+
+    def __init__(self, vouchers: Vouchers) -> None:
+        self._vouchers = vouchers
+        self._turn = asyncio.Lock()
+        self._forgetting: set[asyncio.Task[None]] = set()
+
+    async def ask(self, what: Callable[[Vouchers], T]) -> T:
+        """Do it and wait for it."""
+        async with self._turn:
+            return await in_thread(partial(what, self._vouchers))
+
+    def forget(self, digest: str) -> None:
+        """See Vouchers. Returns at once; what is asked for later finds it done."""
+        task = asyncio.get_running_loop().create_task(self.ask(lambda each: each.forget(digest)), name="seals go")
+        self._forgetting.add(task)
+        task.add_done_callback(self._forgetting.discard)
+
+    async def settle(self) -> None:
+        """Until all is forgotten that is to be."""
+        await asyncio.gather(*self._forgetting)
+
+
+def keep(path: str, seal: Have) -> None:
+    """A piece came with it. One line at the end of the file, whoever else adds to it. Raises OSError."""
+    line: Line = (seal.piece, seal.blake3, seal.signer, seal.signature)
+    try:
+        file = _open(path)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        file = _open(path)
+    try:
+        write_all(file, b"\n" + msgspec.json.encode(line))
+    finally:
+        os.close(file)
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
 
 @contextmanager

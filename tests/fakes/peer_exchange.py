@@ -22,7 +22,7 @@ from cacheagent.peers.orders import Arrived, Ended, EndKind, Have, Progress, Tar
 from cacheagent.peers.receiving import Listener, Receiving
 from cacheagent.peers.service import Service, Shown
 from cacheagent.peers.share import BlobShare
-from cacheagent.peers.vouchers import Vouchers
+from cacheagent.peers.vouchers import Vouchers, keep
 from cacheagent.store import Store
 from cacheagent.store.layout import Layout
 from cacheagent.transfer.base import BlobOrder
@@ -97,8 +97,11 @@ class FakeService(Service):
     """Remembers what is served."""
 
     def __init__(self, vouchers: Vouchers) -> None:
-        self.vouchers = vouchers
         self.haves: list[Have] = []
+        self._of_disk = vouchers
+
+    async def vouched(self, digest: str) -> dict[int, Have]:
+        return self._of_disk.read(digest)
 
     def show(self, shown: Shown, homes: tuple[str, ...], vouched: Mapping[int, Have]) -> None:
         pass
@@ -244,13 +247,16 @@ class ExchangeScene:
         self.connection(name).listener.said(_body(protocol.signed(welcome, signature)))
 
     def send(self, name: str, piece: int, *, signer: str = "") -> None:
-        """A piece comes, sealed."""
+        """A piece comes, sealed, and the receiver keeps who vouches for it."""
         connection = self.connection(name)
         hashed = hash_of(piece)
         sealed = PieceHash(index=piece, length=PIECE_SIZE_BYTES, blake3=hashed)
         signer = signer or name
-        signed = protocol.seal_to_sign(DIGEST, piece, PIECE_SIZE_BYTES, bytes.fromhex(hashed))
+        raw = bytes.fromhex(hashed)
+        signed = protocol.seal_to_sign(DIGEST, piece, PIECE_SIZE_BYTES, raw)
         signature = self.keys[signer].sign(signed)
+        seal = Have(digest=DIGEST, piece=piece, blake3=raw, signer=signer, signature=signature)
+        keep(self.vouchers.path(DIGEST), seal)
         number = connection.number
         connection.listener.arrived(Arrived(id=number, number=piece, piece=sealed, signer=signer, signature=signature))
 

@@ -14,6 +14,8 @@ import pytest
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import load_or_make_key
+from cacheagent.peers.vouchers import Vouchers
+from cacheagent.store.layout import Layout
 from tests.fakes.lying_peer import LyingPeer, lengths_of
 from tests.fakes.origin import Origin
 from tests.fakes.peer_agents import MODEL, PeerAgents, add_index, shards
@@ -87,6 +89,32 @@ def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None
         for name in fleet.agents:
             assert fleet.files(name).items() >= files.items()
         assert large_bytes_sent(origin) <= 2 * large_bytes(files), "three without each other"
+
+
+def test_who_vouches_survives_a_kill_with_every_piece(tmp_path: Path) -> None:
+    """Whatever a killed agent had counted of what another member gave it is on disk with that member's seal: when it
+    is back, it does not pass that on as its own word. Without checksums nothing but the seal would tell."""
+    files = shards(10)
+    with Origin(files) as origin, PeerAgents(tmp_path, origin, 2, egress_cap="40MB/s") as fleet:
+        add_index(origin)
+        fleet.start("n0")
+        fleet.wait_until_ready("n0")
+        before = len(origin.requests)
+        fleet.start("n1")
+
+        def theirs() -> dict[int, str]:
+            mine = {ask.range[0] // PIECE_SIZE_BYTES for ask in origin.requests[before:] if ask.range is not None}
+            return {piece: blake3 for piece, blake3 in journalled(fleet, "n1").items() if piece not in mine}
+
+        origin.wait_until(lambda: len(theirs()) >= 2)
+        fleet.kill("n1")
+        (digest,) = {path.name for path in (fleet.agents["n1"].root / "seals").iterdir()}
+        kept = Vouchers(Layout(fleet.agents["n1"].root)).read(digest.replace("-", ":"))
+        assert {piece: kept[piece].blake3.hex() for piece in theirs()} == theirs()
+        assert {seal.signer for seal in kept.values()} == {"n0"}
+        fleet.start("n1")
+        fleet.wait_until_ready("n1")
+        assert fleet.files("n1").items() >= files.items()
 
 
 @pytest.mark.parametrize("module", ["cacheagent.peers.server", "cacheagent.peers.receiver"])
@@ -187,6 +215,17 @@ def answer_of(fleet: PeerAgents, digest: str) -> str:
         caller.say(caller.ask(digest))
         answer = caller.note()
         return answer.code if isinstance(answer, protocol.Refusal) else ""
+
+
+def journalled(fleet: PeerAgents, name: str) -> dict[int, str]:
+    """Pieces of the only large file that an agent has counted, and their BLAKE3."""
+    lines: dict[int, str] = {}
+    for journal in (fleet.agents[name].root / "staging").glob("[0-9a-f]*/journal"):
+        for line in journal.read_text().splitlines()[1:]:
+            index, _, blake3 = line.partition(" ")
+            if len(blake3) == 64:  # not one that is being written
+                lines[int(index)] = blake3
+    return lines
 
 
 def large_bytes(files: dict[str, bytes]) -> int:

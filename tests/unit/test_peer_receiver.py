@@ -8,11 +8,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from blake3 import blake3
 
 from cacheagent.peers import protocol, receiver
-from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.keys import NodeKey, is_signed
 from cacheagent.peers.orders import (
     Arrived,
     Connect,
@@ -28,10 +29,11 @@ from cacheagent.peers.orders import (
     Unproved,
 )
 from cacheagent.peers.receiver import Receiver
+from cacheagent.peers.vouchers import Line
 from cacheagent.transfer.rate import SharedRate
 
 PATIENCE_S = 30.0
-KEY, OTHER, STRANGER = (NodeKey(bytes([number]) * 32) for number in (1, 2, 3))
+KEY, OTHER, STRANGER, ME = (NodeKey(bytes([number]) * 32) for number in (1, 2, 3, 4))
 DIGEST = "sha256:" + "ab" * 32
 DATA = blake3(b"data").digest(length=300_000)
 HALF = 131_072
@@ -43,14 +45,17 @@ class Bench:
 
     def __init__(self, path: Path, shared: SharedRate) -> None:
         self.reports: queue.SimpleQueue[ReceiverReport] = queue.SimpleQueue()
+        self.kept = b""
+        """Of seals, when a piece is told of."""
         self.arriving, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
         self.receiver = Receiver(shared.meter(0), self._report)
         self.target = path / "target"
         with self.target.open("wb") as file:
             file.truncate(len(DATA))
-        keys: dict[str, tuple[bytes, ...]] = {"n1": (KEY.public,), "n2": (OTHER.public,)}
-        self.receiver.accept(Keys(session=1, digest=DIGEST, keys=keys))
+        keys: dict[str, tuple[bytes, ...]] = {"n0": (ME.public,), "n1": (KEY.public,), "n2": (OTHER.public,)}
+        self.seals = path / "seals" / "of it"
+        self.receiver.accept(Keys(session=1, digest=DIGEST, keys=keys, me="n0", seals=str(self.seals)))
         self.receiver.accept(
             Target(session=1, first=0, path=str(self.target), size_bytes=len(DATA), crcs=("crc64nvme",))
         )
@@ -65,6 +70,7 @@ class Bench:
 
     def _report(self, report: ReceiverReport) -> None:
         if isinstance(report, Arrived):
+            self.kept = self.seals.read_bytes() if self.seals.exists() else b""
             self.arriving.set()
             assert self.go_on.wait(PATIENCE_S)
         self.reports.put(report)
@@ -113,6 +119,39 @@ def test_a_piece_arrives(bench: Bench) -> None:
     assert isinstance(arrived, Arrived)
     assert (arrived.signer, arrived.piece.blake3) == ("n1", blake3(DATA).hexdigest())
     assert sum(each.useful_bytes for each in progress if isinstance(each, Progress)) == len(DATA)
+    assert bench.target.read_bytes() == DATA
+
+
+def test_who_vouches_is_on_disk_before_a_piece_is_told_of(bench: Bench) -> None:
+    """So no end of this process or the agent's makes a piece that others brought look like this node's own."""
+    bench.chunk(0, len(DATA))
+    bench.seal("n2", OTHER)
+    *_, arrived = bench.until(Arrived)
+    assert isinstance(arrived, Arrived)
+    assert arrived.unkept == ""
+    piece, hashed, signer, signature = msgspec.json.decode(bench.kept, type=Line)
+    assert (piece, hashed, signer) == (0, blake3(DATA).digest(), "n2")
+    assert is_signed(protocol.seal_to_sign(DIGEST, 0, len(DATA), hashed), signature, (OTHER.public,))
+
+
+def test_this_node_s_own_word_is_not_kept(bench: Bench) -> None:
+    """Which somebody hands back."""
+    bench.chunk(0, len(DATA))
+    bench.seal("n0", ME)
+    *_, arrived = bench.until(Arrived)
+    assert isinstance(arrived, Arrived)
+    assert arrived.signer == "n0"
+    assert not bench.seals.exists()
+
+
+def test_a_seal_that_the_disk_does_not_take_costs_nothing_but_itself(bench: Bench) -> None:
+    """The piece counts, and it is said why its seal is not there."""
+    bench.seals.parent.write_bytes(b"no folder")
+    bench.chunk(0, len(DATA))
+    bench.seal()
+    *_, arrived = bench.until(Arrived)
+    assert isinstance(arrived, Arrived)
+    assert "seals" in arrived.unkept
     assert bench.target.read_bytes() == DATA
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,12 +23,14 @@ from cacheagent.peers.protocol import seal_to_sign
 from cacheagent.peers.service import Service, Shown
 from cacheagent.peers.shelf import Shelf
 from cacheagent.peers.swarm import NodePeers
-from cacheagent.peers.vouchers import KEEP_S, Vouchers
+from cacheagent.peers.vouchers import KEEP_S, Vouchers, keep
+from cacheagent.peers.whole import serve_whole
 from cacheagent.store import Record, Store
 from cacheagent.store.layout import Layout
 from tests.fakes.cache import DOMAIN, NO_FLOOR, blobs_of, content_of, hashes_of, manifest_of, reserve, stage
 from tests.fakes.peer_children import FakeChild
 from tests.fakes.peer_exchange import CountingObserver
+from tests.fakes.running import until
 
 pytestmark = pytest.mark.asyncio
 ME, OTHER = NodeKey(b"0" * 32), NodeKey(b"1" * 32)
@@ -54,6 +58,15 @@ class Scene:
         return tuple(
             Member(name=name, address=f"{name}.example:7411", key=key.public_text) for name, key in self.keys.items()
         )
+
+    def keep(self, seal: Have) -> None:
+        """The receiver has told of a piece."""
+        keep(self.vouchers.path(seal.digest), seal)
+
+    async def seek(self, digest: str) -> None:
+        """Somebody asks for it, and it is here."""
+        FakeChild.last.say(Sought(digest=digest))
+        await until(lambda: FakeChild.last.told_of(Serve), "it is served")
 
     def publish(self, *verified_by: str) -> Record:
         """The model, whose large files were proved by these."""
@@ -119,7 +132,7 @@ def shown(scene: Scene, digest: str) -> Shown:
 async def test_what_was_evicted_and_is_fetched_again_is_not_here(scene: Scene) -> None:
     """Though nobody has looked at the disk since: what is told of it anew is told of nothing."""
     record = scene.publish("crc64nvme")
-    FakeChild.last.say(Sought(digest=record.digest))
+    await scene.seek(record.digest)
     assert shelf_of(FakeChild.last).is_complete
     scene.store.evict(record.digest)
     scene.service.show(shown(scene, record.digest), ("n0", "n1"), {})
@@ -140,18 +153,19 @@ async def test_what_only_crcs_speak_for_goes_on_under_the_name_that_it_came_with
     digest = manifest_of(FILES).digest
     scene.service.show(shown(scene, digest), ("n0", "n1"), {})
     foreign = scene.seal(digest, 0)
-    scene.vouchers.add(foreign)
+    scene.keep(foreign)
     scene.service.have(foreign)
     scene.service.have(msgspec.structs.replace(scene.seal(digest, 1), signer="", signature=b""))
     record = scene.publish(verified_by)
     scene.service.published(record)
+    await until(lambda: shelf_of(FakeChild.last).order.hashes, "all of it is told of")
     assert signers(FakeChild.last) == expected
     scene.service._child = None
     scene.service._start()
     assert signers(FakeChild.last) == expected
     await scene.service.close()
     scene.restarted()
-    FakeChild.last.say(Sought(digest=digest))
+    await scene.seek(digest)
     assert signers(FakeChild.last) == expected
 
 
@@ -170,19 +184,19 @@ async def test_what_nobody_else_would_believe_this_node_says_itself(scene: Scene
 async def test_seals_go_with_what_they_are_of(scene: Scene, tmp_path: Path) -> None:
     """When it is evicted, and when it never came for a long time; a line that a crash cut is none."""
     record = scene.publish("crc64nvme")
-    scene.vouchers.add(scene.seal(record.digest, 0))
-    scene.vouchers.add(scene.seal(record.digest, 1))
+    scene.keep(scene.seal(record.digest, 0))
+    scene.keep(scene.seal(record.digest, 1))
     path = Path(Layout(tmp_path / "cache").seals_of(record.digest))
     path.write_bytes(path.read_bytes()[:-5])
     assert scene.vouchers.read(record.digest) == {0: scene.seal(record.digest, 0)}
-    scene.vouchers.add(scene.seal(record.digest, 1))
+    scene.keep(scene.seal(record.digest, 1))
     assert set(scene.vouchers.read(record.digest)) == {0, 1}
-    FakeChild.last.say(Sought(digest=record.digest))
+    await scene.seek(record.digest)
     scene.store.evict(record.digest)
     scene.service.look()
-    assert not path.exists()
+    await until(lambda: not path.exists(), "they are forgotten")
     never = "sha256:" + "0" * 64
-    scene.vouchers.add(scene.seal(never, 0))
+    scene.keep(scene.seal(never, 0))
     stale = Path(Layout(tmp_path / "cache").seals_of(never))
     scene.vouchers.tidy(lambda digest: False)
     assert stale.exists()
@@ -192,6 +206,47 @@ async def test_seals_go_with_what_they_are_of(scene: Scene, tmp_path: Path) -> N
     assert stale.exists()
     scene.vouchers.tidy(lambda digest: False)
     assert not stale.exists()
+
+
+async def test_disks_are_waited_for_elsewhere(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who vouches is read and forgotten in threads: one that hangs holds nobody up but who asks for it, and what was to
+    be forgotten is gone for whoever reads afterwards."""
+    record = scene.publish("crc64nvme")
+    scene.keep(scene.seal(record.digest, 0))
+    reading, go_on = threading.Event(), threading.Event()
+    read = Vouchers.read
+
+    def slow_read(self: Vouchers, digest: str) -> dict[int, Have]:
+        reading.set()
+        assert go_on.wait(30)
+        return read(self, digest)
+
+    monkeypatch.setattr(Vouchers, "read", slow_read)
+    FakeChild.last.say(Sought(digest=record.digest))
+    FakeChild.last.say(Sought(digest=record.digest))
+    await until(reading.is_set, "it is read")
+    assert not FakeChild.last.told_of(Serve)
+    scene.service._vouchers.forget(record.digest)
+    again = asyncio.create_task(scene.service.vouched(record.digest))
+    go_on.set()
+    assert await again == {}
+    (order,) = FakeChild.last.told_of(Serve)
+    assert [seal.signer for seal in order.seals] == ["n1"]
+
+
+async def test_what_is_evicted_while_it_is_read_is_refused(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asked hears it at once, and need not wait for the end of his patience."""
+    record = scene.publish("sha256")
+
+    def evicting(store: Store, record: Record, vouchers: Vouchers) -> Serve | None:
+        order = serve_whole(store, record, vouchers)
+        store.evict(record.digest)
+        return order
+
+    monkeypatch.setattr(service, "serve_whole", evicting)
+    FakeChild.last.say(Sought(digest=record.digest))
+    await until(lambda: FakeChild.last.told_of(Withdraw), "it is not here")
+    assert not FakeChild.last.told_of(Serve)
 
 
 async def test_refusals_are_counted_and_not_all_logged(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
