@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e.conftest import cluster, namespace, product, pytest_runtest_makereport
+
+__all__ = ["cluster", "namespace", "product", "pytest_runtest_makereport"]  # of the cluster, where a stack needs one
+
 MARKER = "stacks"
 
 

@@ -118,6 +118,21 @@ class Cluster:
         wanted = set(names or self._nodes)
         wait_until(lambda: wanted <= self._ready_nodes(), f"nodes {sorted(wanted)} get ready", limit)
 
+    def cut_power(self, name: str) -> None:
+        """Everything on it ends at once: processes, mounts, what was in `/run`. Its Node object and its disk stay."""
+        self._nodes[name].halt()
+
+    def power_on(self, name: str) -> None:
+        """One whose power was cut, with the disk that it had. Returns when its kubelet has reported again, as Ready."""
+        node = self._nodes[name]
+        assert node.options.cache_disk_bytes is None, "a loop device may still be busy"
+        before = self._heartbeat(name)
+        node.start(self._images)
+        node.know([other.number for other in self.nodes if other is not node])
+        node.start_kubelet()
+        wait_until(lambda: self._heartbeat(name) > before, f"the kubelet of {name} reports again", 90)
+        self.wait_until_ready(name)
+
     def load_image(self, archive: Path) -> None:
         """A docker-archive, on every node."""
         for node in self.nodes:
@@ -218,6 +233,13 @@ class Cluster:
             "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "system:kube-proxy"}],
         }
         self.apply(binding)
+
+    def _heartbeat(self, name: str) -> str:
+        """When the node last said that it is ready, or not; nothing if it has no Node object."""
+        if not self.kubectl("get", "node", name, "--ignore-not-found", "-o", "name"):
+            return ""
+        conditions = self.get("node", name)["status"].get("conditions", [])
+        return next((str(each["lastHeartbeatTime"]) for each in conditions if each["type"] == "Ready"), "")
 
     def _ready_nodes(self) -> set[str]:
         self.must_run()

@@ -69,7 +69,8 @@ class Node:
 
     def start(self, images: Path) -> None:
         """Returns when containerd answers, with the images of a template; then the kubelet can be started."""
-        clone_template(images, self._file("var-lib/containerd"))
+        if not self._file("var-lib/containerd").exists():  # else it was on before
+            clone_template(images, self._file("var-lib/containerd"))
         cgroups.make(self._place.slot.cgroup(self.name))
         self._start_holder()
         network.connect(self._place.slot, self.number, self._holder_pid)
