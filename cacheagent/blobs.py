@@ -25,6 +25,11 @@ BLOBS_AT_ONCE: Final = 32
 """Files of one model in flight. More than any origin wants connections for; few enough that early files finish early
 and a dataset of many files does not preallocate them all. Chosen, not measured."""
 
+SHARED_AT_ONCE: Final = 512
+"""Large files of one model that nodes exchange at a time, the first ones first; each has a descriptor. All nodes begin
+them in the same order: whoever is ahead of the others waits for the first file that it lacks, which everybody else
+lacks too, has, or is bringing. Chosen: many, so that a node that is ahead seldom waits."""
+
 SMALL_AT_ONCE: Final = 2048
 """Small files that are located and ordered together: full batches for 32 connections."""
 
@@ -120,10 +125,12 @@ class BlobFlights:
         )
 
     async def _bring_shared(self, plan: Plan, source: Source, tracker: Tracker, exchange: Exchange) -> None:
-        """All large blobs at once: others bring pieces of any of them at any time."""
+        """Many large blobs at once: others bring pieces of any of them at any time."""
         complete = False
         try:
-            await self._bring(plan, source, tracker, exchange, lanes=BLOBS_AT_ONCE + len(plan.large))
+            await self._bring(
+                plan, source, tracker, exchange, lanes=BLOBS_AT_ONCE + min(len(plan.large), SHARED_AT_ONCE)
+            )
             complete = True
         finally:
             assert self._peers is not None

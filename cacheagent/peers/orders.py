@@ -50,6 +50,14 @@ class Serve(Value, tag="serve"):
     seals: tuple[Have, ...] = ()
 
 
+class Staged(Value, tag="staged"):
+    """A file of a digest is being brought: its pieces come to this path. `file` counts the large files."""
+
+    digest: str
+    file: int
+    path: str
+
+
 class Part(Value, tag="part"):
     """So many bytes of a piece are on disk, from its beginning on; not proved."""
 
@@ -71,7 +79,7 @@ class Withdraw(Value, tag="withdraw"):
     digest: str
 
 
-ServerOrder = Start | Serve | Part | Have | Lost | Withdraw
+ServerOrder = Start | Serve | Staged | Part | Have | Lost | Withdraw
 
 # --- from the server
 # --------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from typing import Final, assert_never
 
 from cacheagent.peers import protocol
 from cacheagent.peers.gate import Judge, Turned
+from cacheagent.peers.inbox import Pending
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import (
     Adopt,
@@ -32,6 +33,7 @@ from cacheagent.peers.orders import (
     Serve,
     ServerOrder,
     Sought,
+    Staged,
     Start,
     Withdraw,
 )
@@ -47,48 +49,6 @@ MOST_PENDING: Final = 128
 """Connections that have not said who they are. The oldest goes when there are more: an honest one needs milliseconds.
 Chosen."""
 COUNTS_S: Final = 1.0
-
-
-class Pending:
-    """A connection that nobody knows yet."""
-
-    def __init__(self, sock: socket.socket, now: float) -> None:
-        self.socket = sock
-        self.deadline = now + protocol.HANDSHAKE_S
-        self.nonce = os.urandom(protocol.NONCE_BYTES)
-        self.inbox = Inbox(sock)
-        self.ask: protocol.Ask | None = None
-
-
-class Inbox:
-    """Cuts what a client sends into requests."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._data = bytearray()
-
-    def read(self) -> list[protocol.Request]:
-        """What is complete now. Raises ProtocolError, and EOFError when the client is gone."""
-        try:
-            data = self._socket.recv(64 * 1024, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            raise EOFError from error
-        if not data:
-            raise EOFError
-        self._data += data
-        requests = []
-        while len(self._data) >= protocol.LENGTH.size:
-            (length,) = protocol.LENGTH.unpack_from(self._data)
-            if length > protocol.ASK_LIMIT_BYTES:
-                raise protocol.ProtocolError(f"a request of {length} bytes")
-            end = protocol.LENGTH.size + length
-            if len(self._data) < end:
-                break
-            requests.append(protocol.read_request(bytes(self._data[protocol.LENGTH.size : end])))
-            del self._data[:end]
-        return requests
 
 
 class Member:
@@ -157,6 +117,8 @@ class Server:
             self._answer_waiting(order.digest)
         elif shelf is not None:
             match order:
+                case Staged():
+                    shelf.stage(order.file, order.path)
                 case Part():
                     shelf.part(order.piece, order.length)
                 case Have():

@@ -30,6 +30,7 @@ from cacheagent.peers.orders import (
     Serve,
     ServerReport,
     Sought,
+    Staged,
     Start,
     Withdraw,
 )
@@ -160,7 +161,8 @@ class Service:
         served = self._served.get(digest)
         if served is not None and served.order.paths[file] != path:
             paths = (*served.order.paths[:file], path, *served.order.paths[file + 1 :])
-            self._say(msgspec.structs.replace(served.order, paths=paths))
+            served.order = msgspec.structs.replace(served.order, paths=paths)
+            self._send(Staged(digest=digest, file=file, path=path))  # all of them each time would be very many
 
     def part(self, digest: str, piece: int, length: int) -> None:
         """See Part."""

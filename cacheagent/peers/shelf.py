@@ -7,6 +7,8 @@ from collections import Counter
 from itertools import accumulate
 from typing import Final, NamedTuple
 
+import msgspec
+
 from cacheagent.model import PIECE_SIZE_BYTES, piece_count
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import NodeKey, is_signed
@@ -71,6 +73,12 @@ class Shelf:
             for seal in order.seals:
                 self._hashes[seal.piece] = Seal(seal.blake3, seal.signature, seal.signer)
             self.condition.notify_all()
+
+    def stage(self, file: int, path: str) -> None:
+        """A file's pieces come there."""
+        with self.condition:
+            paths = (*self.order.paths[:file], path, *self.order.paths[file + 1 :])
+            self.order = msgspec.structs.replace(self.order, paths=paths)
 
     def part(self, piece: int, length: int) -> None:
         """So much of it is on disk."""

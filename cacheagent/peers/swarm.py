@@ -11,13 +11,14 @@ from typing import Final
 
 from cacheagent.config import PeersSettings
 from cacheagent.member import Member
-from cacheagent.model import SMALL_FILE_BYTES
+from cacheagent.model import SMALL_FILE_BYTES, piece_count
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey, load_or_make_key
 from cacheagent.peers.member import Membership, StaticMembership
 from cacheagent.peers.node import PeerNode
 from cacheagent.peers.observer import PeerObserver
 from cacheagent.peers.orders import Adopt
+from cacheagent.peers.protocol import MOST_PIECES
 from cacheagent.peers.receiving import Receiving
 from cacheagent.peers.service import Service, Shown
 from cacheagent.peers.vouchers import Vouchers
@@ -29,9 +30,9 @@ from cacheagent.transfer.pool import WorkerPool
 
 LOG: Final = logging.getLogger(__name__)
 
-MOST_FILES: Final = 1024
-"""Large files of one digest that are exchanged: all of them are under way at the same time. What has more of them comes
-from its origin alone. Chosen."""
+MOST_FILES: Final = 16 * 1024
+"""Large files of one digest that are exchanged. What has more of them comes from its origin alone: where they all lie
+is said to the server process in one message, of 2 MB then. Chosen."""
 
 
 class Swarm:
@@ -48,7 +49,7 @@ class Swarm:
         members = self._node.members(digest)
         large = {blob: file.size_bytes for blob, file in plan.blobs.items() if file.size_bytes >= SMALL_FILE_BYTES}
         alone = len(members) < 2 or self._node.name not in {member.name for member in members}
-        if alone or not plan.large or len(large) > MOST_FILES or digest in self._exchanges:
+        if alone or not plan.large or digest in self._exchanges or self._is_too_large(digest, large):
             return None
         exchange = Exchange(digest, large, members, self._node, self._liars)
         self._exchanges[digest] = exchange
@@ -58,6 +59,17 @@ class Swarm:
             await self.leave(exchange, complete=False)
             raise
         return exchange
+
+    def _is_too_large(self, digest: str, large: dict[str, int]) -> bool:
+        pieces = sum(map(piece_count, large.values()))
+        why = ""
+        if len(large) > MOST_FILES:
+            why = f"it has {len(large)} files of 1 MiB and more, and nodes exchange at most {MOST_FILES} of one version"
+        elif pieces > MOST_PIECES:
+            why = f"it has {pieces} pieces, and nodes exchange at most {MOST_PIECES} of one version"
+        if why:
+            LOG.warning("a version comes from its origin alone: %s", why, extra={"digest": digest})
+        return bool(why)
 
     async def leave(self, exchange: Exchange, *, complete: bool) -> None:
         """The download is over. What is complete is served on."""

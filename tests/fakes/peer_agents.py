@@ -42,7 +42,7 @@ class PeerAgents:
         self._stack = ExitStack()
         self.origin = origin
         names = [f"n{number}" for number in range(count)]
-        self.ports = {name: _free_port() for name in names}
+        self.ports = {name: free_port() for name in names}
         self.keys = {name: load_or_make_key(directory / name / "cache") for name in names}
         self.members = [
             {"name": name, "address": f"127.0.0.1:{self.ports[name]}", "key": self.keys[name].public_text}
@@ -105,7 +105,8 @@ class PeerAgents:
         self._stack.__exit__(kind, error, trace)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Of loopback, a moment ago."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
