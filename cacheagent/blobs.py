@@ -30,6 +30,9 @@ SHARED_AT_ONCE: Final = 512
 them in the same order: whoever is ahead of the others waits for the first file that it lacks, which everybody else
 lacks too, has, or is bringing. Chosen: many, so that a node that is ahead seldom waits."""
 
+SHARE_LOOK_S: Final = 5.0
+"""How often it is looked whether more nodes, or fewer, share what may be taken from an origin. Chosen."""
+
 SMALL_AT_ONCE: Final = 2048
 """Small files that are located and ordered together: full batches for 32 connections."""
 
@@ -46,6 +49,9 @@ class Peers(Protocol):
 
     async def join(self, digest: str, plan: Plan) -> Exchange | None:
         """None where there is nobody."""
+
+    def origin_share(self, digest: str) -> int:
+        """Bytes a second that this node may take from the origin of a digest, as things are now; 0: no limit."""
 
     async def leave(self, exchange: Any, *, complete: bool) -> None:
         """Everything is here (`complete`), or the download ended without."""
@@ -64,6 +70,8 @@ class BlobFlights:
         self._plans: dict[Tracker, Plan] = {}
         self._hurried: set[Tracker] = set()
         """Whose limit is lifted, because others wait for what they bring."""
+        self._shares: dict[Tracker, int] = {}
+        """What a job may take from its origin, because other nodes take from it too; whoever waits for it."""
 
     async def bring(self, plan: Plan, source: Source, tracker: Tracker, *, share_as: str = "") -> None:
         """Return when every blob of the plan is on disk and proved. `share_as`: the digest under which other nodes that
@@ -73,6 +81,7 @@ class BlobFlights:
         another call fetches is waited for; if that call fails or is cancelled, this one goes on with what is proved.
         """
         self._plans[tracker] = plan
+        looks = self._look_at_share(tracker, share_as)
         try:
             # What another call fetches of it already, it may fetch for less urgent reasons.
             self.raise_priority(tracker)
@@ -83,7 +92,10 @@ class BlobFlights:
             else:
                 await self._bring_shared(plan, source, tracker, exchange)
         finally:
+            if looks is not None:
+                looks.cancel()
             del self._plans[tracker]
+            self._shares.pop(tracker, None)
             self._hurried.discard(tracker)
             self._settle_limits()
 
@@ -97,8 +109,29 @@ class BlobFlights:
     def limit(self, tracker: Tracker) -> None:
         """The limit of this job is another one now, or it is urgent."""
         self._hurried.discard(tracker)
-        self._transport.set_cap(tracker.cap, tracker.limit_bytes_per_s)
+        self._set_cap(tracker)
         self._settle_limits()
+
+    def _look_at_share(self, tracker: Tracker, digest: str) -> asyncio.Task[None] | None:
+        if self._peers is None or not digest or not (share := self._peers.origin_share(digest)):
+            return None
+        self._shares[tracker] = share
+        self._set_cap(tracker)
+        return asyncio.get_running_loop().create_task(self._follow_share(self._peers, tracker, digest))
+
+    async def _follow_share(self, peers: Peers, tracker: Tracker, digest: str) -> None:
+        while True:
+            await asyncio.sleep(SHARE_LOOK_S)
+            share = peers.origin_share(digest)
+            if share != self._shares[tracker]:
+                self._shares[tracker] = share
+                self._set_cap(tracker)
+
+    def _set_cap(self, tracker: Tracker) -> None:
+        """What its warm-up lets it take, unless somebody waits, and its share: the smaller."""
+        limit = 0 if tracker in self._hurried else tracker.limit_bytes_per_s
+        caps = [cap for cap in (limit, self._shares.get(tracker, 0)) if cap]
+        self._transport.set_cap(tracker.cap, min(caps, default=0))
 
     def _settle_limits(self) -> None:
         """A job that has a limit has none while it brings something that one without a limit waits for."""
@@ -106,7 +139,7 @@ class BlobFlights:
             hurry = bool(tracker.limit_bytes_per_s) and self._is_waited_for(tracker)
             if hurry != (tracker in self._hurried):
                 self._hurried ^= {tracker}
-                self._transport.set_cap(tracker.cap, 0 if hurry else tracker.limit_bytes_per_s)
+                self._set_cap(tracker)
 
     def _is_waited_for(self, tracker: Tracker) -> bool:
         plans = [plan for other, plan in self._plans.items() if other is not tracker and not other.limit_bytes_per_s]

@@ -143,6 +143,9 @@ class PeersSettings(Value):
 
     `egress_cap_bytes_per_s` (`egress_cap`, bytes a second, default 0 = none): the most that all peers get together.
 
+    `origin_budget_bytes_per_s` (`origin_budget`, bytes a second, default 0 = none): the most that all nodes that want a
+    version together take from its origin; each keeps to an equal part. All must be told the same.
+
     `members` (default none): the nodes that exchange models, this one included, where no controller says who they are.
     See Member.
     """
@@ -151,6 +154,7 @@ class PeersSettings(Value):
     name: str = ""
     zone: str = ""
     egress_cap_bytes_per_s: Rate = msgspec.field(default=Rate(0), name="egress_cap")
+    origin_budget_bytes_per_s: Rate = msgspec.field(default=Rate(0), name="origin_budget")
     members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:

@@ -60,6 +60,10 @@ class Swarm:
             raise
         return exchange
 
+    def origin_share(self, digest: str) -> int:
+        """See `blobs.Peers`."""
+        return self._node.origin_share(digest)
+
     def _is_too_large(self, digest: str, large: dict[str, int]) -> bool:
         pieces = sum(map(piece_count, large.values()))
         why = ""
@@ -138,6 +142,7 @@ class NodePeers:
             store=store,
             membership=self,
             observer=self._observer,
+            origin_budget=int(self._settings.origin_budget_bytes_per_s),
         )
         LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text})
         try:

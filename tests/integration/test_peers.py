@@ -106,7 +106,7 @@ def test_who_vouches_survives_a_kill_with_every_piece(tmp_path: Path) -> None:
             mine = {ask.range[0] // PIECE_SIZE_BYTES for ask in origin.requests[before:] if ask.range is not None}
             return {piece: blake3 for piece, blake3 in journalled(fleet, "n1").items() if piece not in mine}
 
-        origin.wait_until(lambda: len(theirs()) >= 2)
+        fleet.agents["n1"].wait_until(lambda: len(theirs()) >= 2)
         fleet.kill("n1")
         (digest,) = {path.name for path in (fleet.agents["n1"].root / "seals").iterdir()}
         kept = Vouchers(Layout(fleet.agents["n1"].root)).read(digest.replace("-", ":"))

@@ -4,37 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
 from cacheagent import blobs
-from cacheagent.config import Address, PeersSettings
-from cacheagent.member import Member
 from cacheagent.model import SMALL_FILE_BYTES
-from cacheagent.node import Node, open_node
 from cacheagent.peers import swarm
-from cacheagent.peers.keys import load_or_make_key
-from cacheagent.peers.swarm import NodePeers
 from cacheagent.spec import ModelSpec, SourceSpec
-from cacheagent.transfer.pool import TransferConfig
-from tests.fakes.cache import NO_FLOOR, content_of
+from tests.fakes.cache import content_of
 from tests.fakes.origin import Origin
-from tests.fakes.peer_agents import free_port
-from tests.fakes.peer_exchange import CountingObserver
+from tests.fakes.peer_nodes import NAMES, Received, open_nodes
 
 FILES = {f"m/shard-{number}.bin": content_of(f"{number}", SMALL_FILE_BYTES + number) for number in range(9)}
-NAMES = ("n0", "n1")
-
-
-class Received(CountingObserver):
-    """Counts bytes from the other node."""
-
-    bytes = 0
-
-    def peer_received(self, size_bytes: int) -> None:
-        self.bytes += size_bytes
 
 
 class Watched(blobs.BlobFlights):
@@ -49,20 +32,6 @@ class Watched(blobs.BlobFlights):
             await super()._fetch_large(*call)  # type: ignore[arg-type]
         finally:
             self.now -= 1
-
-
-def open_nodes(directory: Path, received: dict[str, Received]) -> list[AbstractAsyncContextManager[Node]]:
-    """Two engines that know each other, in this process; workers and peers' processes are real."""
-    keys = {name: load_or_make_key(directory / name) for name in NAMES}
-    ports = {name: free_port() for name in NAMES}
-    members = tuple(Member(name=name, address=f"127.0.0.1:{ports[name]}", key=keys[name].public_text) for name in NAMES)
-    nodes: list[AbstractAsyncContextManager[Node]] = []
-    for name in NAMES:
-        settings = PeersSettings(listen=Address(f"127.0.0.1:{ports[name]}"), name=name, members=members)
-        peers = NodePeers(settings, directory / name, received[name], lambda _store, _digest: False)
-        transfer = TransferConfig(workers=1)
-        nodes.append(open_node(directory / name, store_policy=NO_FLOOR, transfer=transfer, open_peers=peers.open))
-    return nodes
 
 
 @pytest.mark.asyncio

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from cacheagent import blobs
+from cacheagent.blobs import Exchange, Peers
 from cacheagent.errors import (
     ChecksumMismatch,
     CorruptModel,
@@ -23,6 +25,7 @@ from cacheagent.errors import (
 )
 from cacheagent.flights import Flights, source_key
 from cacheagent.model import PIECE_SIZE_BYTES, SMALL_FILE_BYTES
+from cacheagent.plan import Plan
 from cacheagent.progress import JobStatus
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Record, Reservation, Store
@@ -46,13 +49,15 @@ def tree(name: str, uri: str = "memory://a") -> ModelSpec:
 class Node:
     """A store and flights over origins in memory."""
 
-    def __init__(self, root: Path, origins: dict[str, MemoryOrigin]) -> None:
+    def __init__(self, root: Path, origins: dict[str, MemoryOrigin], peers: Peers | None = None) -> None:
         self.root = root
         self.origins = origins
         self.store = Store.open(root)
         self.transport = MemoryTransport(*origins.values())
         self.events: list[JobStatus] = []
-        self.flights = Flights(self.store, self.transport, lambda spec: origins[spec.uri], on_event=self.events.append)
+        self.flights = Flights(
+            self.store, self.transport, lambda spec: origins[spec.uri], on_event=self.events.append, peers=peers
+        )
 
     def files(self, record: Record) -> dict[str, bytes]:
         base = self.store.path(record.digest) / "files"
@@ -67,9 +72,13 @@ class Node:
         }
 
 
+def node(root: Path, **origins: MemoryOrigin) -> AbstractAsyncContextManager[Node]:
+    return node_among(None, root, origins)
+
+
 @asynccontextmanager
-async def node(root: Path, **origins: MemoryOrigin) -> AsyncIterator[Node]:
-    made = Node(root, {f"memory://{name}": origin for name, origin in origins.items()})
+async def node_among(peers: Peers | None, root: Path, origins: dict[str, MemoryOrigin]) -> AsyncIterator[Node]:
+    made = Node(root, {f"memory://{name}": origin for name, origin in origins.items()}, peers)
     try:
         yield made
     finally:
@@ -478,6 +487,49 @@ async def test_what_is_begun_for_others_too_has_no_limit_either(root: Path) -> N
         assert capped(here, slow) == (500,)
         here.transport.release("x")
         await here.flights.ensure(slow)
+
+
+class Budget(Peers):
+    """Others that take from the same origin, and exchange nothing with this node."""
+
+    share = 1000
+
+    async def join(self, digest: str, plan: Plan) -> Exchange | None:
+        return None
+
+    async def leave(self, exchange: object, *, complete: bool) -> None:
+        raise AssertionError(exchange)
+
+    def origin_share(self, digest: str) -> int:
+        return self.share
+
+
+async def test_a_share_of_an_origin_holds_for_whoever_waits(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the limit of a warm-up, the smaller one, and as it is by now; not for what is not exchanged at all."""
+    monkeypatch.setattr(blobs, "SHARE_LOOK_S", 0.001)
+    budget = Budget()
+    origins = {"a": MemoryOrigin({"x": large(1)}), "b": MemoryOrigin({"y": large(2)})}
+    async with node_among(budget, root, origins) as here:
+        shared, alone = tree("m", "memory://a"), msgspec.structs.replace(tree("n", "memory://b"), peers="never")
+        here.transport.hold("x")
+        here.transport.hold("y")
+        here.flights.start(shared)
+        here.flights.start(alone)
+        await here.transport.wait_until_started("x")
+        await here.transport.wait_until_started("y")
+        assert capped(here, shared, alone) == (1000, 0)
+        here.flights.limit({shared: 500})
+        assert capped(here, shared) == (500,)
+        here.flights.limit({shared: 5000})
+        assert capped(here, shared) == (1000,)
+        here.flights.start(shared, urgent=True)
+        assert capped(here, shared) == (1000,)
+        budget.share = 250
+        await until(lambda: capped(here, shared) == (250,), "there are more nodes now")
+        here.transport.release("x")
+        here.transport.release("y")
+        await asyncio.gather(here.flights.ensure(shared), here.flights.ensure(alone))
+        assert set(here.transport.caps.values()) == {0}
 
 
 async def test_a_use_is_written_down_beside_the_loop(root: Path) -> None:

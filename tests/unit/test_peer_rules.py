@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cacheagent.peers.answers import Answers
+from cacheagent.peers.budget import UNKNOWN, share
 from cacheagent.peers.own import AT_ORIGIN, OwnPieces
 from cacheagent.peers.quiet import EVERY_S, MOST, Quiet
 from cacheagent.peers.rules import NO_PROGRESS_S, PROGRESS_BYTES, Movement
@@ -105,6 +108,17 @@ def test_the_origin_is_asked_for_a_few_at_a_time() -> None:
     own.close()
     own.done([5, 1])
     assert asked == [3, 5, 9, 1]
+
+
+@given(budget=st.integers(1, 2**40), members=st.integers(1, 5000))
+def test_all_parts_of_a_budget_are_no_more_than_it(budget: int, members: int) -> None:
+    """And not much less; who does not know how many there are takes what one of 64 gets."""
+    part = share(budget, members)
+    assert part >= 1
+    assert part * members <= max(budget, members)
+    assert (part + 1) * members > budget
+    assert share(budget, 0) == share(budget, UNKNOWN)
+    assert share(0, members) == share(0, 0) == 0
 
 
 def test_enough_answers() -> None:
