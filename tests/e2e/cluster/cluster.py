@@ -131,7 +131,7 @@ class Cluster:
         node.know([other.number for other in self.nodes if other is not node])
         node.start_kubelet()
         wait_until(lambda: self._heartbeat(name) > before, f"the kubelet of {name} reports again", 90)
-        self.wait_until_ready(name)
+        self.kubectl("wait", "--for=condition=Ready", f"node/{name}", "--timeout=90s")  # it may be cordoned
 
     def load_image(self, archive: Path) -> None:
         """A docker-archive, on every node."""
