@@ -39,7 +39,7 @@ def say(sentence: str) -> None:
 
 def begin(half: Half, output: TextIO | None) -> subprocess.Popen[bytes]:
     """Each half collects its coverage in a folder of its own: the end of a run combines all that it finds there."""
-    collected = REPORTS / "coverage" / half.name / ".coverage"
+    collected = _collected(half)
     collected.parent.mkdir(parents=True, exist_ok=True)
     options = ["--cov", "--cov-report=", "--cov-fail-under=0", f"--junitxml=reports/junit-{half.name}.xml"]
     options += [f"--require-tier={tier}" for tier in half.tiers]
@@ -51,6 +51,10 @@ def begin(half: Half, output: TextIO | None) -> subprocess.Popen[bytes]:
         stdout=output,
         stderr=subprocess.STDOUT if output else None,
     )
+
+
+def _collected(half: Half) -> Path:
+    return REPORTS / "coverage" / half.name / ".coverage"
 
 
 def wait(running: dict[str, subprocess.Popen[bytes]]) -> list[int]:
@@ -69,9 +73,9 @@ def wait(running: dict[str, subprocess.Popen[bytes]]) -> list[int]:
 
 
 def report_coverage() -> int:
-    folders = [str(REPORTS / "coverage" / half.name) for half in (CLUSTER, REST)]
     coverage = [sys.executable, "-m", "coverage"]
-    combined = subprocess.run([*coverage, "combine", "--quiet", *folders], cwd=ROOT, check=False).returncode
+    collected = [str(_collected(half)) for half in (CLUSTER, REST)]
+    combined = subprocess.run([*coverage, "combine", "--quiet", *collected], cwd=ROOT, check=False).returncode
     return combined or subprocess.run([*coverage, "report"], cwd=ROOT, check=False).returncode
 
 

@@ -113,13 +113,18 @@ def look(root: Path) -> OnDisk:
         records=frozenset(name.removesuffix(".json") for name in _names(root / "records")),
         resolved=len(_names(root / "resolved")),
         blobs=_sizes(path for path in (root / "blobs").iterdir()),
-        staged={(path / "data").stat().st_size: frozenset(claims(path)) for path in staged},
+        staged={_size(path / "data"): frozenset(claims(path)) for path in staged},
         small=_sizes(path for path in (root / "staging/small").iterdir() if path.name != "journal"),
         trees=len(_names(root / "staging/trees")),
         trash=len(_names(root / "trash")),
         quarantine=len(_names(root / "quarantine")),
         scratch=len(list((root / "staging").glob("*/data.*"))),
     )
+
+
+def _size(path: Path) -> int:
+    """-1 without the file: a process that dies in a publish may have moved the bytes away from beside their journal."""
+    return path.stat().st_size if path.exists() else -1
 
 
 def claims(staged: Path) -> dict[int, str]:
