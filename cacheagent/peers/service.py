@@ -17,6 +17,7 @@ import msgspec
 from cacheagent.config import Address, PeersSettings
 from cacheagent.errors import ConfigError
 from cacheagent.model import piece_count
+from cacheagent.peers.in_turn import VouchersInTurn
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
@@ -36,7 +37,7 @@ from cacheagent.peers.orders import (
 )
 from cacheagent.peers.protocol import pack_set
 from cacheagent.peers.quiet import Quiet
-from cacheagent.peers.vouchers import Vouchers, VouchersInTurn
+from cacheagent.peers.vouchers import Vouchers
 from cacheagent.peers.whole import serve_whole
 from cacheagent.store import Record, Store
 from cacheagent.transfer.child import Child, argv_of

@@ -9,28 +9,23 @@ knows nothing of it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
 from cacheagent.peers.orders import Have
 from cacheagent.store.durable import write_all
 from cacheagent.store.layout import Layout, digest_of, entries
-from cacheagent.threads import in_thread
 
 LOG: Final = logging.getLogger(__name__)
 
 KEEP_S: Final = 30 * 86400.0
 """For a digest that is not here any more, or not yet. Chosen."""
-
-T = TypeVar("T")
 
 Line = tuple[int, bytes, str, bytes]
 """Piece, BLAKE3, signer, signature."""
@@ -70,30 +65,6 @@ class Vouchers:
                 digest = digest_of(entry.name)
                 if digest is None or (not is_here(digest) and entry.stat().st_mtime < time.time() - KEEP_S):
                     os.unlink(entry.path)
-
-
-class VouchersInTurn:
-    """The same for an event loop: in threads, one call after the other, in the order in which they were asked for."""
-
-    def __init__(self, vouchers: Vouchers) -> None:
-        self._vouchers = vouchers
-        self._turn = asyncio.Lock()
-        self._forgetting: set[asyncio.Task[None]] = set()
-
-    async def ask(self, what: Callable[[Vouchers], T]) -> T:
-        """Do it and wait for it."""
-        async with self._turn:
-            return await in_thread(partial(what, self._vouchers))
-
-    def forget(self, digest: str) -> None:
-        """See Vouchers. Returns at once; what is asked for later finds it done."""
-        task = asyncio.get_running_loop().create_task(self.ask(lambda each: each.forget(digest)), name="seals go")
-        self._forgetting.add(task)
-        task.add_done_callback(self._forgetting.discard)
-
-    async def settle(self) -> None:
-        """Until all is forgotten that is to be."""
-        await asyncio.gather(*self._forgetting)
 
 
 def keep(path: str, seal: Have) -> None:
