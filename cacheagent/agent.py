@@ -164,7 +164,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
                 me=_me(peers, cluster),
             )
             if peers is not None and member.peers is not None:
-                peers.membership = member.peers
+                peers.membership, peers.sharers = member.peers, member.peers.sharers
                 member.peers.told = peers.look
             member.start()
             volumes.asking = member.asking

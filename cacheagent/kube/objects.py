@@ -286,10 +286,12 @@ class PeerMember(KubeValue):
 
 
 class ModelCachePeersSpec(KubeValue):
-    """A cohort: nodes that all are to have all these versions. Written by the controller only; sorted."""
+    """A cohort: nodes that all are to have all these versions. Written by the controller only; sorted. `nodes`: how
+    many there are in all cohorts, at most; 0: those of this one."""
 
     digests: tuple[str, ...] = ()
     members: tuple[PeerMember, ...] = ()
+    nodes: int = 0
 
 
 # --- ModelWarmup: what `cacheagent warm` creates, cluster scope

@@ -35,6 +35,7 @@ class PeerLists:
         self._changed = changed
         self._hold_s = HOLD_S if hold_s is None else hold_s
         self._members: dict[str, tuple[Member, ...]] = {}
+        self._nodes: dict[str, int] = {}
         self._until: dict[str, float] = {}
         self._released: set[str] = set()
         self._mirror = Mirror(api, MODEL_CACHE_PEERS, labels=member_label(me.name), on_change=self._heard)
@@ -42,6 +43,12 @@ class PeerLists:
     def members(self, digest: str) -> tuple[Member, ...]:
         """Who wants it, this node included; empty where nobody else does or nobody has said so."""
         return self._members.get(digest, ())
+
+    def sharers(self, digest: str) -> int:
+        """How many nodes take a version from its origin; 0: nobody has said so yet."""
+        if digest not in self._members:
+            return 1 if self._mirror.is_synced else 0
+        return max(self._nodes[digest], len(self._members[digest]))
 
     def start(self, kept: Iterable[ModelCachePeersSpec]) -> None:
         """What was known when the last agent ended holds until the API server has been asked."""
@@ -88,10 +95,11 @@ class PeerLists:
     def _take(self, specs: Iterable[ModelCachePeersSpec]) -> None:
         """Where several name a version, the newest holds: the others are about to go."""
         self.specs = tuple(specs)
-        self._members = {}
+        self._members, self._nodes = {}, {}
         for spec in self.specs:
             members = _members_of(spec)
             self._members.update(dict.fromkeys(spec.digests, members))
+            self._nodes.update(dict.fromkeys(spec.digests, spec.nodes))
 
 
 def _members_of(spec: ModelCachePeersSpec) -> tuple[Member, ...]:

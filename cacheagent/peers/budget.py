@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 UNKNOWN: Final = 64
-"""For so many a node counts where nobody says how many others there are: it may be the first to begin, and others begin
-without a word too. A little is better than too much at the origin, and than nothing. Chosen."""
+"""For so many a node counts before anybody has said how many others there are: they begin without a word too. A little
+is better than too much at the origin, and than nothing. Chosen."""
 
 
 def share(budget: int, members: int) -> int:

@@ -12,6 +12,7 @@ from typing import Final
 from cacheagent.config import PeersSettings
 from cacheagent.member import Member
 from cacheagent.model import SMALL_FILE_BYTES, piece_count
+from cacheagent.peers.budget import share
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey, load_or_make_key
 from cacheagent.peers.member import Membership, StaticMembership
@@ -100,7 +101,8 @@ class Swarm:
 
 class NodePeers:
     """What an agent has of its peers. `membership`: who they are; the configuration's list until somebody knows
-    better. `is_private`: whether a digest of the store is not to be exchanged, whoever is listed."""
+    better. `sharers`: how many nodes take a digest from its origin; 0: not known. `is_private`: whether a digest of the
+    store is not to be exchanged, whoever is listed."""
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class NodePeers:
         is_private: Callable[[Store, str], bool],
     ) -> None:
         self.membership: Membership = StaticMembership(settings.members)
+        self.sharers: Callable[[str], int] = lambda _digest: max(1, len(settings.members))
         self.key: NodeKey | None = None
         self.is_private = is_private
         self.service: Service | None = None
@@ -142,7 +145,7 @@ class NodePeers:
             store=store,
             membership=self,
             observer=self._observer,
-            origin_budget=int(self._settings.origin_budget_bytes_per_s),
+            origin_share=lambda digest: share(int(self._settings.origin_budget_bytes_per_s), self.sharers(digest)),
         )
         LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text})
         try:

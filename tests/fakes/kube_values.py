@@ -147,6 +147,7 @@ NODE_STATUS: Final = ModelCacheNodeStatus(
 PEERS: Final = ModelCachePeersSpec(
     digests=(DIGEST, OTHER),
     members=(PeerMember(name="node-1", address="10.0.0.1:7411", key="c2VjcmV0", zone="a"),),
+    nodes=128,
 )
 WARMUP: Final = ModelWarmupSpec(
     model="llama",

@@ -192,6 +192,27 @@ def test_a_new_version_gets_its_own_list_and_the_old_one_loses_it() -> None:
     assert members(scene, A2) == members(scene, B1) == ["n0", "n1", "n2"]
 
 
+def test_lists_say_how_many_nodes_take_from_one_origin() -> None:
+    """Where there are several for a version, rounded up, so that a node more rewrites its own list alone; where there
+    is one, its members are all."""
+    scene = fleet(COHORT)
+    scene.model("llama", digest=A1)
+    scene.settle()
+    assert [spec.nodes for spec in lists(scene).values()] == [0]
+    join(scene, COHORT)
+    scene.settle()
+    assert len(lists(scene)) > 1
+    assert {spec.nodes for spec in lists(scene).values()} == {2 * COHORT}
+    writes(scene)
+    join(scene, COHORT + 1)
+    scene.settle()
+    assert [each[0] for each in writes(scene) if each[1] == "modelcachepeers"] == ["patch"]
+    scene.kube.remove(NODES, "n0")
+    scene.kube.remove(NODES, "n1")
+    scene.settle()
+    assert [spec.nodes for spec in lists(scene).values()] == [0]
+
+
 def test_models_of_different_nodes_have_different_lists() -> None:
     """Nobody is told of a node that does not want the model."""
     scene = fleet(6)

@@ -57,6 +57,20 @@ class Lists:
         return [each.name for each in self.lists.members(digest)]
 
 
+async def test_how_many_take_from_one_origin() -> None:
+    """Nobody knows before the lists are there; then those of the list, or of all lists where it says so, and a version
+    without a list is for this node alone."""
+    here = Lists()
+    here.kube.put(MODEL_CACHE_PEERS, written("a", member("n1"), member("n2")))
+    many = written("b", member("n1"), member("n2"), digests=(B1,))
+    many["spec"]["nodes"] = 128
+    here.kube.put(MODEL_CACHE_PEERS, many)
+    assert [here.lists.sharers(digest) for digest in (A1, B1, digest_of("c1"))] == [0, 0, 0]
+    async with running(here.lists.run()):
+        await until(lambda: here.names() == ["n1", "n2"], "the lists are there")
+        assert [here.lists.sharers(digest) for digest in (A1, B1, digest_of("c1"))] == [2, 128, 1]
+
+
 async def test_it_knows_the_lists_that_it_is_on() -> None:
     """And no other; as they change; one that it is taken off is gone."""
     scene = Lists()

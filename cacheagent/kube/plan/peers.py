@@ -51,13 +51,15 @@ def plan_peers(
     reachable: dict[str, PeerMember] = {}
     wanted: dict[str, ModelCachePeersSpec] = {}
     for names, digests in groups.items():
-        for prefix, cohort in cohorts_of(names).items():
+        cohorts = cohorts_of(names)
+        total = 1 << (len(names) - 1).bit_length() if len(cohorts) > 1 else 0  # rounded up: one more changes no list
+        for prefix, cohort in cohorts.items():
             for name in cohort:
                 if name not in reachable and (member := _member(nodes[name], world.nodes[name])) is not None:
                     reachable[name] = member
             members = tuple(reachable[name] for name in sorted(cohort) if name in reachable)
             if members:
-                wanted[_name(digests, prefix)] = ModelCachePeersSpec(digests=digests, members=members)
+                wanted[_name(digests, prefix)] = ModelCachePeersSpec(digests=digests, members=members, nodes=total)
     return Sharing(
         shared=frozenset(digest for digests in groups.values() for digest in digests),
         changes=tuple(_changes(wanted, world)),
