@@ -1,4 +1,5 @@
-"""The pause image: every pod's first process, which keeps the pod's namespaces and does nothing. Made by hand."""
+"""Images of static programs, made by hand; the pause image is one: every pod's first process, which keeps the pod's
+namespaces and does nothing."""
 
 from __future__ import annotations
 
@@ -40,14 +41,19 @@ def _tar(files: dict[str, bytes]) -> bytes:
 
 def write_pause_archive(path: Path) -> None:
     """As `docker save` would write it."""
-    layer = _tar({"pause": pause_program()})
+    write_archive(path, PAUSE_IMAGE, {"pause": pause_program()}, entrypoint="/pause")
+
+
+def write_archive(path: Path, reference: str, programs: dict[str, bytes], *, entrypoint: str) -> None:
+    """An image of nothing but these programs, for a user that isn't root; as `docker save` would write it."""
+    layer = _tar(programs)
     config = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Entrypoint": ["/pause"], "User": "65535:65535"},
+            "config": {"Entrypoint": [entrypoint], "User": "65535:65535"},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
         }
     ).encode()
-    manifest = [{"Config": "config.json", "RepoTags": [PAUSE_IMAGE], "Layers": ["layer.tar"]}]
+    manifest = [{"Config": "config.json", "RepoTags": [reference], "Layers": ["layer.tar"]}]
     path.write_bytes(_tar({"config.json": config, "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()}))

@@ -1,0 +1,206 @@
+"""Knative Serving's real programs: built once from its own Go module into the cache of engines, and installed in the
+tests' cluster by the module's own manifests. There is no networking layer, so whoever asks for a service speaks to the
+activator, as an ingress would; and no registry, so tags of images are not resolved."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+
+from tests.conftest import missing
+from tests.e2e.cluster.archive import write_archive
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.waiting import wait_until
+from tests.stacks.environments import CACHE
+from tests.stacks.name_server import serving_names
+
+VERSION: Final = "v0.50.0"
+MODULE: Final = "knative.dev/serving"
+IMAGE: Final = f"localhost/knative-serving:{VERSION}"
+PROGRAMS: Final = ("controller", "webhook", "autoscaler", "activator", "queue")
+SYSTEM: Final = "knative-serving"
+NOT_HERE: Final = {"Image", "Certificate", "HorizontalPodAutoscaler"}
+"""Of its manifests: what asks for a registry, for a cert-manager, for a metrics server."""
+SETTINGS: Final = {
+    "config-deployment": {"queue-sidecar-image": IMAGE, "registries-skipping-tag-resolving": "index.docker.io"},
+    "config-autoscaler": {"stable-window": "10s", "scale-to-zero-grace-period": "6s"},
+}
+"""Beside the defaults: images that no registry has (to Knative, `localhost/…` is one of Docker Hub), and less patience
+with an idle revision. Features are as installed."""
+INGRESS: Final = "ingresses.networking.internal.knative.dev"
+ROUTES: Final = ("NetworkConfigured", "LoadBalancerReady", "Ready")
+"""Conditions of an Ingress that a networking layer sets."""
+Object = dict[str, Any]
+
+
+class Built(NamedTuple):
+    """An image of its programs, as an archive; and the folders with its manifests, definitions first."""
+
+    archive: Path
+    manifests: tuple[Path, ...]
+
+
+def built() -> Built:
+    """Build it where it is missing: some minutes of two cores. Skips the test where Go or a module can't be had."""
+    go = shutil.which("go", path=os.environ.get("PATH", os.defpath) + ":/usr/local/go/bin")
+    if go is None:
+        missing("Go", "Knative's programs are built from their module")
+    folder = CACHE / f"knative-{VERSION}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        serving = _downloaded(go, MODULE, VERSION)
+        if not (folder / "image.tar").exists():
+            _build(go, serving, folder)
+        versions = dict(re.findall(r"^\s+(knative\.dev/\w+) (\S+)$", (serving / "go.mod").read_text(), re.MULTILINE))
+        beside = [_downloaded(go, name, versions[name]) for name in ("knative.dev/networking", "knative.dev/caching")]
+    core = serving / "config/core"
+    parts = ("300-resources", ".", "200-roles", "configmaps", "deployments", "webhooks")
+    return Built(folder / "image.tar", (*(each / "config" for each in beside), *(core / part for part in parts)))
+
+
+def _downloaded(go: str, module: str, version: str) -> Path:
+    """Its folder. Skips the test where it can't be had."""
+    command = [go, "mod", "download", "-json", f"{module}@{version}"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        missing(f"{module} {version}", answer.stdout[-300:] + answer.stderr[-300:])
+    return Path(json.loads(answer.stdout)["Dir"])
+
+
+def _build(go: str, serving: Path, folder: Path) -> None:
+    """From a copy that can be written: its go.sum lacks lines."""
+    copy, programs = folder / "source", folder / "programs"
+    shutil.rmtree(copy, ignore_errors=True)
+    programs.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-r", "--no-preserve=mode", serving, copy], check=True)
+    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod -buildvcs=false"}
+    command = [
+        go,
+        "build",
+        "-trimpath",
+        "-ldflags",
+        "-s -w",
+        "-o",
+        f"{programs}/",
+        *(f"./cmd/{name}" for name in PROGRAMS),
+    ]
+    subprocess.run(command, check=True, cwd=copy, env=environment)
+    write_archive(
+        folder / "image.new", IMAGE, {name: (programs / name).read_bytes() for name in PROGRAMS}, entrypoint="/queue"
+    )
+    (folder / "image.new").rename(folder / "image.tar")
+    shutil.rmtree(copy)
+    shutil.rmtree(programs)
+
+
+def objects(manifests: tuple[Path, ...]) -> list[Object]:
+    """What an operator applies, with our image and `SETTINGS`."""
+    found = []
+    for path in (path for folder in manifests for path in sorted(folder.glob("*.yaml"))):
+        found += [item for item in yaml.safe_load_all(path.read_text()) if item and item["kind"] not in NOT_HERE]
+    for item in found:
+        if item["kind"] == "ConfigMap":
+            item["data"] |= SETTINGS.get(item["metadata"]["name"], {})
+        if item["kind"] == "Deployment":
+            (container,) = item["spec"]["template"]["spec"]["containers"]
+            container |= {"image": IMAGE, "command": [f"/{item['metadata']['name']}"]}
+    return found
+
+
+class Knative:
+    """An installed one, as its users and its ingress see it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    @property
+    def activator(self) -> str:
+        """The address of its pod; its HTTP port is 8012."""
+        (pod,) = self._cluster.get("pods", "-n", SYSTEM, "-l", "app=activator")["items"]
+        return str(pod["status"]["podIP"])
+
+    def review(self, service: Object) -> None:
+        """As `kubectl apply` of it, but nothing is made. Raises CommandFailed with what the webhook says."""
+        self._cluster.kubectl("apply", "--dry-run=server", "-f", "-", text=json.dumps(service))
+
+    def wait_until_served(self, name: str, namespace: str, limit: float = 180.0) -> None:
+        """The Service is Ready: its revision was, and this stands in for a networking layer that says so too."""
+
+        def served() -> bool:
+            self._say_that_it_routes(name, namespace)
+            status = self._cluster.get("ksvc", name, "-n", namespace).get("status", {})
+            states = {each["type"]: each["status"] for each in status.get("conditions", [])}
+            assert states.get("Ready") == "True", status
+            return True
+
+        wait_until(served, f"the Knative Service {name} is ready", limit)
+
+    def _say_that_it_routes(self, name: str, namespace: str) -> None:
+        """Nothing does: it is only told, so that the Route, and with it the Service, can become ready."""
+        ingress = self._cluster.get(INGRESS, name, "-n", namespace)
+        since = ingress["metadata"]["creationTimestamp"]
+        balancer = {"ingress": [{"domainInternal": f"activator-service.{SYSTEM}.svc.cluster.local"}]}
+        status = {
+            "observedGeneration": ingress["metadata"]["generation"],
+            "conditions": [{"type": kind, "status": "True", "lastTransitionTime": since} for kind in ROUTES],
+            "publicLoadBalancer": balancer,
+            "privateLoadBalancer": balancer,
+        }
+        patch = ("--subresource=status", "--type=merge", "-p", json.dumps({"status": status}))
+        self._cluster.kubectl("patch", INGRESS, name, "-n", namespace, *patch)
+
+    def wait_until_zero(self, revision: str, namespace: str, limit: float = 240.0) -> None:
+        """Its autoscaler took the last pod away, and that one is gone."""
+
+        def zero() -> bool:
+            found = self._cluster.get("deployment", f"{revision}-deployment", "-n", namespace)
+            return found["spec"]["replicas"] == 0 and not self.pods(revision, namespace)
+
+        wait_until(zero, f"{revision} is scaled to zero", limit)
+
+    def pods(self, revision: str, namespace: str) -> list[Object]:
+        """Of a revision; those that are ending too."""
+        selector = f"serving.knative.dev/revision={revision}"
+        return list(self._cluster.get("pods", "-n", namespace, "-l", selector)["items"])
+
+
+@contextmanager
+def running_knative(cluster: Cluster) -> Iterator[Knative]:
+    """Installed and ready until the block ends; then nothing is left but its definitions."""
+    program = built()
+    cluster.load_image(program.archive)
+    wanted = objects(program.manifests)
+    definitions = [item for item in wanted if item["kind"] == "CustomResourceDefinition"]
+    rest = [item for item in wanted if item["kind"] != "CustomResourceDefinition"]
+    with serving_names(cluster):
+        cluster.apply(*definitions)
+        for item in definitions:
+            name = item["metadata"]["name"]
+            cluster.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=60s")
+        try:
+            cluster.apply(*(item for item in rest if item["kind"] == "Namespace"))
+            cluster.apply(*(item for item in rest if item["kind"] != "Namespace"))
+            for name in ("webhook", "controller", "autoscaler", "activator"):
+                cluster.kubectl("rollout", "status", f"deployment/{name}", "-n", SYSTEM, "--timeout=180s", limit=200)
+            yield Knative(cluster)
+        finally:
+            _remove(cluster, rest)
+
+
+def _remove(cluster: Cluster, rest: list[Object]) -> None:
+    """Its webhooks first: nobody answers them soon."""
+    rest = sorted(rest, key=lambda item: "Webhook" not in item["kind"])
+    given = json.dumps({"apiVersion": "v1", "kind": "List", "items": rest})
+    cluster.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", text=given)
+    cluster.kubectl("delete", "pods", "--all", "-n", SYSTEM, "--wait=false", "--grace-period=2")
