@@ -242,7 +242,5 @@ def _write_new(path: str, data: memoryview) -> None:
     try:
         while len(data):
             data = data[os.write(fd, data) :]
-        # Begin to write it to the disk now, without waiting: else the publish finds all of them still in memory.
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
