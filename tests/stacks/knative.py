@@ -40,6 +40,9 @@ with an idle revision. Features are as installed."""
 INGRESS: Final = "ingresses.networking.internal.knative.dev"
 ROUTES: Final = ("NetworkConfigured", "LoadBalancerReady", "Ready")
 """Conditions of an Ingress that a networking layer sets."""
+NAMED: Final = {"namespace": "inference", "uid": "3f0d5d6c-7a49-4b7e-9b1e-0c8c6f2d1a11", "creator": "somebody"}
+"""What differs each time, as fixtures have it."""
+
 Object = dict[str, Any]
 
 
@@ -168,6 +171,17 @@ class Knative:
             return found["spec"]["replicas"] == 0 and not self.pods(revision, namespace)
 
         wait_until(zero, f"{revision} is scaled to zero", limit)
+
+    def template_of(self, revision: str, namespace: str) -> Object:
+        """A pod as the controller describes it in a revision's Deployment, with fixed names in place of the test's."""
+        arguments = ("deployment", f"{revision}-deployment", "-n", namespace)
+        found = wait_until(lambda: self._cluster.get(*arguments), f"{revision} has a Deployment", 60)
+        template = json.loads(json.dumps(found["spec"]["template"]).replace(namespace, NAMED["namespace"]))
+        meta = {key: value for key, value in template["metadata"].items() if value}
+        meta["labels"] |= {key: NAMED["uid"] for key in meta["labels"] if key.endswith("UID")}
+        meta["annotations"]["serving.knative.dev/creator"] = NAMED["creator"]
+        meta["generateName"] = f"{revision}-deployment-"
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template["spec"]}
 
     def pods(self, revision: str, namespace: str) -> list[Object]:
         """Of a revision; those that are ending too."""

@@ -40,6 +40,7 @@ pytestmark = [pytest.mark.stacks, pytest.mark.kube, pytest.mark.timeout(1800)]
 
 MODEL: Final = "llama-3-8b"
 SIZE: Final = 200_000_000
+FIXTURE: Final = ROOT / "tests/fixtures/stacks/knative/revision.yaml"
 REVISION: Final = "llama-00001"
 LINK_MBIT: Final = 160
 """Of the cold node; 20 MB a second."""
@@ -140,6 +141,17 @@ def test_the_example_needs_no_feature_flag(scene: Scene) -> None:
     ]
     with pytest.raises(CommandFailed, match="CSI volume support is disabled"):
         scene.knative.review(by_hand)
+
+
+def test_the_fixture_is_what_knative_makes(scene: Scene) -> None:
+    """Of the example, as it is, but for the model's name and the queue proxy's image."""
+    with scene.cluster.namespace("fixture") as namespace:
+        service = example(namespace)
+        service["spec"]["template"]["metadata"]["annotations"][names.MODEL] = "llama"
+        apply_at_last(scene.cluster, service)
+        made = scene.knative.template_of(REVISION, namespace)
+        scene.cluster.kubectl("delete", "ksvc", "--all", "-n", namespace, "--timeout=60s")
+    assert made == yaml.safe_load(FIXTURE.read_text())
 
 
 def test_from_zero_onto_a_warm_node_and_onto_a_cold_one(scene: Scene) -> None:

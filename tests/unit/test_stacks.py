@@ -41,7 +41,7 @@ class Weights(NamedTuple):
 STACKS: Final = {
     "argo/workflow": Weights(("main",), {"llama": "/mnt/models"}),
     "istio/sidecar": Weights(("vllm",), {"llama": "/mnt/models"}),
-    "knative/revision": Weights(("user-container",), {"llama": "/mnt/models"}),
+    "knative/revision": Weights(("vllm",), {"llama": "/mnt/models"}),
     "kubeflow/pytorchjob-worker": Weights(("pytorch",), {"images": "/data/images"}, "/data/images"),
     "kubeflow/trainjob-node": Weights(("node",), {"llama": "/mnt/models"}),
     "triton/gcp": Weights(("triton-inference-server",), {"triton-repository": "/mnt/models"}),
@@ -110,11 +110,14 @@ def additions(before: Any, after: Any, at: str = "") -> Iterator[str]:
 def expected_additions(pod: Pod, weights: Weights) -> set[str]:
     """Volumes, mounts, variables, a preference, a mark and the decision; not a byte more."""
     spec = pod["spec"]
-    preferred = "/spec/affinity/nodeAffinity/preferredDuringSchedulingIgnoredDuringExecution"
+    preference, there = "/spec/affinity", spec.get("affinity")
+    for inner in ("nodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution"):
+        if there is not None:
+            preference, there = f"{preference}/{inner}", there.get(inner)
     found = {
         "/metadata/annotations/cacheagent.io~1decision",
         "/metadata/labels/cacheagent.io~1injected",
-        preferred if "affinity" in spec else "/spec/affinity",
+        preference,
         *appended("/spec/volumes", spec.get("volumes"), len(weights.paths)),
     }
     for index, container in enumerate(spec["containers"]):
