@@ -152,6 +152,7 @@ def _render(meta: Path, dataset: Dataset, listener: Listener, prefix: str) -> st
     return f"""
 user root;
 worker_processes {os.cpu_count()};
+worker_rlimit_nofile 65536;
 daemon off;
 pid {meta}/nginx.pid;
 error_log stderr crit;
