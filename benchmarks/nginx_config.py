@@ -152,7 +152,6 @@ def _render(meta: Path, dataset: Dataset, listener: Listener, prefix: str) -> st
     return f"""
 user root;
 worker_processes {os.cpu_count()};
-worker_rlimit_nofile 65536;
 daemon off;
 pid {meta}/nginx.pid;
 error_log stderr crit;
@@ -163,7 +162,7 @@ http {{
   uwsgi_temp_path {meta}/t4; scgi_temp_path {meta}/t5;
   sendfile on; tcp_nopush on; tcp_nodelay on; output_buffers 2 512k;
   keepalive_requests 10000000; keepalive_timeout 600;
-  open_file_cache max=30000 inactive=600s;
+  open_file_cache max=8000 inactive=600s;
   map_hash_max_size 262144; map_hash_bucket_size 256; variables_hash_max_size 4096;
   default_type application/octet-stream;
   {tls}
