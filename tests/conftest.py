@@ -12,7 +12,7 @@ from typing import NoReturn
 import hypothesis
 import pytest
 
-from tests.privileges import keep_a_root_thread, obey_file_modes
+from tests.privileges import keep_a_root_thread, make_removable, obey_file_modes
 
 pytest_plugins = ["tests.fakes.fixtures"]
 
@@ -116,10 +116,7 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
     All tests together write 20 GB there.
     """
     yield tmp_path
-    for parent, folders, _ in os.walk(tmp_path):
-        for folder in (Path(parent, name) for name in folders):
-            if not folder.is_symlink():
-                folder.chmod(0o700)
+    make_removable(tmp_path)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

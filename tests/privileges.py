@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -52,6 +53,14 @@ def keep_a_root_thread() -> None:
     if os.geteuid() == 0 and _orders is None:
         _orders = queue.SimpleQueue()
         threading.Thread(target=_serve, args=(_orders,), name="root", daemon=True).start()
+
+
+def make_removable(root: Path) -> None:
+    """Directories below become their owner's to change: what the store published is read-only, and would stay."""
+    for parent, folders, _ in os.walk(root):
+        for folder in (Path(parent, name) for name in folders):
+            if not folder.is_symlink():
+                folder.chmod(0o700)
 
 
 def as_root(function: Callable[[], T]) -> T:

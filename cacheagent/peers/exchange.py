@@ -192,15 +192,8 @@ class Exchange:
             return
         share = self._placement.share_of(report.number)
         if share is not None:
-            seal = Have(
-                digest=self.digest,
-                piece=report.number,
-                blake3=bytes.fromhex(report.piece.blake3),
-                signer=report.signer,
-                signature=report.signature,
-            )
             if report.signer != self._node.name:  # else it is this node's own word that has come back
-                self._vouched[report.number] = seal
+                self._vouched[report.number] = report.seal(self.digest)
             if report.unkept:
                 self._tell_unkept(report.unkept)
             share.put(report)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from cacheagent.model import Value
 from cacheagent.transfer.orders import CrcAlgorithm, PieceHash
 
@@ -48,6 +50,10 @@ class Serve(Value, tag="serve"):
     paths: tuple[str, ...]
     hashes: bytes = b""
     seals: tuple[Have, ...] = ()
+
+    def with_path(self, file: int, path: str) -> Serve:
+        """One of the files lies there."""
+        return msgspec.structs.replace(self, paths=(*self.paths[:file], path, *self.paths[file + 1 :]))
 
 
 class Staged(Value, tag="staged"):
@@ -205,6 +211,16 @@ class Arrived(Value, tag="arrived"):
     signer: str
     signature: bytes
     unkept: str = ""
+
+    def seal(self, digest: str) -> Have:
+        """What its signer said, of a version's piece."""
+        return Have(
+            digest=digest,
+            piece=self.number,
+            blake3=bytes.fromhex(self.piece.blake3),
+            signer=self.signer,
+            signature=self.signature,
+        )
 
 
 class Unproved(Value, tag="unproved"):

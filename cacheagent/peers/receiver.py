@@ -29,7 +29,6 @@ from cacheagent.peers.orders import (
     Disconnect,
     Ended,
     Forget,
-    Have,
     Keys,
     Progress,
     ReceiverOrder,
@@ -194,15 +193,8 @@ class Subscription:
         known = self._session.keys
         if not known.seals or report.signer == known.me:
             return report
-        seal = Have(
-            digest=known.digest,
-            piece=report.number,
-            blake3=bytes.fromhex(report.piece.blake3),
-            signer=report.signer,
-            signature=report.signature,
-        )
         try:
-            keep(known.seals, seal)
+            keep(known.seals, report.seal(known.digest))
         except OSError as error:
             return msgspec.structs.replace(report, unkept=str(error)[:200])
         return report

@@ -161,8 +161,7 @@ class Service:
         """A file is staged."""
         served = self._served.get(digest)
         if served is not None and served.order.paths[file] != path:
-            paths = (*served.order.paths[:file], path, *served.order.paths[file + 1 :])
-            served.order = msgspec.structs.replace(served.order, paths=paths)
+            served.order = served.order.with_path(file, path)
             self._send(Staged(digest=digest, file=file, path=path))  # all of them each time would be very many
 
     def part(self, digest: str, piece: int, length: int) -> None:

@@ -7,8 +7,6 @@ from collections import Counter
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-import msgspec
-
 from cacheagent.model import PIECE_SIZE_BYTES, piece_count
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import NodeKey, is_signed
@@ -77,8 +75,7 @@ class Shelf:
     def stage(self, file: int, path: str) -> None:
         """A file's pieces come there."""
         with self.condition:
-            paths = (*self.order.paths[:file], path, *self.order.paths[file + 1 :])
-            self.order = msgspec.structs.replace(self.order, paths=paths)
+            self.order = self.order.with_path(file, path)
 
     def part(self, piece: int, length: int) -> None:
         """So much of it is on disk."""

@@ -24,6 +24,7 @@ from cacheagent.model import (
     piece_range,
 )
 from cacheagent.store import Record, Reservation, Store, StorePolicy
+from tests.privileges import make_removable
 
 DOMAIN = TrustDomain(endpoint="memory://origin")
 NO_FLOOR = StorePolicy(floor_bytes=0)
@@ -131,9 +132,8 @@ def names_in(root: Path, *directories: str) -> set[str]:
 
 
 def remove_cache(root: Path) -> None:
-    """All of a cache directory; published directories are read-only, for their owner too."""
-    for directory, _, _ in os.walk(root):
-        os.chmod(directory, 0o755)
+    """All of a cache directory."""
+    make_removable(root)
     shutil.rmtree(root)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import jsonschema
 import msgspec
 import pytest
 import yaml
@@ -18,7 +17,7 @@ from cacheagent.kube.webhook.catalog import MirrorCatalog
 from tests.fakes.admission import admitted, containers_of
 from tests.fakes.webhook import LLAMA
 from tests.manifests.chart import ROOT, SETS, VERSIONS, Manifests, Object, parse, render
-from tests.manifests.test_versions import check, definitions
+from tests.manifests.test_versions import check, check_example, definitions
 
 STACKS: Final = ("autoscaling", "gpu-operator")
 by_stack = pytest.mark.parametrize("stack", STACKS)
@@ -68,13 +67,7 @@ def test_objects_are_valid_and_say_what_to_change(stack: str) -> None:
         assert "# Change: " in text_of(stack, name)
     schemas = definitions()
     for item in objects_of(stack).objects:
-        if item["apiVersion"] == names.API_VERSION:
-            schema = schemas[item["kind"]]
-            whole = schema | {"properties": schema["properties"] | {"apiVersion": {}, "kind": {}, "metadata": {}}}
-            jsonschema.validate(item, whole)
-        else:
-            for version in (VERSIONS[0], VERSIONS[-1]):
-                check(item, version)
+        check_example(item, schemas)
 
 
 @by_stack

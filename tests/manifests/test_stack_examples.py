@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import jsonschema
 import msgspec
 import pytest
 import yaml
@@ -20,7 +19,7 @@ from cacheagent.kube.webhook.refusal import PodRefused
 from tests.fakes.admission import admitted, containers_of
 from tests.fakes.webhook import LLAMA
 from tests.manifests.chart import ROOT, VERSIONS, Object, parse
-from tests.manifests.test_versions import check, definitions
+from tests.manifests.test_versions import check, check_example, definitions
 
 STACKS: Final = ("vllm", "triton", "knative", "pytorch")
 FILES: Final = tuple(path for stack in STACKS for path in sorted((ROOT / "examples" / stack).glob("*.yaml")))
@@ -98,13 +97,8 @@ def test_objects_are_valid(path: Path) -> None:
     """By our schemas and by Kubernetes' own, its oldest and its newest; of other stacks' objects, their pods."""
     schemas = definitions()
     for item in parse(path.read_text()).objects:
-        if item["apiVersion"] == names.API_VERSION:
-            schema = schemas[item["kind"]]
-            whole = schema | {"properties": schema["properties"] | {"apiVersion": {}, "kind": {}, "metadata": {}}}
-            jsonschema.validate(item, whole)
-        elif item["apiVersion"] in KUBERNETES:
-            for version in (VERSIONS[0], VERSIONS[-1]):
-                check(item, version)
+        if item["apiVersion"] in {names.API_VERSION, *KUBERNETES}:
+            check_example(item, schemas)
         else:
             assert list(templates(item)), f"{item['kind']} makes no pods"
     for pod in pods(path):

@@ -38,6 +38,9 @@ http.server.ThreadingHTTPServer(("", 8000), Healthy).serve_forever()
 """
 )
 
+NEXT_TO_NOTHING: Final = 100_000
+"""Bytes: what a listing of the source costs, and no piece of a model."""
+
 Object = dict[str, Any]
 
 

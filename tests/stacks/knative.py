@@ -4,12 +4,9 @@ activator, as an ingress would; and no registry, so tags of images are not resol
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from tests.conftest import missing
 from tests.e2e.cluster.archive import write_archive
 from tests.e2e.cluster.cluster import Cluster
 from tests.e2e.cluster.waiting import wait_until
-from tests.stacks.environments import CACHE
+from tests.stacks.go_modules import Workshop, workshop
 from tests.stacks.name_server import serving_names
 
 VERSION: Final = "v0.50.0"
@@ -55,55 +51,24 @@ class Built(NamedTuple):
 
 def built() -> Built:
     """Build it where it is missing: some minutes of two cores. Skips the test where Go or a module can't be had."""
-    go = shutil.which("go", path=os.environ.get("PATH", os.defpath) + ":/usr/local/go/bin")
-    if go is None:
-        missing("Go", "Knative's programs are built from their module")
-    folder = CACHE / f"knative-{VERSION}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        serving = _downloaded(go, MODULE, VERSION)
-        if not (folder / "image.tar").exists():
-            _build(go, serving, folder)
+    with workshop(f"knative-{VERSION}", "Knative's programs are built from their module") as shop:
+        serving, archive = shop.module(MODULE, VERSION), shop.folder / "image.tar"
+        if not archive.exists():
+            _build(shop, serving, archive)
         versions = dict(re.findall(r"^\s+(knative\.dev/\w+) (\S+)$", (serving / "go.mod").read_text(), re.MULTILINE))
-        beside = [_downloaded(go, name, versions[name]) for name in ("knative.dev/networking", "knative.dev/caching")]
+        beside = [shop.module(name, versions[name]) for name in ("knative.dev/networking", "knative.dev/caching")]
     core = serving / "config/core"
     parts = ("300-resources", ".", "200-roles", "configmaps", "deployments", "webhooks")
-    return Built(folder / "image.tar", (*(each / "config" for each in beside), *(core / part for part in parts)))
+    return Built(archive, (*(each / "config" for each in beside), *(core / part for part in parts)))
 
 
-def _downloaded(go: str, module: str, version: str) -> Path:
-    """Its folder. Skips the test where it can't be had."""
-    command = [go, "mod", "download", "-json", f"{module}@{version}"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        missing(f"{module} {version}", answer.stdout[-300:] + answer.stderr[-300:])
-    return Path(json.loads(answer.stdout)["Dir"])
-
-
-def _build(go: str, serving: Path, folder: Path) -> None:
-    """From a copy that can be written: its go.sum lacks lines."""
-    copy, programs = folder / "source", folder / "programs"
-    shutil.rmtree(copy, ignore_errors=True)
+def _build(shop: Workshop, serving: Path, archive: Path) -> None:
+    programs = shop.folder / "programs"
     programs.mkdir(exist_ok=True)
-    subprocess.run(["cp", "-r", "--no-preserve=mode", serving, copy], check=True)
-    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod -buildvcs=false"}
-    command = [
-        go,
-        "build",
-        "-trimpath",
-        "-ldflags",
-        "-s -w",
-        "-o",
-        f"{programs}/",
-        *(f"./cmd/{name}" for name in PROGRAMS),
-    ]
-    subprocess.run(command, check=True, cwd=copy, env=environment)
-    write_archive(
-        folder / "image.new", IMAGE, {name: (programs / name).read_bytes() for name in PROGRAMS}, entrypoint="/queue"
-    )
-    (folder / "image.new").rename(folder / "image.tar")
-    shutil.rmtree(copy)
+    shop.build(serving, f"{programs}/", *(f"./cmd/{name}" for name in PROGRAMS))
+    beside = shop.folder / "image.new"
+    write_archive(beside, IMAGE, {name: (programs / name).read_bytes() for name in PROGRAMS}, entrypoint="/queue")
+    beside.rename(archive)
     shutil.rmtree(programs)
 
 

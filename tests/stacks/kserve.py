@@ -5,10 +5,8 @@ webhook says."""
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
-import shutil
 import subprocess
 import time
 import urllib.request
@@ -22,10 +20,10 @@ import yaml
 
 from cacheagent.demo.child import free_ports, running_child, wait_until_ready
 from cacheagent.kube.webhook.certificates import CertificateSettings, take_step, utc_now
-from tests.conftest import missing, require
+from tests.conftest import require
 from tests.fakes.kube_server import ApiServer
 from tests.manifests.chart import find_helm
-from tests.stacks.environments import CACHE
+from tests.stacks.go_modules import workshop
 
 VERSION: Final = "v0.20.0"
 MODULE: Final = "github.com/kserve/kserve"
@@ -48,43 +46,13 @@ class Built(NamedTuple):
 
 def built() -> Built:
     """Build it where it is missing: four minutes of two cores. Skips the test where Go or the module can't be had."""
-    go = shutil.which("go", path=os.environ.get("PATH", os.defpath) + ":/usr/local/go/bin")
-    if go is None:
-        missing("Go", "KServe's manager is built from its module")
-    folder = CACHE / f"kserve-{VERSION}"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        answer = subprocess.run(
-            [go, "mod", "download", "-json", f"{MODULE}@{VERSION}"], capture_output=True, text=True, check=False
-        )
-        if answer.returncode != 0:
-            missing(f"{MODULE} {VERSION}", answer.stdout[-300:] + answer.stderr[-300:])
-        source = Path(json.loads(answer.stdout)["Dir"])
-        if not (folder / "manager").exists():
-            _build(go, source, folder)
-    return Built(folder / "manager", source)
-
-
-def _build(go: str, source: Path, folder: Path) -> None:
-    """From a copy that can be written: its go.sum lacks lines."""
-    copy = folder / "source"
-    shutil.rmtree(copy, ignore_errors=True)
-    subprocess.run(["cp", "-r", "--no-preserve=mode", source, copy], check=True)
-    environment = os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOFLAGS": "-mod=mod -buildvcs=false"}
-    command: list[str | Path] = [
-        go,
-        "build",
-        "-trimpath",
-        "-ldflags",
-        "-s -w",
-        "-o",
-        folder / "manager.new",
-        "./cmd/manager",
-    ]
-    subprocess.run(command, check=True, cwd=copy, env=environment)
-    (folder / "manager.new").rename(folder / "manager")
-    shutil.rmtree(copy)
+    with workshop(f"kserve-{VERSION}", "KServe's manager is built from its module") as shop:
+        source, manager = shop.module(MODULE, VERSION), shop.folder / "manager"
+        if not manager.exists():
+            beside = shop.folder / "manager.new"
+            shop.build(source, beside, "./cmd/manager")
+            beside.rename(manager)
+    return Built(manager, source)
 
 
 class KServe:

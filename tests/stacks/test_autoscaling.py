@@ -32,7 +32,7 @@ from tests.e2e.cluster.readers import digest_label
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import python_pod
 from tests.e2e.figures import report
-from tests.stacks.examples import adapted, seen_by, set_gpus, values_of
+from tests.stacks.examples import NEXT_TO_NOTHING, adapted, seen_by, set_gpus, values_of
 
 pytestmark = [pytest.mark.stacks, pytest.mark.kube, pytest.mark.timeout(900, func_only=True)]
 
@@ -44,8 +44,6 @@ COLD: Final = f"{COLD_TAINT}:NoSchedule"
 SIZE: Final = 60_000_000
 SLOW: Final = 1_000_000
 """Bytes a second: a download of a minute."""
-NEXT_TO_NOTHING: Final = 100_000
-"""Bytes: what a listing of the source costs, and no piece of a model."""
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from tests.e2e.cluster.readers import MODES, digest_label
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import python_pod
 from tests.e2e.figures import report
-from tests.stacks.examples import GPU, adapted, seen_by, set_gpus, values_of
+from tests.stacks.examples import GPU, NEXT_TO_NOTHING, adapted, seen_by, set_gpus, values_of
 
 pytestmark = [pytest.mark.stacks, pytest.mark.kube, pytest.mark.timeout(900, func_only=True)]
 
@@ -54,8 +54,6 @@ WITH_DRIVER: Final = (
 )
 MIG: Final = "nvidia.com/mig.config"
 TOLERATES: Final = {"tolerations": [{"key": GPU, "operator": "Exists"}]}
-NEXT_TO_NOTHING: Final = 100_000
-"""Bytes: what a listing of the source costs, and no piece of a model."""
 
 
 class Scene(NamedTuple):

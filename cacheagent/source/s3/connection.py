@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.exceptions import ClientError
 from botocore.httpsession import URLLib3Session
-from botocore.loaders import Loader
+from botocore.loaders import Loader, create_loader
 from botocore.utils import get_environ_proxies
 
 from cacheagent.errors import OriginWrong
@@ -87,7 +86,8 @@ def connect(address: BucketAddress) -> Connection:
 
 def _open(address: BucketAddress, wanted_region: str) -> Connection:
     core = botocore.session.Session(profile=address.profile or None)
-    core.register_component("data_loader", _Descriptions(core.get_config_variable("data_path")))
+    folders = create_loader(core.get_config_variable("data_path")).search_paths
+    core.register_component("data_loader", _Descriptions(folders, include_default_search_paths=False))
     region = wanted_region or core.get_config_variable("region") or "us-east-1"
     credentials = core.get_credentials()
 
@@ -143,10 +143,6 @@ def _open(address: BucketAddress, wanted_region: str) -> Connection:
 
 class _Descriptions(Loader):
     """Of AWS's services, as botocore reads them, but that nobody looks through the folders of 400 others first."""
-
-    def __init__(self, search_path: str | None) -> None:
-        folders = search_path.split(os.pathsep) if search_path else []
-        super().__init__(extra_search_paths=[os.path.expanduser(os.path.expandvars(folder)) for folder in folders])
 
     def list_available_services(self, type_name: str) -> list[str]:
         return ["s3"]
