@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cacheagent.errors import (
@@ -19,6 +21,7 @@ from cacheagent.model import MIB, PIECE_SIZE_BYTES
 from tests.fakes.faults import Reset, Status
 from tests.fakes.origin import Origin
 from tests.faults.scene import (
+    QUICK,
     SHARD,
     SMALL,
     Cache,
@@ -38,6 +41,13 @@ SIZE = len(FILES[SHARD])
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 
 pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    """Its limit of silence is beyond what a busy machine needs to answer: nobody is silent in these tests, and tries
+    are counted."""
+    return Cache(tmp_path / "cache", transfer=msgspec.structs.replace(QUICK, idle_timeout_s=30.0))
 
 
 @pytest.mark.parametrize("path", [SHARD, "config.json"])
