@@ -255,7 +255,7 @@ class Exchange:
         now = time.monotonic()
         self._review()
         for link in self._links.values():
-            if not link.was_up and link.expected and now - self._pace.started > OUT_AFTER_S:
+            if link.expected and link.keeps_out and now - self._pace.started > OUT_AFTER_S:
                 self._placement.give_up(link)
         for link in self._pace.slow(now):
             self._relieve(link)

@@ -27,7 +27,7 @@ class Line:
     def __init__(self) -> None:
         self._socket = socket.socket()
         self._poll = select.poll()
-        self._limit_ms: float | None = protocol.HANDSHAKE_S * 1000
+        self._limit_ms: float | None = protocol.GREETING_S * 1000
 
     def connect(self, host: str, port: int) -> None:
         """Raises ConnectionOver."""
@@ -95,4 +95,4 @@ class Line:
                 return
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
             if not self._poll.poll(self._limit_ms):
-                raise ConnectionOver("timeout", f"no answer within {protocol.HANDSHAKE_S:g} s")
+                raise ConnectionOver("timeout", f"no answer within {protocol.GREETING_S:g} s")

@@ -98,6 +98,11 @@ class Link:
         """Or on the way there."""
         return self._connection is not None
 
+    @property
+    def keeps_out(self) -> bool:
+        """It has not let this node in, and not because nothing was heard of it yet."""
+        return not self.was_up and (self.failures > 0 or self._session is not None)
+
     def connect(self) -> None:
         """Try; the owner hears how it went."""
         self.refusal = None

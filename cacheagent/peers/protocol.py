@@ -34,7 +34,9 @@ NONCE_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 HASH_BYTES: Final = 32
 HANDSHAKE_S: Final = 5.0
-"""From the connection to the answer. Chosen."""
+"""To be reached, and for a client to say who it is. Chosen."""
+GREETING_S: Final = 15.0
+"""For a member that was reached to say anything: its process may be starting on a busy machine. Chosen."""
 CLOCK_SKEW_S: Final = 300
 """By how much the clocks of two members may differ, as Kerberos allows."""
 ASK_LIMIT_BYTES: Final = 1024 * 1024

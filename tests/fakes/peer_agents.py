@@ -16,6 +16,7 @@ import psutil
 
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers.keys import load_or_make_key
+from tests.fakes.faults import SlowFirstByte
 from tests.fakes.origin import Origin
 from tests.fakes.running_agent import RunningAgent
 
@@ -67,6 +68,19 @@ class PeerAgents:
         with ThreadPoolExecutor(len(names) or len(self.agents)) as pool:
             for started in [pool.submit(self.agents[name].start) for name in names or self.agents]:
                 started.result()
+
+    def start_together(self, *names: str) -> None:
+        """As `start`; none of them is told what the model consists of before all have asked."""
+        lists = [path for path in self.origin.files if path in {f"{MODEL}/SHA256SUMS", f"{MODEL}/index.json"}]
+        (path,) = lists
+        self.origin.inject(SlowFirstByte(), path=path, times=None)
+        try:
+            self.start(*names)
+            self.origin.wait_until(
+                lambda: sum(not ask.finished for ask in self.origin.requests_for(path)) >= len(names or self.agents)
+            )
+        finally:
+            self.origin.heal()
 
     def wait_until_ready(self, *names: str) -> None:
         """Until the model is published on these, or on all."""

@@ -33,7 +33,7 @@ def test_one_copy_from_the_origin_serves_all(tmp_path: Path, *, sums: bool) -> N
             origin.add_sums(MODEL)
         else:
             add_index(origin)
-        fleet.start()
+        fleet.start_together()
         fleet.wait_until_ready()
         for name in fleet.agents:
             assert fleet.files(name).items() >= files.items()
@@ -48,7 +48,7 @@ def test_a_home_that_is_dead_from_the_start_costs_nobody_the_model(tmp_path: Pat
     files = shards(4, 3)
     with Origin(files) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
         origin.add_sums(MODEL)
-        fleet.start("n0", "n1")
+        fleet.start_together("n0", "n1")
         fleet.wait_until_ready("n0", "n1")
         for name in ("n0", "n1"):
             assert fleet.files(name).items() >= files.items()
@@ -80,7 +80,7 @@ def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None
     files = shards(4, 3)
     with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
         origin.add_sums(MODEL)
-        fleet.start()
+        fleet.start_together()
         origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
         fleet.kill("n1")
         fleet.wait_until_ready("n0", "n2")
@@ -123,7 +123,7 @@ def test_a_peer_process_that_dies_is_replaced(tmp_path: Path, module: str) -> No
     files = shards(4, 3)
     with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
         origin.add_sums(MODEL)
-        fleet.start()
+        fleet.start_together()
         origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
         fleet.kill_process("n1", module)
         fleet.wait_until_ready()

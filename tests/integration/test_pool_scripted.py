@@ -1023,7 +1023,7 @@ async def test_a_waiting_pod_overtakes_background_work(world: World) -> None:
         first = asyncio.create_task(background.fetch(pool))
         await until(lambda: world.script.orders, "the background's first piece")
         second = asyncio.create_task(urgent.fetch(pool))
-        await until(lambda: urgent.located, "the urgent one is known")
+        await until(lambda: len(pool._groups["http"]._queue) == 2, "the urgent one waits its turn")
         gate.set()
         await asyncio.gather(first, second)
     asked = [(Path(order.target).name, order.index) for order in world.script.works(FetchPiece)]

@@ -50,6 +50,24 @@ def ask_to_adopt(pieces: set[int]) -> Adopt:
     return Adopt(digest=DIGEST, client="n1", pieces=pack_set(pieces))
 
 
+async def test_a_member_that_says_nothing_yet_is_counted_on(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process, or this node's receiver, may be starting: its pieces go to the origin when the connection fails."""
+    monkeypatch.setattr(exchange, "OUT_AFTER_S", 0.0)
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    await until(lambda: set(job.wanted) == scene.of("n0"), "this node's own pieces come meanwhile")
+    ticks = running._ticks
+    await until(lambda: running._ticks > ticks + 3, "it could have been given up")
+    assert set(job.wanted) == scene.of("n0")
+    assert not scene.receiving.releases
+    scene.end("n1", "connect")
+    await until(lambda: scene.of("n1").issubset(job.wanted), "the rest")
+    assert len(job.wanted) == len(set(job.wanted))
+    await running.leave()
+
+
 async def test_a_connected_member_that_is_given_up_lets_go_first(
     scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
