@@ -23,8 +23,8 @@ them. Chosen."""
 STARVED: Final = 1 / 3
 """If more than this part of all homes is slow at once, it is this node that is. Chosen."""
 OUT_AFTER_S: Final = 5.0
-"""A home that could not be reached since the beginning, or has not let this node in, is not counted on any more. One that
-says nothing yet is: its process may be starting, or this node's own. Chosen."""
+"""A home that could not be reached since the beginning, or has not let this node in, is not counted on any more. One
+that says nothing yet is: its process may be starting, or this node's own. Chosen."""
 NO_PROGRESS_S: Final = 15.0
 PROGRESS_BYTES: Final = 256 * 1024
 """Less than this in `NO_PROGRESS_S`, from all together: what is missing is asked of the origin. What drips keeps no
