@@ -30,7 +30,7 @@ from cacheagent.kube.api import (
 )
 
 SOURCE = {"uri": "s3://models/llama"}
-LIMIT_S = 30.0
+LIMIT_S = 90.0
 
 
 def new_name(kind: str = "m") -> str:

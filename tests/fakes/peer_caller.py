@@ -12,7 +12,7 @@ import msgspec
 from cacheagent.peers import protocol
 from tests.fakes.peer_agents import PeerAgents
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 
 
 class Caller(AbstractContextManager["Caller"]):

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
-LIMIT_S: Final = 30.0
+LIMIT_S: Final = 90.0
 """Generous: a condition that does not come within it never comes."""
 
 

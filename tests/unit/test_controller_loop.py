@@ -40,7 +40,7 @@ from tests.fakes.kube_scene import SYSTEM, Scene
 from tests.fakes.node_agents import digest_of
 
 A1, A2 = digest_of("a1"), digest_of("a2")
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 QUICK = Times(lease_s=1.0, renew_s=0.6, retry_s=0.05)
 
 

@@ -32,7 +32,7 @@ from cacheagent.peers.receiver import Receiver
 from cacheagent.peers.vouchers import Line
 from cacheagent.transfer.rate import SharedRate
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 KEY, OTHER, STRANGER, ME = (NodeKey(bytes([number]) * 32) for number in (1, 2, 3, 4))
 DIGEST = "sha256:" + "ab" * 32
 DATA = blake3(b"data").digest(length=300_000)

@@ -18,7 +18,7 @@ from cacheagent.peers.orders import Have, Serve
 from cacheagent.peers.sender import CHUNK_BYTES, Sender
 from cacheagent.peers.shelf import Shelf
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 KEY = NodeKey(b"k" * 32)
 DIGEST = "sha256:" + "ab" * 32
 
