@@ -17,6 +17,9 @@ from cacheagent.errors import NotCached, UsageError
 from csi.proto import pluginregistration_pb2 as pb
 from csi.server import Service, serving
 
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+"""Else a channel may take over the connection of one that was closed a moment ago, whoever it was to."""
+
 DESCRIPTION = pb.DESCRIPTOR.services_by_name["Registration"]
 
 
@@ -45,7 +48,7 @@ def folder() -> Iterator[Path]:
 
 async def ask(path: Path) -> str:
     """The name of who answers there."""
-    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+    async with grpc.aio.insecure_channel(f"unix:{path}", OWN_CONNECTION) as channel:
         call: Any = channel.unary_unary(
             f"/{DESCRIPTION.full_name}/GetInfo",
             request_serializer=pb.InfoRequest.SerializeToString,
