@@ -37,6 +37,8 @@ from tests.fakes.agent_api import TREE
 
 PATIENCE_S = 60.0
 """Generous: the machine may be busy, and no test is about speed."""
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+"""Else a channel may take over the connection of one that was closed a moment ago, whoever it was to."""
 
 POD_UID = "2b8d0c4e-8f0e-4a51-9a51-1f5a3f6d7c11"
 
@@ -225,8 +227,8 @@ class Kubelet:
         self._node = node
 
     async def __aenter__(self) -> Self:
-        self._driver = grpc.aio.insecure_channel(f"unix:{driver_socket(self._node.kubelet)}")
-        self._registry = grpc.aio.insecure_channel(f"unix:{registry_socket(self._node.kubelet)}")
+        self._driver = grpc.aio.insecure_channel(f"unix:{driver_socket(self._node.kubelet)}", OWN_CONNECTION)
+        self._registry = grpc.aio.insecure_channel(f"unix:{registry_socket(self._node.kubelet)}", OWN_CONNECTION)
         return self
 
     async def __aexit__(

@@ -16,9 +16,7 @@ import pytest
 from cacheagent.errors import NotCached, UsageError
 from csi.proto import pluginregistration_pb2 as pb
 from csi.server import Service, serving
-
-OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
-"""Else a channel may take over the connection of one that was closed a moment ago, whoever it was to."""
+from tests.fakes.csi_node import OWN_CONNECTION
 
 DESCRIPTION = pb.DESCRIPTOR.services_by_name["Registration"]
 
