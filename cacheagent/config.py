@@ -146,6 +146,9 @@ class PeersSettings(Value):
     `origin_budget_bytes_per_s` (`origin_budget`, bytes a second, default 0 = none): the most that all nodes that want a
     version together take from its origin; each keeps to an equal part. All must be told the same.
 
+    `tls` (default false): encrypt what members say to each other, with the keys that they know each other by. All must
+    be told the same: who speaks TLS has nothing to say to who doesn't.
+
     `members` (default none): the nodes that exchange models, this one included, where no controller says who they are.
     See Member.
     """
@@ -155,6 +158,7 @@ class PeersSettings(Value):
     zone: str = ""
     egress_cap_bytes_per_s: Rate = msgspec.field(default=Rate(0), name="egress_cap")
     origin_budget_bytes_per_s: Rate = msgspec.field(default=Rate(0), name="origin_budget")
+    tls: bool = False
     members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:

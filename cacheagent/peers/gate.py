@@ -17,12 +17,14 @@ class Turned(Exception):
 
 
 class Judge:
-    """What a server knows when it judges: its own name, the nonce that it gave to this connection, the time."""
+    """What a server knows when it judges: its own name, the nonce that it gave to this connection, the time, and the
+    connection's `channel` (see `Session`)."""
 
-    def __init__(self, name: str, nonce: bytes, now: float) -> None:
+    def __init__(self, name: str, nonce: bytes, now: float, channel: bytes = b"") -> None:
         self._name = name
         self._nonce = nonce
         self._now = now
+        self._channel = channel
 
     def judge(self, ask: protocol.Ask, shelf: Shelf) -> None:
         """Raises Turned. The signature comes last: everything that it covers has been judged then."""
@@ -37,7 +39,7 @@ class Judge:
             raise Turned("time", f"the clocks differ by more than {protocol.CLOCK_SKEW_S} s")
         if ask.server_nonce != self._nonce or len(ask.client_nonce) != protocol.NONCE_BYTES:
             raise Turned("nonce", "that is not what this connection was asked to sign")
-        if not is_signed(protocol.ask_to_sign(ask), ask.signature, keys):
+        if not is_signed(protocol.ask_to_sign(ask, self._channel), ask.signature, keys):
             raise Turned("signature", "the signature is not that member's")
         if ask.pieces != shelf.pieces:
             raise Turned("wants", f"it counts {ask.pieces} pieces, this node {shelf.pieces}")

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import os
-import socket
 
 from cacheagent.peers import protocol
+from cacheagent.peers.server_line import ServerLine
 
 
 class Inbox:
     """Cuts what a client sends into requests."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
+    def __init__(self, line: ServerLine) -> None:
+        self._line = line
         self._data = bytearray()
 
     def read(self) -> list[protocol.Request]:
         """What is complete now. Raises ProtocolError, and EOFError when the client is gone."""
         try:
-            data = self._socket.recv(64 * 1024, socket.MSG_DONTWAIT)
+            self._data += self._line.receive()
         except BlockingIOError:
             return []
-        except OSError as error:
-            raise EOFError from error
-        if not data:
-            raise EOFError
-        self._data += data
         requests = []
         while len(self._data) >= protocol.LENGTH.size:
             (length,) = protocol.LENGTH.unpack_from(self._data)
+            if self._data.startswith(protocol.TLS_CLIENT_HELLO):
+                raise protocol.SpeaksTls(protocol.NO_TLS_HERE)
             if length > protocol.ASK_LIMIT_BYTES:
                 raise protocol.ProtocolError(f"a request of {length} bytes")
             end = protocol.LENGTH.size + length
@@ -42,9 +39,11 @@ class Inbox:
 class Pending:
     """A connection that nobody knows yet."""
 
-    def __init__(self, sock: socket.socket, now: float) -> None:
-        self.socket = sock
+    def __init__(self, line: ServerLine, now: float) -> None:
+        self.line = line
+        self.socket = line.socket
         self.deadline = now + protocol.HANDSHAKE_S
         self.nonce = os.urandom(protocol.NONCE_BYTES)
-        self.inbox = Inbox(sock)
+        self.inbox = Inbox(line)
+        self.is_greeted = False
         self.ask: protocol.Ask | None = None

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
@@ -38,6 +39,11 @@ class NodeKey:
     def sign(self, message: bytes) -> bytes:
         """64 bytes."""
         return self._private.sign(message)
+
+    def certify(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        """A certificate that this node has issued. It is none of the messages that `sign` is given: those are
+        msgpack."""
+        return builder.sign(self._private, None)
 
     def __repr__(self) -> str:
         """Without the private half."""

@@ -24,6 +24,9 @@ class ConnectionOver(Exception):
 class Line:
     """`connect`, `exactly` and `fill` are for one thread, the rest for any."""
 
+    channel: bytes = b""
+    """See `protocol.Session`."""
+
     def __init__(self) -> None:
         self._socket = socket.socket()
         self._poll = select.poll()
@@ -93,6 +96,10 @@ class Line:
             missing -= max(0, count)
             if not missing:
                 return
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, missing)
-            if not self._poll.poll(self._limit_ms):
-                raise ConnectionOver("timeout", f"no answer within {protocol.GREETING_S:g} s")
+            self._wait(missing)
+
+    def _wait(self, least: int) -> None:
+        """For so many bytes, or the end."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+        if not self._poll.poll(self._limit_ms):
+            raise ConnectionOver("timeout", f"no answer within {protocol.GREETING_S:g} s")

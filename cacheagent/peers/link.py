@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from cacheagent.member import Member
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import NodeKey, is_signed
-from cacheagent.peers.orders import Arrived, Ended, Progress, Unproved
+from cacheagent.peers.orders import Arrived, Ended, EndKind, Progress, Unproved
 from cacheagent.peers.receiving import Receiving
 
 GATHER_S: Final = 0.02
@@ -21,6 +21,7 @@ GATHER_S: Final = 0.02
 RATE_WINDOW_S: Final = 3.0
 STEADY_S: Final = 0.5
 """A connection that lasted so long was none that always breaks. Chosen."""
+_TLS_ENDS: Final[dict[EndKind, protocol.RefusalCode]] = {"tls": "tls", "key": "signature"}
 
 
 class Owner(Protocol):
@@ -149,12 +150,12 @@ class Link:
 
     # --- what the receiver says
 
-    def said(self, body: bytes) -> None:
+    def said(self, body: bytes, channel: bytes) -> None:
         """See Listener."""
         try:
             note = protocol.read_note(body)
             if isinstance(note, protocol.Hello):
-                self._ask(note)
+                self._ask(note, channel)
             elif isinstance(note, protocol.Welcome):
                 self._welcomed(note)
             else:
@@ -184,6 +185,8 @@ class Link:
 
     def ended(self, report: Ended) -> None:
         """See Listener."""
+        if report.kind in _TLS_ENDS and self.refusal is None:  # it was not let in, whoever says so
+            self.refusal = protocol.Refusal(code=_TLS_ENDS[report.kind], message=report.message)
         self._connection = self._session = None
         if self.is_up:
             self.fruitless += not self._brought
@@ -204,12 +207,12 @@ class Link:
         self.adopt.discard(piece)
         self._asked.discard(piece)
 
-    def _ask(self, hello: protocol.Hello) -> None:
+    def _ask(self, hello: protocol.Hello, channel: bytes) -> None:
         if self._connection is None or self._session is not None or hello.magic != protocol.MAGIC:
             raise protocol.ProtocolError("a second greeting, or none of ours")
         version = protocol.highest_version(hello.versions)
         nonce = os.urandom(protocol.NONCE_BYTES)
-        self._session = protocol.Session(self._digest, self._me, self.name, nonce, hello.nonce)
+        self._session = protocol.Session(self._digest, self._me, self.name, nonce, hello.nonce, channel)
         self._asked = set(self.expected)
         self._drop.clear()
         self._number = 0
@@ -226,7 +229,7 @@ class Link:
             adopt=protocol.pack_set(self.adopt & self._asked),
             signature=b"",
         )
-        ask = protocol.signed(unsigned, self._key.sign(protocol.ask_to_sign(unsigned)))
+        ask = protocol.signed(unsigned, self._key.sign(protocol.ask_to_sign(unsigned, channel)))
         self._receiving.say(self._connection, protocol.request(ask), self._asked)
 
     def _welcomed(self, welcome: protocol.Welcome) -> None:

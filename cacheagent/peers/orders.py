@@ -19,11 +19,12 @@ from cacheagent.transfer.orders import CrcAlgorithm, PieceHash
 
 
 class Start(Value, tag="start"):
-    """The first order. `egress_cap_bytes_per_s`: 0 is none."""
+    """The first order. `egress_cap_bytes_per_s`: 0 is none. `tls`: whether peers speak it, all of them."""
 
     name: str
     seed: bytes
     egress_cap_bytes_per_s: int = 0
+    tls: bool = False
 
 
 class Have(Value, tag="have"):
@@ -151,13 +152,15 @@ class Keys(Value, tag="keys"):
 
 class Connect(Value, tag="connect"):
     """Open a subscription at the member of that name. Answered by `Said` for each note of the server, and by one
-    `Ended` at the end."""
+    `Ended` at the end. `tls_keys`: the raw public keys one of which must have issued the certificate that it shows;
+    empty: no TLS."""
 
     id: int
     session: int
     name: str
     host: str
     port: int
+    tls_keys: tuple[bytes, ...] = ()
 
 
 class Say(Value, tag="say"):
@@ -195,10 +198,11 @@ ReceiverOrder = Target | Keys | Connect | Say | Release | Disconnect | Forget
 
 
 class Said(Value, tag="said"):
-    """A note of the server, as it came."""
+    """A note of the server, as it came. `channel`: of the connection, see `protocol.Session`."""
 
     id: int
     body: bytes
+    channel: bytes = b""
 
 
 class Arrived(Value, tag="arrived"):
@@ -247,9 +251,12 @@ class Released(Value, tag="released"):
     number: int
 
 
-EndKind = Literal["connect", "reset", "timeout", "protocol", "mismatch", "forged", "disk", "closed", "stuck"]
+EndKind = Literal[
+    "connect", "reset", "timeout", "protocol", "mismatch", "forged", "disk", "closed", "stuck", "tls", "key"
+]
 """`mismatch`: bytes and their seal differ. `forged`: a seal of the server that it has not signed. `closed`: as ordered.
-`stuck`: said of a process that hangs in the kernel, which may still write what was expected."""
+`stuck`: said of a process that hangs in the kernel, which may still write what was expected. `tls`: the two sides do
+not come together in it. `key`: the certificate that was shown was issued by none of the member's keys."""
 
 
 class Ended(Value, tag="ended"):

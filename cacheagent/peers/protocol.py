@@ -13,6 +13,9 @@ pieces of the large files of a digest have numbers, in the order of paths and th
 From the server every message has the same head of 20 bytes, from the client 4 bytes of length. A chunk is believed when
 the seal of its piece agrees, and not before. Nothing that was signed for one connection, digest or pair of members is
 valid for another one.
+
+With TLS all of it goes through one TLS 1.3 connection, whose server shows a certificate that the server's key issued.
+The signatures of that connection are bound to the certificate too, so they are good for nothing outside of it.
 """
 
 from __future__ import annotations
@@ -55,14 +58,24 @@ NOTE: Final = 1
 CHUNK: Final = 2
 SEAL: Final = 3
 
-RefusalCode = Literal["version", "digest", "member", "signature", "time", "nonce", "busy", "wants"]
-"""`digest`: not wanted there, or not yet. `busy`: too many connections."""
+RefusalCode = Literal["version", "digest", "member", "signature", "time", "nonce", "busy", "wants", "tls"]
+"""`digest`: not wanted there, or not yet. `busy`: too many connections. `tls`: one side speaks TLS, and the
+other does not."""
+
+NO_TLS_HERE: Final = "it speaks TLS, and this node does not: peers.tls must be the same on all members"
+TLS_HERE: Final = "this node speaks TLS with its peers and nothing else: peers.tls must be the same on all members"
+TLS_CLIENT_HELLO: Final = b"\x16\x03"
+"""Of a TLS handshake. As the length of a request it is too much."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class ProtocolError(ValueError):
     """The other side said something that the protocol does not allow."""
+
+
+class SpeaksTls(ProtocolError):
+    """Somebody began with TLS where that is not spoken."""
 
 
 class Hello(Value, tag="hello"):
@@ -130,22 +143,31 @@ _requests: Final[msgspec.msgpack.Decoder[Request]] = msgspec.msgpack.Decoder(Req
 
 
 class Session(NamedTuple):
-    """What every signature of one connection is bound to."""
+    """What every signature of one connection is bound to. `channel`: the SHA-256 of the certificate that the server
+    shows, empty without TLS."""
 
     digest: str
     client: str
     server: str
     client_nonce: bytes
     server_nonce: bytes
+    channel: bytes = b""
 
     def bind(self, what: str, *parts: object) -> bytes:
         """What is signed."""
-        return _encode((f"cacheagent peer 1 {what}", *self, *parts))
+        if self.channel:
+            return _encode((f"cacheagent peer 1 tls {what}", *self, *parts))
+        return _encode((f"cacheagent peer 1 {what}", *self[:-1], *parts))
 
 
-def ask_to_sign(ask: Ask) -> bytes:
-    """Everything that it says."""
-    session = Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
+def session_of(ask: Ask, channel: bytes = b"") -> Session:
+    """That of the connection which it was said on."""
+    return Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce, channel)
+
+
+def ask_to_sign(ask: Ask, channel: bytes = b"") -> bytes:
+    """Everything that it says. `channel`: as in `Session`."""
+    session = session_of(ask, channel)
     return session.bind("ask", ask.version, ask.time_s, ask.pieces, ask.wants, ask.adopt)
 
 

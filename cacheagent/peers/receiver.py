@@ -40,6 +40,7 @@ from cacheagent.peers.orders import (
     Target,
     Unproved,
 )
+from cacheagent.peers.tls_line import TlsLine
 from cacheagent.peers.vouchers import keep
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer, DirectFile
@@ -65,7 +66,7 @@ class Subscription:
         self._expected: set[int] = set()
         self._writing = -1
         self._stopped = False
-        self._line = Line()
+        self._line = TlsLine(order.name, order.tls_keys) if order.tls_keys else Line()
         self._buffer = Buffer()
         self._incoming: dict[int, Incoming] = {}
         self._open: tuple[str, DirectFile] | None = None
@@ -121,7 +122,7 @@ class Subscription:
             body = self._line.exactly(length)
             if isinstance(protocol.read_note(body), protocol.Welcome):
                 self._line.be_patient()
-            self._report(Said(id=self.id, body=body))
+            self._report(Said(id=self.id, body=body, channel=self._line.channel))
         else:
             raise ConnectionOver("protocol", f"a message of kind {kind} and {length} bytes")
 

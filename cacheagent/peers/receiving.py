@@ -38,8 +38,8 @@ ANSWER_WITHIN_S: Final = 5.0
 class Listener(Protocol):
     """Whoever has a connection."""
 
-    def said(self, body: bytes) -> None:
-        """A note of the server."""
+    def said(self, body: bytes, channel: bytes) -> None:
+        """A note of the server. `channel`: of the connection, see `protocol.Session`."""
 
     def arrived(self, report: Arrived) -> None:
         """A piece is on disk."""
@@ -62,11 +62,14 @@ class Receiving:
         lend: Callable[[], tuple[SharedRate, int]],
         *,
         me: str = "",
+        tls: bool = False,
         seals_of: Callable[[str], str] = lambda _digest: "",
     ) -> None:
-        """`me`: this node's name. `seals_of`: the file that keeps who vouches for pieces of a digest; empty: none."""
+        """`me`: this node's name. `tls`: whether peers speak it. `seals_of`: the file that keeps who vouches for pieces
+        of a digest; empty: none."""
         self._lend = lend
         self._me = me
+        self._tls = tls
         self._seals_of = seals_of
         self._memory: tuple[SharedRate, int] | None = None
         self._child: Child[ReceiverReport] | None = None
@@ -114,7 +117,16 @@ class Receiving:
         child = self._running()
         number = next(self._numbers)
         self._listeners[number] = listener
-        child.send(Connect(id=number, session=session, name=member.name, host=member.host, port=member.port))
+        child.send(
+            Connect(
+                id=number,
+                session=session,
+                name=member.name,
+                host=member.host,
+                port=member.port,
+                tls_keys=member.keys if self._tls else (),
+            )
+        )
         return number
 
     def say(self, connection: int, data: bytes, expect: Iterable[int]) -> None:
@@ -186,7 +198,7 @@ class Receiving:
             return
         match report:
             case Said():
-                listener.said(report.body)
+                listener.said(report.body, report.channel)
             case Arrived():
                 listener.arrived(report)
             case Unproved():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from cacheagent.peers import protocol
+from cacheagent.peers.server_line import ServerLine
 from cacheagent.peers.shelf import Place, Shelf
 
 CHUNK_BYTES: Final = 256 * 1024
@@ -39,12 +40,12 @@ class Sender:
     """`run` is its thread; the rest is called by the server's main thread."""
 
     def __init__(
-        self, sock: socket.socket, shelf: Shelf, client: str, wants: list[int], wait_for: Callable[[int], float]
+        self, line: ServerLine, shelf: Shelf, client: str, wants: list[int], wait_for: Callable[[int], float]
     ) -> None:
         self.client = client
         self.shelf = shelf
         self.sent_bytes = 0
-        self._socket = sock
+        self._line = line
         self._wait_for = wait_for
         self._wants: set[int] = set()
         self._sent: dict[int, int] = {}
@@ -55,9 +56,9 @@ class Sender:
         self._open: tuple[str, int] | None = None
         with shelf.condition:
             self._want(wants)
-        sock.setblocking(True)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", NO_PROGRESS_S, 0))
-        sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        line.socket.setblocking(True)
+        line.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", NO_PROGRESS_S, 0))
+        line.socket.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
     def more(self, wants: list[int], drop: list[int]) -> None:
         """Other wants. Those that are here already are looked for again."""
@@ -75,7 +76,7 @@ class Sender:
             self._stopped = True
             self.shelf.condition.notify_all()
         try:
-            self._socket.shutdown(socket.SHUT_RDWR)
+            self._line.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # it is over already
 
@@ -131,7 +132,7 @@ class Sender:
 
     def _send(self, step: Step) -> None:
         if step.seal:
-            self._socket.sendall(step.seal)
+            self._line.send(step.seal)
             self._drop_cached(step)
             return
         file = self._file(step.place.path)
@@ -141,17 +142,13 @@ class Sender:
         if wait_s := self._wait_for(step.length):
             time.sleep(wait_s)
         head = protocol.HEAD.pack(protocol.CHUNK, step.piece, step.offset, step.length)
-        self._socket.sendall(head, socket.MSG_MORE)
-        at, left = step.place.offset + step.offset, step.length
-        while left:
-            count = os.sendfile(self._socket.fileno(), file, at, left)
-            if count == 0:
-                raise OSError(f"{step.place.path} ends at {at}")
-            at, left = at + count, left - count
-            self.sent_bytes += count
+        self._line.send_file(head, file, step.place.offset + step.offset, step.length, self._sent_more)
         with self.shelf.condition:
             if step.piece in self._wants and self._sent.get(step.piece, 0) == step.offset:
                 self._sent[step.piece] = step.offset + step.length
+
+    def _sent_more(self, count: int) -> None:
+        self.sent_bytes += count
 
     def _file(self, path: str) -> int:
         """Open it, or -1 while it is elsewhere. Nothing is read ahead: what lies there may not be written yet."""

@@ -20,6 +20,7 @@ from collections import Counter
 from typing import Final, assert_never
 
 from cacheagent.peers import protocol
+from cacheagent.peers.contexts import Papers
 from cacheagent.peers.gate import Judge, Turned
 from cacheagent.peers.inbox import Pending
 from cacheagent.peers.keys import NodeKey
@@ -38,6 +39,7 @@ from cacheagent.peers.orders import (
     Withdraw,
 )
 from cacheagent.peers.sender import Sender, start
+from cacheagent.peers.server_line import ServerLine, TlsFailed, TlsServerLine
 from cacheagent.peers.shelf import Shelf
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.rate import SharedRate
@@ -71,6 +73,7 @@ class Server:
         self._listening = listening
         self._key = NodeKey(order.seed)
         self._name = order.name
+        self._papers = Papers(self._key, order.name) if order.tls else None
         self._egress = SharedRate.create(0, order.egress_cap_bytes_per_s).whole
         self._shelves: dict[str, Shelf] = {}
         self._absent: set[str] = set()
@@ -159,23 +162,38 @@ class Server:
                 self._refuse(self._pending[0], "busy", "too many connections say nothing")
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            pending = Pending(sock, time.monotonic())
+            pending = Pending(self._line(sock), time.monotonic())
             self._pending.append(pending)
             self._selector.register(sock, selectors.EVENT_READ, pending)
-            hello = protocol.note(protocol.Hello(versions=protocol.VERSIONS, nonce=pending.nonce))
-            with contextlib.suppress(OSError):  # its end is seen by reading
-                sock.send(hello)
+            if not pending.line.is_mute:
+                self._greet(pending)
+
+    def _line(self, sock: socket.socket) -> ServerLine:
+        return ServerLine(sock) if self._papers is None else TlsServerLine(sock, *self._papers.current())
+
+    def _greet(self, pending: Pending) -> None:
+        pending.is_greeted = True
+        with contextlib.suppress(OSError):  # its end is seen by reading
+            pending.line.send(protocol.note(protocol.Hello(versions=protocol.VERSIONS, nonce=pending.nonce)))
 
     def _read_pending(self, pending: Pending) -> None:
         if pending not in self._pending:  # it was sent away, or let in, a moment ago
             return
         try:
+            if not pending.is_greeted:
+                if pending.line.is_ready():
+                    self._greet(pending)
+                return
             requests = pending.inbox.read()
         except EOFError:
             self._forget(pending)
             return
+        except TlsFailed as failed:
+            self._channel.send(Refused(reason="tls", client="", message=str(failed)[:200]))
+            self._forget(pending)
+            return
         except protocol.ProtocolError as error:
-            self._refuse(pending, "wants", str(error))
+            self._refuse(pending, "tls" if isinstance(error, protocol.SpeaksTls) else "wants", str(error))
             return
         for request in requests:
             if pending.ask is not None or not isinstance(request, protocol.Ask):
@@ -193,7 +211,7 @@ class Server:
         try:
             if shelf is None:
                 raise Turned("digest", "this node does not want that digest, or not yet")
-            Judge(self._name, pending.nonce, time.time()).judge(ask, shelf)
+            Judge(self._name, pending.nonce, time.time(), pending.line.channel).judge(ask, shelf)
             self._require_room(ask)
             wants = protocol.unpack_set(ask.wants, shelf.pieces)
             adopt = protocol.unpack_set(ask.adopt, shelf.pieces)
@@ -212,7 +230,7 @@ class Server:
             raise Turned("busy", "too many connections")
 
     def _let_in(self, pending: Pending, ask: protocol.Ask, shelf: Shelf, wants: list[int]) -> None:
-        session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
+        session = protocol.session_of(ask, pending.line.channel)
         with shelf.condition:
             welcome = protocol.Welcome(
                 complete=shelf.is_complete,
@@ -223,12 +241,12 @@ class Server:
         signature = self._key.sign(protocol.welcome_to_sign(session, welcome))
         signed = protocol.signed(welcome, signature)
         self._pending.remove(pending)
-        sender = Sender(pending.socket, shelf, ask.client, wants, self._egress.reserve)
+        sender = Sender(pending.line, shelf, ask.client, wants, self._egress.reserve)
         member = Member(pending, sender, session)
         self._members.append(member)
         self._selector.modify(pending.socket, selectors.EVENT_READ, member)
         try:
-            pending.socket.sendall(protocol.note(signed))
+            pending.line.send(protocol.note(signed))
         except OSError:
             sender.stop()
 
@@ -265,8 +283,12 @@ class Server:
         client = pending.ask.client[:64] if pending.ask is not None else ""
         if code != "digest":  # that is every late start, and no reason to look
             self._channel.send(Refused(reason=code, client=client, message=message[:200]))
-        with contextlib.suppress(OSError):
-            pending.socket.send(protocol.note(protocol.Refusal(code=code, message=message[:200])))
+        refusal = protocol.note(protocol.Refusal(code=code, message=message[:200]))
+        if pending.is_greeted:
+            with contextlib.suppress(OSError):
+                pending.line.send(refusal)
+        elif pending.line.is_mute:  # it waits for a word in the clear, as a node without TLS does
+            pending.line.say_plainly(refusal)
         self._forget(pending)
 
     def _forget(self, pending: Pending) -> None:
@@ -277,7 +299,9 @@ class Server:
     def _tidy(self) -> None:
         now = time.monotonic()
         for pending in [each for each in self._pending if each.deadline < now]:
-            if pending.ask is None:
+            if pending.line.is_mute:
+                self._refuse(pending, "tls", protocol.TLS_HERE)
+            elif pending.ask is None:
                 self._forget(pending)  # it said nothing: it gets no answer either
             else:
                 self._refuse(pending, "digest", "this node does not know yet whether it wants that digest")

@@ -88,7 +88,10 @@ class Service:
         self.sent_bytes = 0
         self.on_adopt: Callable[[Adopt], None] = lambda _: None
         self._start_order = Start(
-            name=settings.node_name, seed=key.seed, egress_cap_bytes_per_s=int(settings.egress_cap_bytes_per_s)
+            name=settings.node_name,
+            seed=key.seed,
+            egress_cap_bytes_per_s=int(settings.egress_cap_bytes_per_s),
+            tls=settings.tls,
         )
         self._vouchers = VouchersInTurn(vouchers)
         self._store = store

@@ -135,7 +135,8 @@ class NodePeers:
         vouchers = Vouchers(Layout(self._root))
         await in_thread(lambda: vouchers.tidy(lambda digest: store.record(digest) is not None))
         self.service = Service(self._settings, self.key, store, vouchers, self, self._observer)
-        receiving = Receiving(pool.lend, me=self._settings.node_name, seals_of=vouchers.path)
+        tls = self._settings.tls
+        receiving = Receiving(pool.lend, me=self._settings.node_name, tls=tls, seals_of=vouchers.path)
         receiving.start()
         node = PeerNode(
             name=self._settings.node_name,
@@ -147,7 +148,7 @@ class NodePeers:
             observer=self._observer,
             origin_share=lambda digest: share(int(self._settings.origin_budget_bytes_per_s), self.sharers(digest)),
         )
-        LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text})
+        LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text, "tls": tls})
         try:
             yield Swarm(node)
         finally:

@@ -233,7 +233,7 @@ class ExchangeScene:
     def greet(self, name: str) -> protocol.Ask:
         """The member takes the connection, and hears what is wanted."""
         connection = self.connection(name)
-        connection.listener.said(_body(protocol.Hello(versions=protocol.VERSIONS, nonce=b"n" * 32)))
+        connection.listener.said(_body(protocol.Hello(versions=protocol.VERSIONS, nonce=b"n" * 32)), b"")
         (ask,) = connection.asks
         assert isinstance(ask, protocol.Ask)
         return ask
@@ -244,7 +244,7 @@ class ExchangeScene:
         session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
         welcome = protocol.Welcome(complete=complete, have=b"", homes=(), signature=b"")
         signature = self.keys[name].sign(protocol.welcome_to_sign(session, welcome))
-        self.connection(name).listener.said(_body(protocol.signed(welcome, signature)))
+        self.connection(name).listener.said(_body(protocol.signed(welcome, signature)), b"")
 
     def send(self, name: str, piece: int, *, signer: str = "") -> None:
         """A piece comes, sealed, and the receiver keeps who vouches for it."""

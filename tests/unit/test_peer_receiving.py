@@ -27,7 +27,7 @@ class Listening:
     def __init__(self) -> None:
         self.ends: list[Ended] = []
 
-    def said(self, body: bytes) -> None:
+    def said(self, body: bytes, channel: bytes) -> None:
         pass
 
     def arrived(self, report: Arrived) -> None:

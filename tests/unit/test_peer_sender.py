@@ -16,6 +16,7 @@ from cacheagent.peers import protocol, sender
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import Have, Serve
 from cacheagent.peers.sender import CHUNK_BYTES, Sender
+from cacheagent.peers.server_line import ServerLine
 from cacheagent.peers.shelf import Shelf
 
 PATIENCE_S = 90.0
@@ -65,7 +66,7 @@ def test_parts_go_as_they_come_and_the_seal_last(tmp_path: Path, pair: tuple[soc
         return 0.0
 
     shown.part(0, CHUNK_BYTES)
-    sending = Sender(pair[0], shown, "n2", [0], wait_for)
+    sending = Sender(ServerLine(pair[0]), shown, "n2", [0], wait_for)
     thread = threading.Thread(target=sending.run)
     thread.start()
     assert message(pair[1]) == (protocol.CHUNK, 0, 0, data[:CHUNK_BYTES])
@@ -91,7 +92,7 @@ def test_what_is_dropped_and_wanted_again_begins_anew(
     (tmp_path / "data").write_bytes(data)
     shown = shelf(tmp_path / "data", len(data))
     shown.part(0, CHUNK_BYTES)
-    sending = Sender(pair[0], shown, "n2", [0], lambda _: 0.0)
+    sending = Sender(ServerLine(pair[0]), shown, "n2", [0], lambda _: 0.0)
     thread = threading.Thread(target=sending.run)
     thread.start()
     assert message(pair[1])[2] == 0
@@ -117,7 +118,7 @@ def test_who_takes_nothing_is_dropped(
         file.truncate(size)
     shown = shelf(tmp_path / "data", size)
     shown.part(0, size)
-    sending = Sender(pair[0], shown, "n2", [0], lambda _: 0.0)
+    sending = Sender(ServerLine(pair[0]), shown, "n2", [0], lambda _: 0.0)
     sending.run()
     assert 0 < sending.sent_bytes < size
 
@@ -129,7 +130,7 @@ def test_what_is_dropped_and_wanted_over_and_over_waits_once(
     shown = shelf(tmp_path / "data", 3 * PIECE_SIZE_BYTES)
     for piece in range(3):
         shown.part(piece, CHUNK_BYTES)
-    sending = Sender(pair[0], shown, "n2", [0, 1, 2], lambda _: 0.0)
+    sending = Sender(ServerLine(pair[0]), shown, "n2", [0, 1, 2], lambda _: 0.0)
     with shown.condition:
         first = sending._find()
     assert first is not None
