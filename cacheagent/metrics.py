@@ -231,7 +231,7 @@ class Metrics(TransferObserver):
                 self.retries.labels(source, result)
             for result in ("ready", NoRoom.code, DiskFault.code, CorruptModel.code, *ORIGIN_ERRORS):
                 self.jobs.labels(source, result)
-        for result in ("version", "member", "signature", "time", "nonce", "busy", "wants"):
+        for result in ("version", "member", "signature", "time", "nonce", "busy", "wants", "tls"):
             self.peer_refusals.labels(result)
         for result in ("hit", "miss"):
             self.volume_bytes.labels(result)

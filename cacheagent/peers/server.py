@@ -181,9 +181,9 @@ class Server:
             return
         try:
             if not pending.is_greeted:
-                if pending.line.is_ready():
-                    self._greet(pending)
-                return
+                if not pending.line.is_ready():
+                    return
+                self._greet(pending)
             requests = pending.inbox.read()
         except EOFError:
             self._forget(pending)

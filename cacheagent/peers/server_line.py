@@ -98,7 +98,10 @@ class TlsServerLine(ServerLine):
         return self._is_ready
 
     def receive(self) -> bytes:
-        encrypted = super().receive()
+        try:
+            encrypted = super().receive()
+        except BlockingIOError:
+            encrypted = b""  # something may have come with the end of the handshake
         with self._lock:
             self._incoming.write(encrypted)
         data = bytearray()

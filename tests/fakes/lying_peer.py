@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -13,6 +14,7 @@ from blake3 import blake3
 
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
+from cacheagent.peers.contexts import Papers
 from cacheagent.peers.keys import NodeKey
 
 STEP: Final = 1024 * 1024
@@ -21,12 +23,23 @@ Forge = Callable[[int, int], bytes]
 
 
 class LyingPeer:
-    """Listens inside `with`. `lengths`: of all pieces of the digest. `seal_with`: whose key signs its seals."""
+    """Listens inside `with`. `lengths`: of all pieces of the digest. `seal_with`: whose key signs its seals. `papers`:
+    of the certificate that it shows, with TLS. `failures`: of TLS with whoever came."""
 
     def __init__(
-        self, port: int, name: str, key: NodeKey, lengths: list[int], forge: Forge, *, seal_with: NodeKey | None = None
+        self,
+        port: int,
+        name: str,
+        key: NodeKey,
+        lengths: list[int],
+        forge: Forge,
+        *,
+        seal_with: NodeKey | None = None,
+        papers: Papers | None = None,
     ) -> None:
         self.asks: list[protocol.Ask] = []
+        self.failures: list[ssl.SSLError] = []
+        self._tls = papers.current() if papers is not None else None
         self._name = name
         self._key = key
         self._seal_key = seal_with or key
@@ -57,12 +70,17 @@ class LyingPeer:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
+            channel = b""
+            if self._tls is not None:
+                context, channel = self._tls
+                sock = context.wrap_socket(sock, server_side=True)
+                self._sockets.append(sock)
             hello = protocol.Hello(versions=protocol.VERSIONS, nonce=os.urandom(32))
             sock.sendall(protocol.note(hello))
             ask = self._request(sock)
             assert isinstance(ask, protocol.Ask)
             self.asks.append(ask)
-            session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
+            session = protocol.session_of(ask, channel)
             welcome = protocol.Welcome(complete=False, have=b"", homes=(), signature=b"")
             signature = self._key.sign(protocol.welcome_to_sign(session, welcome))
             sock.sendall(protocol.note(protocol.signed(welcome, signature)))
@@ -73,6 +91,8 @@ class LyingPeer:
                 more = self._request(sock)
                 assert isinstance(more, protocol.More)
                 wants = protocol.unpack_set(more.wants, ask.pieces)
+        except ssl.SSLError as error:
+            self.failures.append(error)
         except (OSError, EOFError):
             return
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,17 +38,20 @@ def add_index(origin: Origin) -> None:
 
 
 class PeerAgents:
-    """`agents` by name, n0, n1 …; not started until somebody does. Ended at the end."""
+    """`agents` by name, n0, n1 …; not started until somebody does. Ended at the end. `via`: ports at which the list
+    has some of them, in place of their own."""
 
-    def __init__(self, directory: Path, origin: Origin, count: int, **peers: Any) -> None:
+    def __init__(
+        self, directory: Path, origin: Origin, count: int, via: Mapping[str, int] | None = None, **peers: Any
+    ) -> None:
         self._stack = ExitStack()
         self.origin = origin
         names = [f"n{number}" for number in range(count)]
         self.ports = {name: free_port() for name in names}
         self.keys = {name: load_or_make_key(directory / name / "cache") for name in names}
+        listed = {**self.ports, **(via or {})}
         self.members = [
-            {"name": name, "address": f"127.0.0.1:{self.ports[name]}", "key": self.keys[name].public_text}
-            for name in names
+            {"name": name, "address": f"127.0.0.1:{listed[name]}", "key": self.keys[name].public_text} for name in names
         ]
         self.agents: dict[str, RunningAgent] = {}
         for name in names:

@@ -2,31 +2,63 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
+import ssl
 import time
 from contextlib import AbstractContextManager
 
 import msgspec
 
 from cacheagent.peers import protocol
+from cacheagent.peers.keys import NodeKey
 from tests.fakes.peer_agents import PeerAgents
 
 PATIENCE_S = 90.0
 
 
-class Caller(AbstractContextManager["Caller"]):
-    """A connection to n0's peer port, by whoever says what."""
+class NotGreeted(Exception):
+    """The server's first word was no greeting."""
 
-    def __init__(self, fleet: PeerAgents) -> None:
+    def __init__(self, note: protocol.Note) -> None:
+        super().__init__(note)
+        assert isinstance(note, protocol.Refusal)
+        self.note = note
+
+
+class Caller(AbstractContextManager["Caller"]):
+    """A connection to n0's peer port, by whoever says what; over TLS with a context."""
+
+    def __init__(self, fleet: PeerAgents, context: ssl.SSLContext | None = None) -> None:
         self.fleet = fleet
+        self.channel = b""
         self.socket = socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S)
+        if context is not None:
+            try:
+                self.socket = wrapped = context.wrap_socket(self.socket)
+            except BaseException:
+                self.socket.close()
+                raise
+            self.channel = hashlib.sha256(wrapped.getpeercert(binary_form=True) or b"").digest()
         hello = self.note()
-        assert isinstance(hello, protocol.Hello)
+        if not isinstance(hello, protocol.Hello):
+            self.socket.close()
+            raise NotGreeted(hello)
         self.hello = hello
 
-    def ask(self, digest: str, *, wants: set[int] | None = None, pieces: int = 2, **changes: object) -> protocol.Ask:
-        """What n1 would say, signed with n1's key after the changes."""
+    def ask(
+        self,
+        digest: str,
+        *,
+        wants: set[int] | None = None,
+        pieces: int = 2,
+        key: NodeKey | None = None,
+        channel: bytes | None = None,
+        **changes: object,
+    ) -> protocol.Ask:
+        """What n1 would say on this channel, signed with its key after the changes; or with another one, or for
+        another one."""
         plain = protocol.Ask(
             version=1,
             digest=digest,
@@ -41,7 +73,8 @@ class Caller(AbstractContextManager["Caller"]):
             signature=b"",
         )
         changed = msgspec.structs.replace(plain, **changes)
-        return protocol.signed(changed, self.fleet.keys["n1"].sign(protocol.ask_to_sign(changed)))
+        bound = protocol.ask_to_sign(changed, self.channel if channel is None else channel)
+        return protocol.signed(changed, (key or self.fleet.keys["n1"]).sign(bound))
 
     def say(self, request: protocol.Request) -> None:
         self.socket.sendall(protocol.request(request))
