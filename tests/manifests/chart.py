@@ -42,7 +42,7 @@ EVERYTHING: Final[Values] = {
         "tolerateEverything": True,
         "hostNetwork": True,
     },
-    "peers": {"enabled": True, "port": 7500, "egressCap": "5Gbit/s", "originBudget": "8Gbit/s"},
+    "peers": {"enabled": True, "port": 7500, "egressCap": "5Gbit/s", "originBudget": "8Gbit/s", "tls": True},
     "csi": {"seLinuxMount": True},
     "controller": {"replicas": 3, "tolerations": [{"operator": "Exists"}], "podLabels": {"team": "ml"}},
     "cold": {"enabled": True},

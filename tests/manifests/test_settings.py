@@ -68,6 +68,7 @@ def test_agents_settings_arrive(everything: Manifests) -> None:
     assert config.transfer.workers == 4
     assert (config.peers.listen, config.peers.egress_cap_bytes_per_s) == ("0.0.0.0:7500", 625_000_000)
     assert config.peers.origin_budget_bytes_per_s == 1_000_000_000
+    assert config.peers.tls
     assert float(config.page_cache.keep_available) == 0.3
     assert [str(root) for root in config.file_roots] == [tree["path"] for tree in EVERYTHING["sources"]["hostPaths"]]
     assert [str(root) for root in config.on_demand_roots] == EVERYTHING["onDemand"]["fileRoots"]
