@@ -287,7 +287,7 @@ class Server:
         if pending.is_greeted:
             with contextlib.suppress(OSError):
                 pending.line.send(refusal)
-        elif pending.line.is_mute:  # it waits for a word in the clear, as a node without TLS does
+        elif code == "tls":  # it seems to wait for a word in the clear, as a node without TLS does
             pending.line.say_plainly(refusal)
         self._forget(pending)
 

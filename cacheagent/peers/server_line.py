@@ -94,7 +94,8 @@ class TlsServerLine(ServerLine):
         except ssl.SSLError as error:
             self.say_plainly(self._outgoing.read())  # the alert that tells the client why
             raise TlsFailed(f"the TLS handshake failed: {error.reason or error}") from error
-        self.say_plainly(self._outgoing.read())
+        if self._outgoing.pending:
+            self.say_plainly(self._outgoing.read())
         return self._is_ready
 
     def receive(self) -> bytes:

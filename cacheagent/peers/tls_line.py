@@ -38,7 +38,7 @@ class TlsLine(Line):
             tls = client_context(self._name, self._keys).wrap_bio(self._incoming, self._outgoing)
             self._handshake(tls)
         except ssl.SSLCertVerificationError as error:
-            what = f"{host}:{port}: its certificate is not {self._name}'s: {error.verify_message}"
+            what = f"{host}:{port}: its certificate does not show that it is {self._name}: {error.verify_message}"
             raise ConnectionOver("key", what) from error
         except ssl.SSLError as error:
             raise ConnectionOver("tls", f"{host}:{port}: {_reason(error)}") from error

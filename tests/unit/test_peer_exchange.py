@@ -298,3 +298,19 @@ async def moving(scene: ExchangeScene) -> tuple[Exchange, FakeJob, BlobShare]:
     running.adopt(ask_to_adopt({min(scene.of("n1"))}))
     await until(lambda: scene.receiving.releases, "it is asked to let go")
     return running, job, share
+
+
+async def test_a_member_that_does_not_speak_as_this_node_is_not_waited_for(
+    scene: ExchangeScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TLS on one side only: the rest is asked of the origin at once, and the log says why. One whose certificate is of
+    another key, as when it has a new one that was not heard of yet, is counted on for a while."""
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.end("n1", "key")
+    await called(scene, 2)
+    assert scene.of("n1").isdisjoint(job.wanted)
+    scene.end("n1", "tls")
+    await until(lambda: set(job.wanted) == set(range(8)), "the rest is asked of the origin")
+    assert caplog.messages.count("a peer is no help") == 2
+    await running.leave()

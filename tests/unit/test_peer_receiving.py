@@ -58,6 +58,14 @@ def connected() -> tuple[Receiving, Listening, int]:
     return made, listening, number
 
 
+async def test_with_tls_a_member_is_known_by_its_keys() -> None:
+    """By those of the list and no others; without TLS, none are asked for."""
+    made = Receiving(lambda: (cast("SharedRate", type("Memory", (), {"fd": 3})), 1), tls=True)
+    made.connect(made.session("sha256:ab", {}), N1, Listening())
+    assert [order.tls_keys for order in FakeChild.last.told_of(Connect)] == [N1.keys]
+    await made.close()
+
+
 async def test_pieces_are_free_when_it_says_so() -> None:
     """Or when the connection is over."""
     made, _, number = connected()

@@ -177,7 +177,7 @@ def test_a_server_that_is_not_the_member_is_left(serving: Make, key: NodeKey, na
     """In the handshake, with a reason on both sides; the member itself is not."""
     reached(serving(shows(Papers(KEY, NAME))).port, KEY).close()
     server = serving(shows(Papers(key, name)))
-    with pytest.raises(ConnectionOver, match="its certificate is not node-x") as over:
+    with pytest.raises(ConnectionOver, match="does not show that it is node-x") as over:
         reached(server.port, KEY)
     assert over.value.kind == "key"
     server.thread.join(PATIENCE_S)
