@@ -52,7 +52,7 @@ def n0_s(fleet: PeerAgents) -> ssl.SSLContext:
 
 
 def test_a_fleet_exchanges_over_tls(tmp_path: Path) -> None:
-    """Three cold agents that start together: every byte right, about one copy from the origin, nobody sent away."""
+    """Three cold agents that start together: every byte right, about one copy from the origin."""
     files = shards(3, 2)
     with Origin(files) as origin, PeerAgents(tmp_path, origin, 3, tls=True) as fleet:
         origin.add_sums(MODEL)
@@ -63,7 +63,6 @@ def test_a_fleet_exchanges_over_tls(tmp_path: Path) -> None:
         assert large_bytes(files) <= large_bytes_sent(origin) <= 2 * large_bytes(files)
         received = sum(fleet.metric(name, "cacheagent_peer_received_bytes_total") for name in fleet.agents)
         assert received >= large_bytes(files)
-        assert not [event for agent in fleet.agents.values() for event in agent.events("a peer was sent away")]
 
 
 @pytest.mark.parametrize("tls", [True, False], ids=["tls", "plain"])
@@ -172,7 +171,7 @@ def test_a_server_with_another_key_is_told_nothing(tmp_path: Path) -> None:
         assert fleet.files("n0").items() >= files.items()
         agent = fleet.agents["n0"]
         agent.wait_until(lambda: bool(impostor.failures))
-        assert member.asks
+        agent.wait_until(lambda: bool(member.asks))
         assert not impostor.asks
         blamed = {event["peer"]: event["why"] for event in agent.events("a peer is no help")}
         assert set(blamed) == {"n1"}

@@ -23,7 +23,7 @@ from cacheagent.peers.line import ConnectionOver
 from cacheagent.peers.server_line import ServerLine, TlsFailed, TlsServerLine
 from cacheagent.peers.tls_line import TlsLine
 
-PATIENCE_S = 30.0
+PATIENCE_S = 90.0
 KEY, NEXT, OTHER = (NodeKey(bytes([number]) * 32) for number in (1, 2, 3))
 NAME = "node-" + "x" * 200
 """Longer than names in certificates may be."""
