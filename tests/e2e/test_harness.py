@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cluster.archive import pause_program
+from tests.e2e.cluster.archive import pause_program, true_program
 from tests.e2e.cluster.mounts import parse_mountinfo
 from tests.e2e.cluster.node_config import kubelet
 from tests.e2e.cluster.slot import SLOTS, Slot
@@ -92,3 +92,11 @@ def test_the_pause_program_waits_until_it_is_killed(tmp_path: Path) -> None:
             child.wait(0.2)
         child.kill()
         assert child.wait(10) == -9
+
+
+def test_the_true_program_ends_well(tmp_path: Path) -> None:
+    """By itself, and with a zero."""
+    path = tmp_path / "true"
+    path.write_bytes(true_program())
+    path.chmod(0o755)
+    assert subprocess.run([path], check=False, timeout=60).returncode == 0

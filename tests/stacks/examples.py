@@ -34,7 +34,7 @@ class Healthy(http.server.BaseHTTPRequestHandler):
         pass
 
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-http.server.ThreadingHTTPServer(("", 8000), Healthy).serve_forever()
+http.server.ThreadingHTTPServer(("", int(os.environ.get("PORT", "8000"))), Healthy).serve_forever()
 """
 )
 

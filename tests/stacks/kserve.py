@@ -1,6 +1,6 @@
 """KServe's real manager (controllers and webhooks): built once from its own Go module into the cache of engines, and
-run beside a real API server, without nodes. What it makes of an InferenceService is a Deployment; of its pods, what its
-webhook says."""
+run beside a real API server, with nodes or without, as a process of this machine. What it makes of an InferenceService
+is a Deployment; of its pods, what its webhook says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ import yaml
 from cacheagent.demo.child import free_ports, running_child, wait_until_ready
 from cacheagent.kube.webhook.certificates import CertificateSettings, take_step, utc_now
 from tests.conftest import require
-from tests.fakes.kube_server import ApiServer
 from tests.manifests.chart import find_helm
 from tests.stacks.go_modules import workshop
 
@@ -31,8 +30,12 @@ CONFIGURATION: Final = "inferenceservice.serving.kserve.io"
 NOT_HERE: Final = {"Certificate", "Issuer", "Deployment", "Service", "ValidatingWebhookConfiguration"}
 """Of its chart: what needs a cert-manager or nodes, and the webhooks that change nothing; the others are reached by a
 URL."""
+UNKNOWN: Final = {"Certificate", "Issuer", "ClusterStorageContainer"}
+"""Kinds that are never there, or gone with their definitions."""
+LATER: Final = "zz-kserve"
+"""A name of its webhooks behind ours."""
 NUMBERED: Final = ("uid", "creationTimestamp", "name", "namespace", "resourceVersion", "managedFields", "generation")
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 90.0
 
 Object = dict[str, Any]
 
@@ -58,9 +61,9 @@ def built() -> Built:
 class KServe:
     """An installed one, as its administrator sees it."""
 
-    def __init__(self, server: ApiServer, source: Path) -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, source: Path) -> None:
         self._kubectl = require("kubectl", "speaks to the API server")
-        self._environment = os.environ | {"KUBECONFIG": str(server.kubeconfig), "HOME": str(server.folder)}
+        self._environment = os.environ | {"KUBECONFIG": str(kubeconfig), "HOME": str(folder)}
         self._source = source
         self._pair = take_step("create", None, ("localhost",), utc_now(), CertificateSettings())
         self.port = 0
@@ -106,6 +109,17 @@ class KServe:
         """A configuration of them."""
         self.kubectl("delete", "mutatingwebhookconfiguration", name)
 
+    def uninstall(self) -> None:
+        """Its webhooks first: nobody answers them soon. With the definitions go the objects of its kinds."""
+        self.kubectl("delete", "mutatingwebhookconfiguration", CONFIGURATION, LATER, "--ignore-not-found")
+        rest = [
+            *self._charts("kserve-resources"),
+            *self._charts("kserve-crd"),
+            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kserve"}},
+        ]
+        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": [e for e in rest if e["kind"] not in UNKNOWN]})
+        self.kubectl("delete", "--ignore-not-found", "--wait=false", "-f", "-", given=given)
+
     def template_of(self, service: str, namespace: str) -> Object:
         """A pod as the controller describes it in the Deployment of an InferenceService, once there is one."""
         found = self._until(
@@ -142,20 +156,20 @@ class KServe:
 
 
 @contextmanager
-def running_kserve(server: ApiServer) -> Iterator[KServe]:
-    """Installed and ready until the block ends; its log goes to the server's folder."""
+def running_kserve(kubeconfig: Path, folder: Path) -> Iterator[KServe]:
+    """Installed and ready until the block ends; its log goes to the folder."""
     program = built()
-    kserve = KServe(server, program.source)
-    kserve.install(server.folder / "kserve/k8s-webhook-server/serving-certs")
+    kserve = KServe(kubeconfig, folder, program.source)
+    kserve.install(folder / "kserve/k8s-webhook-server/serving-certs")
     metrics, kserve.port, probe = free_ports(3)
     command: list[str | Path] = [
         program.manager, f"--metrics-addr=127.0.0.1:{metrics}", f"--webhook-port={kserve.port}",
         f"--health-probe-addr=127.0.0.1:{probe}",
     ]  # fmt: skip
-    log = server.folder / "kserve-manager.log"
+    log = folder / "kserve-manager.log"
     environment = {
-        "KUBECONFIG": str(server.kubeconfig),
-        "TMPDIR": str(server.folder / "kserve"),
+        "KUBECONFIG": str(kubeconfig),
+        "TMPDIR": str(folder / "kserve"),
         "POD_NAMESPACE": "kserve",
     }
 

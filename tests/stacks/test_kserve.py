@@ -15,14 +15,12 @@ from cacheagent.kube import names
 from cacheagent.kube.webhook.certificates import CertificateSettings
 from tests.fakes.kube_server import running_api_server
 from tests.fakes.webhook_scene import OPTED_IN, Scene, in_a_thread
-from tests.stacks.kserve import CONFIGURATION, NUMBERED, KServe, Object, running_kserve
+from tests.stacks.kserve import CONFIGURATION, LATER, NUMBERED, KServe, Object, running_kserve
 
 pytestmark = [pytest.mark.stacks, pytest.mark.timeout(1800)]
 
 FIXTURES: Final = Path(__file__).parents[1] / "fixtures/stacks/kserve"
 INPUT: Final = "inferenceservices"
-LATER: Final = "zz-kserve"
-"""A name behind ours."""
 
 
 class Both:
@@ -45,7 +43,11 @@ class Both:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Both]:
     """Installed, with the InferenceServices of the fixtures in a namespace that didn't opt in."""
     folder = tmp_path_factory.mktemp("kserve")
-    with running_api_server(folder) as server, running_kserve(server) as kserve, in_a_thread() as loop:
+    with (
+        running_api_server(folder) as server,
+        running_kserve(server.kubeconfig, folder) as kserve,
+        in_a_thread() as loop,
+    ):
         scene = Scene(server, loop)
         ours = scene.up(CertificateSettings())
         scene.run(ours.__aenter__())

@@ -335,6 +335,16 @@ def test_the_example_is_served() -> None:
     assert "may not use" in reason(pod, with_models(cached), namespace="team-a")
 
 
+def test_the_example_of_a_claim_names_one_of_ours() -> None:
+    """Of the model of the other example, in the namespace that may use it."""
+    folder = FIXTURES.parents[3] / "examples/kserve"
+    _, cached, _ = yaml.safe_load_all((folder / "inferenceservice.yaml").read_text())
+    (service,) = yaml.safe_load_all((folder / "claim.yaml").read_text())
+    claim = names.claim_name(cached["metadata"]["name"], "sha256:" + "0123456789abcdef" * 4)
+    assert service["spec"]["predictor"]["model"]["storageUri"] == f"pvc://{claim}"
+    assert service["metadata"]["namespace"] in cached["spec"]["allowedNamespaces"]["names"]
+
+
 _ARGS = st.lists(
     st.sampled_from(["s3://models/llama", "hf://org/hub", "/mnt/models", "/mnt/models/a", "/mnt", "x", ""]), max_size=4
 )

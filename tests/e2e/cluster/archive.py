@@ -13,19 +13,31 @@ from pathlib import Path
 PAUSE_IMAGE = "localhost/pause:test"
 
 # x86-64: mov eax, 34 (pause); syscall; jump back. The runtime ends it with SIGKILL.
-_CODE = bytes.fromhex("b822000000 0f05 ebf7".replace(" ", ""))
+_PAUSE = bytes.fromhex("b822000000 0f05 ebf7".replace(" ", ""))
+# xor edi, edi; mov eax, 60 (exit); syscall
+_TRUE = bytes.fromhex("31ff b83c000000 0f05".replace(" ", ""))
 _LOADED_AT = 0x400000
 
 
 def pause_program() -> bytes:
+    """It waits until it is killed."""
+    return _program(_PAUSE)
+
+
+def true_program() -> bytes:
+    """It ends at once, well."""
+    return _program(_TRUE)
+
+
+def _program(code: bytes) -> bytes:
     """A static ELF program (elf(5)): header, one loadable segment, and the code."""
     start = 64 + 56
-    size = start + len(_CODE)
+    size = start + len(code)
     header = struct.pack(
         "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, _LOADED_AT + start, 64, 0, 0, 64, 56, 1, 0, 0, 0
     )
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, _LOADED_AT, _LOADED_AT, size, size, 0x1000)
-    return header + segment + _CODE
+    return header + segment + code
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
