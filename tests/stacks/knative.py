@@ -102,6 +102,19 @@ class Knative:
         """As `kubectl apply` of it, but nothing is made. Raises CommandFailed with what the webhook says."""
         self._cluster.kubectl("apply", "--dry-run=server", "-f", "-", text=json.dumps(service))
 
+    @contextmanager
+    def feature(self, name: str) -> Iterator[None]:
+        """One of its flags is set until the block ends; it takes a moment for its webhook to know."""
+        self._set_feature(name, "enabled")
+        try:
+            yield
+        finally:
+            self._set_feature(name, "disabled")
+
+    def _set_feature(self, name: str, state: str) -> None:
+        patch = ("--type=merge", "-p", json.dumps({"data": {name: state}}))
+        self._cluster.kubectl("patch", "configmap", "config-features", "-n", SYSTEM, *patch)
+
     def wait_until_served(self, name: str, namespace: str, limit: float = 180.0) -> None:
         """The Service is Ready: its revision was, and this stands in for a networking layer that says so too."""
 

@@ -27,12 +27,15 @@ from tests.e2e.cluster.models import (
     READ,
     Seen,
     Weights,
+    allow_volumes,
     delete_models,
     model_cache,
+    model_status,
     upload_checkpoint,
     wait_until_cached,
 )
 from tests.e2e.cluster.process import CommandFailed
+from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.figures import median, report
 from tests.stacks.knative import Knative, running_knative
 
@@ -116,9 +119,9 @@ def adapted(namespace: str) -> dict[str, Any]:
     return service
 
 
-def ask(scene: Scene) -> Answered:
+def ask(scene: Scene, revision: str = REVISION) -> Answered:
     """As an ingress asks for a revision that may be at zero."""
-    headers = {"Knative-Serving-Namespace": scene.namespace, "Knative-Serving-Revision": REVISION}
+    headers = {"Knative-Serving-Namespace": scene.namespace, "Knative-Serving-Revision": revision}
     with contextlib.closing(http.client.HTTPConnection(scene.knative.activator, 8012, timeout=300)) as connection:
         begin = time.monotonic()
         connection.request("GET", "/", headers=headers)
@@ -127,7 +130,7 @@ def ask(scene: Scene) -> Answered:
         seconds = time.monotonic() - begin
         body = first + answer.read()
     assert answer.status == 200, body
-    (pod,) = scene.knative.pods(REVISION, scene.namespace)
+    (pod,) = scene.knative.pods(revision, scene.namespace)
     return Answered(seconds, msgspec.json.decode(body, type=Seen), pod)
 
 
@@ -185,6 +188,36 @@ def test_from_zero_onto_a_warm_node_and_onto_a_cold_one(scene: Scene) -> None:
         cold_nodes_link_mbit_s=LINK_MBIT,
         model_bytes=scene.weights.size_bytes,
     )
+
+
+def test_mode_pv_needs_no_flag_and_a_claim_by_hand_needs_one(scene: Scene) -> None:
+    """Both are served from a local volume; the claim in the Service itself is refused before the flag is set."""
+    cluster, knative = scene.cluster, scene.knative
+    allow_volumes(cluster, MODEL, scene.namespace)
+    claim = names.claim_name(MODEL, model_status(cluster, MODEL)["digest"])
+    wait_until(lambda: cluster.get("pvc", claim, "-n", scene.namespace), "there is the claim", 60)
+    annotated, by_hand = adapted(scene.namespace), adapted(scene.namespace)
+    annotated["metadata"]["name"], by_hand["metadata"]["name"] = "annotated", "by-hand"
+    annotated["spec"]["template"]["metadata"]["annotations"][f"{names.GROUP}/mode"] = "pv"
+    del by_hand["spec"]["template"]["metadata"]["annotations"][names.MODEL]
+    revision = by_hand["spec"]["template"]["spec"]
+    source = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+    revision["volumes"] = [{"name": "weights", **source}]
+    revision["containers"][0]["volumeMounts"] = [{"name": "weights", "mountPath": "/mnt/models", "readOnly": True}]
+    with pytest.raises(CommandFailed, match="Persistent volume claim support is disabled"):
+        knative.review(by_hand)
+    apply_at_last(cluster, annotated)
+    with knative.feature("kubernetes.podspec-persistent-volume-claim"):
+        apply_at_last(cluster, by_hand)
+        for name in ("annotated", "by-hand"):
+            knative.wait_until_served(name, scene.namespace)
+            answered = ask(scene, f"{name}-00001")
+            assert (answered.seen.files, answered.seen.write) == (scene.weights.files, "Read-only file system")
+            assert claim in {
+                each.get("persistentVolumeClaim", {}).get("claimName") for each in answered.pod["spec"]["volumes"]
+            }
+        cluster.kubectl("delete", "ksvc", "annotated", "by-hand", "-n", scene.namespace, "--timeout=60s")
+    allow_volumes(cluster, MODEL)
 
 
 def must_be_served_its_weights(pod: dict[str, Any]) -> None:
