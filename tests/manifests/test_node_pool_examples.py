@@ -117,3 +117,15 @@ def test_the_values_for_pools_that_grow_mind_the_taint() -> None:
     config = parse_controller_config(text, Path("controller.yaml"))
     assert (config.cold.enabled, float(config.cold.deadline)) == (True, 1800)
     assert {"key": names.COLD_TAINT, "operator": "Exists"} in rendered.node_pod["tolerations"]
+
+
+def test_keda_scales_the_deployment_and_says_nothing_of_ours() -> None:
+    """The same one that the horizontal autoscaler of the other file scales, and between zero and as many."""
+    (scaled,) = parse(text_of("autoscaling", "keda.yaml")).objects
+    (autoscaler,) = objects_of("autoscaling").all("HorizontalPodAutoscaler")
+    target = autoscaler["spec"]["scaleTargetRef"]
+    assert (target["apiVersion"], target["kind"]) == ("apps/v1", "Deployment")
+    assert scaled["spec"]["scaleTargetRef"] == {"name": target["name"]}
+    assert scaled["metadata"] == autoscaler["metadata"]
+    assert scaled["spec"]["maxReplicaCount"] == autoscaler["spec"]["maxReplicas"]
+    assert names.GROUP not in yaml.safe_dump(scaled)
