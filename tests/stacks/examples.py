@@ -13,9 +13,10 @@ import yaml
 
 from tests.e2e.cluster.binaries import ROOT
 from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.faults import agent_metrics_url, metrics_at, total
 from tests.e2e.cluster.image import PRODUCT_IMAGE
 from tests.e2e.cluster.models import READ, Seen, Weights, model_cache, printed
-from tests.e2e.cluster.product import ON_EVERY_NODE
+from tests.e2e.cluster.product import ON_EVERY_NODE, agent_nodes
 
 GPU: Final = "nvidia.com/gpu"
 ENGINE: Final = "vllm"
@@ -79,6 +80,12 @@ def adapted(stack: str, namespace: str, weights: Weights, source: Mapping[str, A
 def seen_by(cluster: Cluster, namespace: str, pod: str) -> Seen:
     """What the server in an example's pod has read."""
     return msgspec.json.decode(printed(cluster, namespace, pod, container=ENGINE), type=Seen)
+
+
+def brought_in(cluster: Cluster) -> float:
+    """Bytes that the nodes' agents took off the network since they started."""
+    urls = [agent_metrics_url(cluster, node) for node in sorted(agent_nodes(cluster))]
+    return sum(total(metrics_at(url), "cacheagent_ingress_bytes_total") for url in urls)
 
 
 def set_gpus(cluster: Cluster, node: str, count: int | None) -> None:

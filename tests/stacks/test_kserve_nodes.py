@@ -19,7 +19,7 @@ import pytest
 from cacheagent.kube import names
 from tests.e2e.cluster.archive import pause_program, true_program, write_archive
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.faults import agent_metrics_url, apply_at_last, metrics_at, total
+from tests.e2e.cluster.faults import apply_at_last
 from tests.e2e.cluster.image import PRODUCT_IMAGE
 from tests.e2e.cluster.models import (
     Seen,
@@ -34,7 +34,7 @@ from tests.e2e.cluster.models import (
 )
 from tests.e2e.cluster.paced import PacedOrigin, paced_origin
 from tests.e2e.cluster.waiting import wait_until
-from tests.stacks.examples import GPU, NEXT_TO_NOTHING, SERVE, read, set_gpus
+from tests.stacks.examples import GPU, NEXT_TO_NOTHING, SERVE, brought_in, read, set_gpus
 from tests.stacks.kserve import Object, running_kserve
 
 pytestmark = [pytest.mark.stacks, pytest.mark.kube, pytest.mark.timeout(1800)]
@@ -140,11 +140,6 @@ def service_of(file: str, uri: str, namespace: str, name: str = "") -> Object:
 def seen_by(scene: Scene, pod: Object) -> Seen:
     line = printed(scene.cluster, scene.namespace, pod["metadata"]["name"], container=SERVER, limit=90)
     return msgspec.json.decode(line, type=Seen)
-
-
-def brought_in(cluster: Cluster) -> float:
-    """Bytes that the nodes' agents took off the network since they started."""
-    return sum(total(metrics_at(agent_metrics_url(cluster, node)), "cacheagent_ingress_bytes_total") for node in NODES)
 
 
 def initializer_of(pod: Object) -> Object:

@@ -44,6 +44,7 @@ STACKS: Final = {
     "knative/revision": Weights(("vllm",), {"llama": "/mnt/models"}),
     "kubeflow/pytorchjob-worker": Weights(("pytorch",), {"images": "/data/images"}, "/data/images"),
     "kubeflow/trainjob-node": Weights(("node",), {"llama": "/mnt/models"}),
+    "kubeflow/trainjob-torchtune": Weights(("node",), {"llama": "/workspace/model"}, "_dir=/workspace/model"),
     "triton/gcp": Weights(("triton-inference-server",), {"triton-repository": "/mnt/models"}),
     "triton/k8s-onprem": Weights(
         ("triton-inference-server",), {"triton-repository": "/models"}, "--model-repository=/models"
