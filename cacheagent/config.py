@@ -139,7 +139,7 @@ class PeersSettings(Value):
 
     `name` (default: the host's name): this node among the members. Every member needs another one.
 
-    `zone` (default none): where this node is.
+    `zone` (default none): where this node is, as its entry among `members` says.
 
     `egress_cap_bytes_per_s` (`egress_cap`, bytes a second, default 0 = none): the most that all peers get together.
 
@@ -165,6 +165,12 @@ class PeersSettings(Value):
         names = [member.name for member in self.members]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"expected each member once, {min(repeated)} is there several times")
+        listed = {member.name: member.zone for member in self.members}
+        if self.zone and listed.get(self.node_name, self.zone) != self.zone:
+            raise ValueError(
+                f"this node's zone is {self.zone!r} and {listed[self.node_name]!r} in its entry among `members`,"
+                " which is what the others go by"
+            )
 
     @property
     def node_name(self) -> str:

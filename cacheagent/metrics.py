@@ -186,6 +186,9 @@ class Metrics(TransferObserver):
             "Bytes written through the page cache because the filesystem refuses O_DIRECT",
         )
         self.peer_received_bytes = count("cacheagent_peer_received_bytes", "Bytes of pieces that came from other nodes")
+        self.peer_crossed_bytes = count(
+            "cacheagent_peer_crossed_bytes", "Bytes of pieces that came from nodes in another zone"
+        )
         self.peer_sent_bytes = count("cacheagent_peer_sent_bytes", "Bytes of pieces that were sent to other nodes")
         self.peer_refusals = count(
             "cacheagent_peer_refusals", "Connections of peers that were sent away, by why", ["result"]
@@ -292,9 +295,11 @@ class Metrics(TransferObserver):
     def hedge(self, source_kind: str, *, won: bool) -> None:
         self.hedges.labels(source_kind, "won" if won else "lost").inc()
 
-    def peer_received(self, size_bytes: int) -> None:
-        """Bytes from other nodes."""
+    def peer_received(self, size_bytes: int, *, crosses: bool) -> None:
+        """Bytes from other nodes, in this zone or another."""
         self.peer_received_bytes.inc(size_bytes)
+        if crosses:
+            self.peer_crossed_bytes.inc(size_bytes)
 
     def peer_sent(self, size_bytes: int) -> None:
         """Bytes to other nodes."""

@@ -16,7 +16,6 @@ from cacheagent.checksum import find_cuts, needed_crcs
 from cacheagent.member import Member
 from cacheagent.model import piece_count
 from cacheagent.peers.answers import Answers
-from cacheagent.peers.homes import assign_homes
 from cacheagent.peers.link import Link, Subject
 from cacheagent.peers.node import PeerNode
 from cacheagent.peers.orders import Adopt, Arrived, Ended, Have, Progress, Target, Unproved
@@ -28,6 +27,7 @@ from cacheagent.peers.rules import OUT_AFTER_S, Movement, tail
 from cacheagent.peers.service import Shown
 from cacheagent.peers.share import BlobShare
 from cacheagent.peers.standing import FAULTS, Break, Standing, after
+from cacheagent.peers.zones import Zones
 from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder
 
@@ -61,12 +61,12 @@ class Exchange:
         self._pieces = starts[-1]
         self._first = dict(zip(blobs, starts, strict=False))
         self._files = {blob: number for number, blob in enumerate(blobs)}
-        self._names = tuple(sorted(member.name for member in members))
+        self._zones = Zones(members, node.name, digest)
         self._session = node.receiving.session(digest, self._keys(members))
         subject = Subject(digest, self._pieces, node.name, node.key, node.receiving, self._session)
         self._links = {member.name: Link(member, subject, self) for member in members if member.name != node.name}
-        self._placement = Placement(digest, node.name, self._links, node.observer)
-        self._pace = Pace(node.name, self._links, self._placement, ())
+        self._placement = Placement(self._zones, self._links, node.observer)
+        self._pace = Pace(self._zones, self._links, self._placement)
         self._movement = Movement(time.monotonic())
         self._vouched: dict[int, Have] = {}
         self._answers = Answers()
@@ -78,13 +78,11 @@ class Exchange:
 
     async def start(self, shown: Shown) -> None:
         """Find the homes and call the others. `shown`: what is here of the digest before anything is brought."""
-        homes = await in_thread(lambda: assign_homes(self._names, self.digest, self._pieces))
+        await in_thread(lambda: self._zones.assign(self._pieces))
         self._vouched = await self._service.vouched(self.digest)
-        self._placement.homes = homes
-        mine = tuple(piece for piece, home in enumerate(homes) if home == self._node.name)
-        self._pace = Pace(self._node.name, self._links, self._placement, mine)
+        self._pace = Pace(self._zones, self._links, self._placement)
         self._movement.restart(time.monotonic())
-        self._service.show(shown, self._names, self._vouched)
+        self._service.show(shown, self._zones.names, self._vouched)
         for blob, size in zip(self._first, self._sizes, strict=True):
             if blob in shown.here:
                 self._placement.here.update(range(self._first[blob], self._first[blob] + piece_count(size)))
@@ -207,7 +205,7 @@ class Exchange:
     def link_moved(self, link: Link, report: Progress) -> None:
         """See Owner."""
         self._movement.came(time.monotonic(), report.useful_bytes)
-        self._node.observer.peer_received(report.received_bytes)
+        self._node.observer.peer_received(report.received_bytes, crosses=link.name not in self._zones.near)
 
     def link_down(self, link: Link, report: Ended) -> None:
         """See Owner."""

@@ -8,8 +8,8 @@ from typing import Protocol
 class PeerObserver(Protocol):
     """Called on the event loop; must return at once."""
 
-    def peer_received(self, size_bytes: int) -> None:
-        """Bytes from other members, of pieces that were asked for twice too."""
+    def peer_received(self, size_bytes: int, *, crosses: bool) -> None:
+        """Bytes from other members, of pieces that were asked for twice too. `crosses`: from one in another zone."""
 
     def peer_sent(self, size_bytes: int) -> None:
         """Bytes to other members."""

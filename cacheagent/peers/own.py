@@ -18,7 +18,7 @@ class OwnPieces:
         self.at_origin: set[int] = set()
         self._ask = ask
         self._waiting: list[int] = []
-        self._is_open = False
+        self.is_open = False
 
     def add(self, pieces: Iterable[int]) -> None:
         """These too."""
@@ -28,13 +28,13 @@ class OwnPieces:
 
     def open(self) -> list[int]:
         """From now on the origin is asked. What was waiting is given back: others may have it."""
-        self._is_open = True
+        self.is_open = True
         waiting, self._waiting = self._waiting, []
         return waiting
 
     def close(self) -> None:
         """Nothing more is asked."""
-        self._is_open = False
+        self.is_open = False
 
     def done(self, pieces: Iterable[int]) -> None:
         """They are here, or nobody needs them: the next ones are asked for."""
@@ -42,7 +42,7 @@ class OwnPieces:
         self._feed()
 
     def _feed(self) -> None:
-        while self._is_open and self._waiting and len(self.at_origin) < AT_ORIGIN:
+        while self.is_open and self._waiting and len(self.at_origin) < AT_ORIGIN:
             piece = heapq.heappop(self._waiting)
             if piece not in self.at_origin and self._ask(piece):
                 self.at_origin.add(piece)

@@ -1,52 +1,100 @@
-"""How fast each member brings what it owes, beside the others and beside what this node gets by itself."""
+"""How fast each member brings what it owes, beside the others and beside what this node gets by itself.
+
+Members of this node's zone are judged beside each other by what came lately, those of other zones apart: each of them
+owes this node less, and a piece now and then.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from cacheagent.peers.link import Link
 from cacheagent.peers.placement import Placement
-from cacheagent.peers.rules import FACTOR, PATIENCE_S, Home, find_slow
+from cacheagent.peers.rules import FACTOR, FAR_BYTES, LAST_S, PATIENCE_S, Home, find_slow, is_busy
+from cacheagent.peers.zones import Zones
 
 SHORTEST_S: Final = 0.5
 """A rate over less than that says nothing."""
 
 
-class Pace:
-    """`mine`: pieces whose home is this node."""
+class Last(NamedTuple):
+    """When a member of another zone last brought something: what it had brought then, and they all by the mean."""
 
-    def __init__(self, me: str, links: Mapping[str, Link], placement: Placement, mine: Collection[int]) -> None:
+    delivered: int
+    usual: float
+    at: float
+
+
+class Pace:
+    """`zones`: with the homes, or before there are any."""
+
+    def __init__(self, zones: Zones, links: Mapping[str, Link], placement: Placement) -> None:
         self.started = time.monotonic()
-        self._me = me
-        self._links = links
+        self._me = zones.me
         self._placement = placement
-        self._mine = mine
+        self._links = links
+        self._near = [link for name, link in links.items() if name in zones.near]
+        self._far = [link for name, link in links.items() if name not in zones.near]
+        self._zone_size = len(zones.near)
+        self._own = [piece for piece, home in enumerate(zones.homes) if home == zones.me]
+        self._brought = [piece for piece, source in enumerate(zones.sources) if source == zones.me]
+        self._last: dict[str, Last] = {}
 
     def slow(self, now: float) -> list[Link]:
         """Who is to be relieved."""
-        homes = [self._home(link, now) for link in self._links.values() if link.delivered or link.expected]
-        mine = self._myself(now)
-        if not mine.owed and all(home.rate < mine.rate / 4 for home in homes if home.owed):
-            homes.append(mine)  # before that, what it gets from the origin leaves the others less of its own link
-        return [self._links[name] for name in find_slow(homes) if name != self._me]
+        near = [self._home(link, now, link.rate()) for link in self._near if link.delivered or link.expected]
+        found = find_slow(self._with_me(near, self._myself(self._brought, now)))
+        return [self._links[name] for name in [*found, *self._slow_far(now)] if name != self._me]
 
     def is_good(self, link: Link) -> bool:
         """It is there and not much slower than the others."""
         now = time.monotonic()
-        rests = [self._home(other, now).rest_s for other in self._links.values() if other is not link]
+        if link in self._far:
+            return link.is_up and link.name not in self._slow_far(now)
+        rests = [self._home(other, now, other.rate()).rest_s for other in self._near if other is not link]
         usual = median(rests) if rests else 0.0
-        return link.is_up and self._home(link, now).rest_s <= max(PATIENCE_S, FACTOR * usual)
+        return link.is_up and self._home(link, now, link.rate()).rest_s <= max(PATIENCE_S, FACTOR * usual)
 
-    def _home(self, link: Link, now: float) -> Home:
+    def _slow_far(self, now: float) -> list[str]:
+        far = [self._far_home(link, now) for link in self._far if link.delivered or link.expected]
+        if not far:
+            return []
+        me = self._myself(self._own, now)
+        part = self._zone_size  # of its own pieces, a member of another zone gets one in so many
+        return find_slow(
+            self._with_me(far, me._replace(delivered=me.delivered // part, rate=me.rate / part)), is_far=True
+        )
+
+    def _far_home(self, link: Link, now: float) -> Home:
+        """By all that it has brought, as long as it goes on."""
+        others = [other for other in self._far if other is not link]
+        usual = sum(other.delivered for other in others) / max(1, len(others))
+        last = self._last.get(link.name)
+        if last is None or last.delivered != link.delivered:
+            last = self._last[link.name] = Last(link.delivered, usual, now)
+        if is_busy([bool(other.expected) for other in others]):
+            is_quiet = usual - last.usual > FAR_BYTES
+        else:
+            is_quiet = now - last.at > min(PATIENCE_S * self._zone_size, LAST_S)
+        whole = max(1, link.delivered) / max(now - self.started, SHORTEST_S)
+        return self._home(link, now, 0.0 if is_quiet else whole)
+
+    def _home(self, link: Link, now: float, rate: float) -> Home:
         owed = sum(map(self._placement.length, link.expected))
-        return Home(link.name, link.delivered, owed, link.rate(), now - max(link.relieved_at, self.started))
+        return Home(link.name, link.delivered, owed, rate, now - max(link.relieved_at, self.started))
 
-    def _myself(self, now: float) -> Home:
+    def _with_me(self, homes: list[Home], me: Home) -> list[Home]:
+        """This node too, once it has its own: before that, what it gets from the origin leaves the others less of its
+        own link."""
+        is_ahead = not me.owed and all(home.rate < me.rate / 4 for home in homes if home.owed)
+        return [*homes, me] if is_ahead else homes
+
+    def _myself(self, mine: list[int], now: float) -> Home:
         """This node as a home: what it has of its own pieces."""
         length, here = self._placement.length, self._placement.here
-        done = sum(length(piece) for piece in self._mine if piece in here)
-        owed = sum(length(piece) for piece in self._mine if piece not in here)
+        done = sum(length(piece) for piece in mine if piece in here)
+        owed = sum(length(piece) for piece in mine if piece not in here)
         return Home(self._me, done, owed, done / max(now - self.started, SHORTEST_S), now - self.started)

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from cacheagent.errors import TargetAbandoned
-from cacheagent.peers.homes import rank
 from cacheagent.peers.link import Link
 from cacheagent.peers.moves import Move, Moves
 from cacheagent.peers.observer import PeerObserver
 from cacheagent.peers.own import OwnPieces
 from cacheagent.peers.share import BlobShare
+from cacheagent.peers.zones import Zones
 from cacheagent.transfer.process import wait_out
 
 HOLDERS_FEED: Final = 4
@@ -29,14 +29,12 @@ Give = Callable[[list[int]], None]
 class Placement:
     """Used on the event loop only. `here`: pieces on disk and proved. `out`: members that are not counted on."""
 
-    def __init__(self, digest: str, me: str, links: Mapping[str, Link], observer: PeerObserver) -> None:
-        self.homes: tuple[str, ...] = ()
+    def __init__(self, zones: Zones, links: Mapping[str, Link], observer: PeerObserver) -> None:
         self.here: set[int] = set()
         self.out: set[str] = set()
-        self._digest = digest
-        self._me = me
+        self._zones = zones
+        self._me = zones.me
         self._links = links
-        self._names = (me, *links)
         self._observer = observer
         self._own = OwnPieces(self._ask_origin)
         self._moves = Moves()
@@ -49,7 +47,7 @@ class Placement:
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         for piece in missing:
             self._share_of[piece] = share
-            wanted[self.homes[piece]].append(piece)
+            wanted[self._zones.sources[piece]].append(piece)
         for name, pieces in wanted.items():
             if name == self._me or self._adopted.issuperset(pieces):
                 self._queue(pieces)
@@ -84,8 +82,8 @@ class Placement:
             raise share.abandoned
 
     def open(self) -> None:
-        """It is known what the others have: the rest of this node's own pieces is asked of them, or of the origin."""
-        self._queue(self._own.open())
+        """It is known what the others have: the rest of what this node brings is asked of them, or of the origin."""
+        self._queue(piece for piece in self._own.open() if self.share_of(piece) is not None)
 
     def close(self) -> None:
         """All files have ended."""
@@ -166,36 +164,60 @@ class Placement:
         return {self._share_of[piece] for piece in pieces if piece in self._share_of}
 
     def _rehome(self, pieces: Collection[int], without: str) -> None:
-        """Each to the next in its rank who is not known to be out and had no chance yet; at last to this node."""
+        """Each to the next of this zone in its rank who is not known to be out and had no chance yet; at last to this
+        node."""
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         for piece in pieces:
-            tried = self._tried[piece]
-            tried.add(without)
-            names = [name for name in self._names if name not in tried and name not in self.out]
-            heir = self._me if piece in self._adopted or not names else rank(names, self._digest, piece)[0]
-            wanted[heir].append(piece)
+            self._tried[piece].add(without)
+            mine = piece in self._adopted or self._zones.is_brought(piece)
+            wanted[self._me if mine else self._zones.next_near(piece, self._may_bring(piece))].append(piece)
         self._observer.peer_rehomed(len(pieces))
         for name, some in wanted.items():
             if name == self._me:
                 self._queue(some)
             else:
-                self._links[name].want(some, adopt=True)
-                self._links[name].relieved()  # it has to get them first
+                self._ask_in_place(name, some)
 
     def _queue(self, pieces: Iterable[int]) -> None:
-        """To be had from whoever has them, or from the origin."""
+        """This node brings them, for its zone or for all: from whoever has them, from the home's zone, or from the
+        origin."""
         there = [link for link in self._links.values() if link.is_up and link.name not in self.out]
-        holders = [link for link in there if link.is_complete]
-        enough = len(holders) * HOLDERS_FEED >= len(self._names)
+        partial = [link for link in there if link.have]
+        holders = self._enough([link for link in there if link.is_complete])
         own: list[int] = []
+        wanted: defaultdict[str, list[int]] = defaultdict(list)
         for piece in pieces:
-            partial = [link for link in there if piece in link.have]
-            able = [link for link in [*partial, *(holders if enough else ())] if link.name not in self._tried[piece]]
+            some = [link.name for link in partial if piece in link.have] + holders
+            able = [name for name in some if name not in self._tried[piece]]
             if able:
-                self._links[rank([link.name for link in able], self._digest, piece)[0]].want([piece])
+                self._links[self._zones.first(piece, able)].want([piece])
+            elif self._own.is_open and (far := self._zones.next_far(piece, self._may_bring(piece))):
+                wanted[far].append(piece)
             else:
                 own.append(piece)
+        for name, some_far in wanted.items():
+            of_home = [piece for piece in some_far if self._zones.homes[piece] == name]
+            self._links[name].want(of_home)
+            self._ask_in_place(name, [piece for piece in some_far if self._zones.homes[piece] != name])
         self._own.add(own)
+
+    def _enough(self, holders: list[Link]) -> list[str]:
+        """Names of those who hold everything, where there is one for so many members: of all, or of this zone."""
+        near = [link.name for link in holders if link.name in self._zones.near]
+        if len(holders) * HOLDERS_FEED >= len(self._zones.names):
+            return [link.name for link in holders]
+        return near if len(near) * HOLDERS_FEED >= len(self._zones.near) else []
+
+    def _may_bring(self, piece: int) -> Callable[[str], bool]:
+        """Whether somebody had no chance yet to bring it, and is not known to be out."""
+        tried, out = self._tried[piece], self.out
+        return lambda name: name not in tried and name not in out
+
+    def _ask_in_place(self, name: str, pieces: list[int]) -> None:
+        """Of a member that is not where they are first asked for."""
+        if pieces:
+            self._links[name].want(pieces, adopt=True)
+            self._links[name].relieved()  # it has to get them first
 
     def _ask_origin(self, piece: int) -> bool:
         share = self.share_of(piece)

@@ -22,6 +22,9 @@ LAST_S: Final = 10.0
 them. Chosen."""
 STARVED: Final = 1 / 3
 """If more than this part of all homes is slow at once, it is this node that is. Chosen."""
+FAR_BYTES: Final = 6 * PIECE_SIZE_BYTES
+"""What comes from another zone comes in whole pieces, one now and then: who is behind by less is not called slow while
+most others still owe something, and who brought nothing while they brought so much each has stopped. Chosen."""
 OUT_AFTER_S: Final = 5.0
 """A home that could not be reached since the beginning, or has not let this node in, is not counted on any more. One
 that says nothing yet is: its process may be starting, or this node's own. Chosen."""
@@ -71,10 +74,13 @@ class Movement:
         return now - self._since > NO_PROGRESS_S
 
 
-def find_slow(homes: Sequence[Home]) -> list[str]:
+def find_slow(homes: Sequence[Home], *, is_far: bool = False) -> list[str]:
     """Names of homes that have delivered less than half of what the others have, are seconds behind, and need more than
-    twice as long as the others for the rest, also of those that stopped while the others go on."""
-    slow = [home.name for home in homes if _is_slow(home, [other for other in homes if other is not home])]
+    twice as long as the others for the rest, also of those that stopped while the others go on. `is_far`: they
+    are in other zones."""
+    slow = [
+        home.name for home in homes if _is_slow(home, [other for other in homes if other is not home], is_far=is_far)
+    ]
     return slow if len(slow) <= max(1, STARVED * len(homes)) else []
 
 
@@ -85,7 +91,12 @@ def tail(pieces: Sequence[int], begun: set[int]) -> list[int]:
     return ordered[len(ordered) // 2 :]
 
 
-def _is_slow(home: Home, others: Sequence[Home]) -> bool:
+def is_busy(owing: Sequence[bool]) -> bool:
+    """Most of them still owe something."""
+    return sum(owing) > len(owing) / 2
+
+
+def _is_slow(home: Home, others: Sequence[Home], *, is_far: bool) -> bool:
     if not others or home.age_s < PATIENCE_S or home.rest_s < PATIENCE_S:
         return False
     if home.rate > 0 and home.owed <= LAST_BYTES and home.rest_s < LAST_S:
@@ -96,4 +107,5 @@ def _is_slow(home: Home, others: Sequence[Home]) -> bool:
         return sum(other.rate > 0 or not other.owed for other in others) > len(others) / 2
     usual = median(other.delivered for other in others)
     pace = max(home.rate, *(other.rate for other in others if other.owed), 0.0)
-    return home.delivered * FACTOR < usual and usual - home.delivered > LAG_S * pace
+    lag = max(LAG_S * pace, FAR_BYTES if is_far and is_busy([other.owed > 0 for other in others]) else 0.0)
+    return home.delivered * FACTOR < usual and usual - home.delivered > lag

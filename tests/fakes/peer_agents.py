@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,10 +39,17 @@ def add_index(origin: Origin) -> None:
 
 class PeerAgents:
     """`agents` by name, n0, n1 …; not started until somebody does. Ended at the end. `via`: ports at which the list
-    has some of them, in place of their own."""
+    has some of them, in place of their own. `zones`: of each, in order."""
 
     def __init__(
-        self, directory: Path, origin: Origin, count: int, via: Mapping[str, int] | None = None, **peers: Any
+        self,
+        directory: Path,
+        origin: Origin,
+        count: int,
+        via: Mapping[str, int] | None = None,
+        *,
+        zones: Sequence[str] = (),
+        **peers: Any,
     ) -> None:
         self._stack = ExitStack()
         self.origin = origin
@@ -51,7 +58,8 @@ class PeerAgents:
         self.keys = {name: load_or_make_key(directory / name / "cache") for name in names}
         listed = {**self.ports, **(via or {})}
         self.members = [
-            {"name": name, "address": f"127.0.0.1:{listed[name]}", "key": self.keys[name].public_text} for name in names
+            {"name": name, "address": f"127.0.0.1:{listed[name]}", "key": self.keys[name].public_text, "zone": zone}
+            for name, zone in zip(names, zones or [""] * count, strict=True)
         ]
         self.agents: dict[str, RunningAgent] = {}
         for name in names:

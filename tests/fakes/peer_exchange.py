@@ -14,7 +14,6 @@ from cacheagent.member import Member
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
 from cacheagent.peers.exchange import Exchange
-from cacheagent.peers.homes import assign_homes
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.node import PeerNode
 from cacheagent.peers.observer import PeerObserver
@@ -23,6 +22,7 @@ from cacheagent.peers.receiving import Listener, Receiving
 from cacheagent.peers.service import Service, Shown
 from cacheagent.peers.share import BlobShare
 from cacheagent.peers.vouchers import Vouchers, keep
+from cacheagent.peers.zones import Zones
 from cacheagent.store import Store
 from cacheagent.store.layout import Layout
 from cacheagent.transfer.base import BlobOrder
@@ -125,7 +125,7 @@ class CountingObserver(PeerObserver):
     def __init__(self) -> None:
         self.refused: list[str] = []
 
-    def peer_received(self, size_bytes: int) -> None:
+    def peer_received(self, size_bytes: int, *, crosses: bool) -> None:
         return
 
     def peer_sent(self, size_bytes: int) -> None:
@@ -169,12 +169,21 @@ class FakeJob:
 
 
 class ExchangeScene:
-    """Node n0, which lacks `files` files of so many pieces each. `listed` may be changed: who is on the list now."""
+    """Node n0, which lacks `files` files of so many pieces each. `listed` may be changed: who is on the list now.
+    `zones`: of members by name, where they have any."""
 
-    def __init__(self, path: Path, names: Sequence[str] = ("n0", "n1"), files: Sequence[int] = (8,)) -> None:
+    def __init__(
+        self,
+        path: Path,
+        names: Sequence[str] = ("n0", "n1"),
+        files: Sequence[int] = (8,),
+        zones: Mapping[str, str] | None = None,
+    ) -> None:
         self.keys = {name: NodeKey(name.encode().ljust(32, b"-")) for name in names}
         self.listed = {
-            name: Member(name=name, address=f"{name}.example:7411", key=key.public_text)
+            name: Member(
+                name=name, address=f"{name}.example:7411", key=key.public_text, zone=(zones or {}).get(name, "")
+            )
             for name, key in self.keys.items()
         }
         self.receiving = FakeReceiving()
@@ -182,7 +191,8 @@ class ExchangeScene:
         self.service = FakeService(self.vouchers)
         self.liars: set[str] = set()
         self.files = files
-        self.homes = assign_homes(names, DIGEST, sum(files))
+        self.zones = Zones(self.listed.values(), "n0", DIGEST)
+        self.zones.assign(sum(files))
         self._store = Store.open(path, NO_FLOOR)
         self._blobs = {f"{number:064x}": pieces * PIECE_SIZE_BYTES for number, pieces in enumerate(files)}
 
@@ -222,7 +232,7 @@ class ExchangeScene:
 
     def of(self, name: str) -> set[int]:
         """Pieces whose home is this member."""
-        return {piece for piece, home in enumerate(self.homes) if home == name}
+        return {piece for piece, home in enumerate(self.zones.homes) if home == name}
 
     # --- what happens at the others
 

@@ -25,7 +25,7 @@ class Received(CountingObserver):
 
     bytes = 0
 
-    def peer_received(self, size_bytes: int) -> None:
+    def peer_received(self, size_bytes: int, *, crosses: bool) -> None:
         self.bytes += size_bytes
 
 

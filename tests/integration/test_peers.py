@@ -43,6 +43,42 @@ def test_one_copy_from_the_origin_serves_all(tmp_path: Path, *, sums: bool) -> N
         assert received >= 2 * large_bytes(files)
 
 
+def test_each_piece_crosses_into_a_zone_once(tmp_path: Path) -> None:
+    """Four cold agents in two zones: one copy comes from the origin, and what the homes of each zone have crosses to
+    the other one once, which is one copy in all. Without zones it would be two."""
+    files = shards(5, 4)
+    with Origin(files) as origin, PeerAgents(tmp_path, origin, 4, zones=("a", "b", "a", "b")) as fleet:
+        origin.add_sums(MODEL)
+        fleet.start_together()
+        fleet.wait_until_ready()
+        for name in fleet.agents:
+            assert fleet.files(name).items() >= files.items()
+        assert large_bytes(files) <= large_bytes_sent(origin) <= 2 * large_bytes(files)
+        crossed = sum(fleet.metric(name, "cacheagent_peer_crossed_bytes_total") for name in fleet.agents)
+        received = sum(fleet.metric(name, "cacheagent_peer_received_bytes_total") for name in fleet.agents)
+        assert 0 < crossed <= 1.5 * large_bytes(files)
+        assert received >= 2 * large_bytes(files)
+
+
+def test_a_zone_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None:
+    """The other member of its zone asks beyond it for all; when it is back, it goes on from what it had."""
+    files = shards(5, 4)
+    with (
+        Origin(files, bytes_per_s=40e6) as origin,
+        PeerAgents(tmp_path, origin, 4, zones=("a", "b", "a", "b")) as fleet,
+    ):
+        origin.add_sums(MODEL)
+        fleet.start_together()
+        origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 3)
+        fleet.kill("n1")
+        fleet.wait_until_ready("n0", "n2", "n3")
+        fleet.start("n1")
+        fleet.wait_until_ready("n1")
+        for name in fleet.agents:
+            assert fleet.files(name).items() >= files.items()
+        assert large_bytes_sent(origin) <= 2.5 * large_bytes(files), "four without each other"
+
+
 def test_a_home_that_is_dead_from_the_start_costs_nobody_the_model(tmp_path: Path) -> None:
     """Its pieces get other homes; the origin still gives one copy and little more."""
     files = shards(4, 3)

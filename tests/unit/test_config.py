@@ -193,6 +193,16 @@ def test_a_mistake_is_refused_with_its_place_and_what_was_expected(text: str, me
     assert "hunter2" not in str(error)
 
 
+def test_a_node_s_zone_is_that_of_its_entry() -> None:
+    """Others go by the list, so another zone beside it is a mistake; none, or the same, is none."""
+    members = "members: [{name: n1, address: '10.0.0.1:7411', zone: a, key: " + "A" * 43 + "=}]"
+    for zone in ("", "zone: a,"):
+        assert (
+            parse_config(f"{{root: /cache, peers: {{name: n1, {zone} {members}}}}}", FILE).peers.members[0].zone == "a"
+        )
+    assert "this node's zone is 'b'" in refused(f"{{root: /cache, peers: {{name: n1, zone: b, {members}}}}}").message
+
+
 def test_a_file_that_is_not_there_is_said_so(tmp_path: Path) -> None:
     """With the option to give it."""
     with pytest.raises(ConfigError, match=r"nowhere\.yaml can't be read: .*No such file") as caught:

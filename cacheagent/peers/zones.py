@@ -1,0 +1,61 @@
+"""On whose behalf a node asks beyond its zone, and whom: so that each piece comes into each zone once. Pure.
+
+A piece's home asks the origin. In every other zone, one member asks the home, and the others of the zone ask that one.
+Who is asked in place of another never leads back (`docs/design.md`): inside a zone a node asks only who is before it in
+the piece's rank, and beyond it only members of the home's zone, or of zones whose first is before its own zone's first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from cacheagent.member import Member
+from cacheagent.peers.homes import assign_homes, assign_zone_homes, rank
+
+
+class Zones:
+    """As the members were said to be when the exchange began, for one node, `me`. Who says no zone is in one with the
+    others that say none."""
+
+    def __init__(self, members: Iterable[Member], me: str, digest: str) -> None:
+        self.me = me
+        self.homes: tuple[str, ...] = ()
+        """Of each piece, among all."""
+        self.sources: tuple[str, ...] = ()
+        """Of each piece, in this zone: the home, or who takes it from there."""
+        self._digest = digest
+        self._zone_of = {member.name: member.zone for member in members}
+        self._zone_of.setdefault(me, "")
+        self.names = tuple(sorted(self._zone_of))
+        self.near = frozenset(name for name, zone in self._zone_of.items() if zone == self._zone_of[me])
+
+    def assign(self, pieces: int) -> None:
+        """Find the homes of so many. Up to half a second; for a thread."""
+        homes = assign_homes(self.names, self._digest, pieces)
+        self.sources = assign_zone_homes(homes, self.near, self._digest)
+        self.homes = homes
+
+    def first(self, piece: int, names: Iterable[str]) -> str:
+        """Of members that all have it: one of this zone, and the first in rank."""
+        some = list(names)
+        return rank([name for name in some if name in self.near] or some, self._digest, piece)[0]
+
+    def is_brought(self, piece: int) -> bool:
+        """Whether this node brings it into its zone from another."""
+        return self.sources[piece] == self.me != self.homes[piece]
+
+    def next_near(self, piece: int, is_able: Callable[[str], bool]) -> str:
+        """Who of its zone brings a piece now: the first in its rank, this node where nobody is able."""
+        able = [name for name in self.near if is_able(name)]
+        return rank(able, self._digest, piece)[0] if able else self.me
+
+    def next_far(self, piece: int, is_able: Callable[[str], bool]) -> str:
+        """Whom this node asks beyond its zone, on its behalf; empty: the origin. The home, then others of the home's
+        zone, then who is before this zone's first."""
+        home = self.homes[piece]
+        if home in self.near or is_able(home):
+            return "" if home in self.near else home
+        order = rank(self.names, self._digest, piece)
+        before = order[: next(place for place, name in enumerate(order) if name in self.near)]
+        heirs = [name for name in order if self._zone_of[name] == self._zone_of[home]] + before
+        return next((name for name in heirs if is_able(name)), "")
