@@ -176,7 +176,7 @@ class Placement:
             if name == self._me:
                 self._queue(some)
             else:
-                self._ask_in_place(name, some)
+                self._ask(name, some, in_place=True)
 
     def _queue(self, pieces: Iterable[int]) -> None:
         """This node brings them, for its zone or for all: from whoever has them, from the home's zone, or from the
@@ -185,20 +185,15 @@ class Placement:
         partial = [link for link in there if link.have]
         holders = self._enough([link for link in there if link.is_complete])
         own: list[int] = []
-        wanted: defaultdict[str, list[int]] = defaultdict(list)
         for piece in pieces:
             some = [link.name for link in partial if piece in link.have] + holders
             able = [name for name in some if name not in self._tried[piece]]
             if able:
                 self._links[self._zones.first(piece, able)].want([piece])
             elif self._own.is_open and (far := self._zones.next_far(piece, self._may_bring(piece))):
-                wanted[far].append(piece)
+                self._ask(far, [piece], in_place=far != self._zones.homes[piece])
             else:
                 own.append(piece)
-        for name, some_far in wanted.items():
-            of_home = [piece for piece in some_far if self._zones.homes[piece] == name]
-            self._links[name].want(of_home)
-            self._ask_in_place(name, [piece for piece in some_far if self._zones.homes[piece] != name])
         self._own.add(own)
 
     def _enough(self, holders: list[Link]) -> list[str]:
@@ -213,10 +208,10 @@ class Placement:
         tried, out = self._tried[piece], self.out
         return lambda name: name not in tried and name not in out
 
-    def _ask_in_place(self, name: str, pieces: list[int]) -> None:
-        """Of a member that is not where they are first asked for."""
-        if pieces:
-            self._links[name].want(pieces, adopt=True)
+    def _ask(self, name: str, pieces: list[int], *, in_place: bool) -> None:
+        """Of a member; `in_place` of another, where they were asked for before, or would have been."""
+        self._links[name].want(pieces, adopt=in_place)
+        if in_place:
             self._links[name].relieved()  # it has to get them first
 
     def _ask_origin(self, piece: int) -> bool:
