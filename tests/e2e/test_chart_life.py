@@ -92,7 +92,7 @@ def story(lonely: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         install(cluster)
         cluster.apply(model_cache(weights, namespace))
         admissions = Admissions(cluster, namespace)
-        wait_until(admissions.try_one, "pods are admitted", 30)
+        wait_until(admissions.try_one, "pods are admitted")
         admissions.start()
         stack.callback(admissions.end)
         wait_until_cached(cluster, "stays", nodes=1)
@@ -233,7 +233,7 @@ def test_an_old_authority_is_replaced_without_a_lost_pod(story: Story) -> None:
     cluster = story.cluster
     young = utc_now() - AGE / 2
     wait_until(lambda: not_before(stored(cluster)) > young.timestamp(), "a new authority serves", 150, pause=1.0)
-    wait_until(lambda: trusted(cluster) == stored(cluster).bundle_pem, "both are trusted", 15)
+    wait_until(lambda: trusted(cluster) == stored(cluster).bundle_pem, "both are trusted")
     admitted = story.admissions.admitted
     wait_until(lambda: story.admissions.admitted > admitted + 5, "pods are admitted after it as well", 60)
     story.admissions.end()
@@ -254,7 +254,7 @@ def test_an_emptied_authority_is_put_back(story: Story) -> None:
     begin = time.monotonic()
     cluster.kubectl("patch", "mutatingwebhookconfiguration", CONFIGURATION, "--type=json", "--patch", empty)
     wait_until(lambda: trusted(cluster) == bundle, "the controller puts it back", 15, pause=0.05)
-    wait_until(Admissions(cluster, story.readers.namespace).try_one, "pods are admitted", 15)
+    wait_until(Admissions(cluster, story.readers.namespace).try_one, "pods are admitted")
     assert time.monotonic() - begin < 15
 
 
@@ -297,7 +297,7 @@ def test_installing_again_takes_over_what_is_there(story: Story) -> None:
     sent, begin = story.origin.body_bytes_sent(), time.time()
     install(cluster)
     wait_until_cached(cluster, "stays", nodes=1)
-    wait_until(Admissions(cluster, readers.namespace).try_one, "pods are admitted", 10)
+    wait_until(Admissions(cluster, readers.namespace).try_one, "pods are admitted")
     cluster.apply(reading_pod("new", readers.namespace, "stays"))
     wait_until_running(cluster, readers.namespace, "new")
     assert read_report(cluster, readers.namespace, "new").files == story.weights.files

@@ -77,10 +77,10 @@ def test_pods_reach_each_other_on_other_nodes_directly_and_by_a_service(cluster:
 
     for one in nodes:
         for other in nodes:
-            assert wait_until(lambda one=one, other=other: ask(one, at[other]), f"{one} reaches {other}", 30) == other  # type: ignore[misc]
+            assert wait_until(lambda one=one, other=other: ask(one, at[other]), f"{one} reaches {other}") == other  # type: ignore[misc]
     address = cluster.get("service", "last", "-n", namespace)["spec"]["clusterIP"]
     for one in nodes:
-        assert wait_until(lambda one=one: ask(one, f"http://{address}"), f"{one} reaches it", 30) == nodes[-1]  # type: ignore[misc]
+        assert wait_until(lambda one=one: ask(one, f"http://{address}"), f"{one} reaches it") == nodes[-1]  # type: ignore[misc]
 
 
 def test_pods_reach_the_object_store_of_the_tests(cluster: Cluster, namespace: str) -> None:
@@ -165,7 +165,7 @@ subprocess.run(["umount", "/shared/mounted"], check=True)
     assert f"{path}/mounted" not in Path("/proc/self/mountinfo").read_text()
 
     cluster.kubectl("delete", "pod", "-n", namespace, "maker", "--wait=false")
-    wait_until(lambda: mounted() == [], "the mount is gone", 30)
+    wait_until(lambda: mounted() == [], "the mount is gone")
     node.nsenter_command("rm", "-r", path)
 
 

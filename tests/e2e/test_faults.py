@@ -101,10 +101,10 @@ def test_readers_would_notice_one_wrong_byte(product: Cluster, readers: Readers)
     began = time.time()
     node.nsenter_command("python3", "-c", TURN_A_BYTE, path)
     try:
-        wait_until(lambda: _complaint(readers, began), "the readers see it", 30)
+        wait_until(lambda: _complaint(readers, began), "the readers see it")
     finally:
         node.nsenter_command("python3", "-c", TURN_A_BYTE, path)
-    wait_until(lambda: not _complaint(readers, time.time()), "the readers see the right bytes again", 30)
+    wait_until(lambda: not _complaint(readers, time.time()), "the readers see the right bytes again")
 
 
 def test_an_agent_that_is_killed_goes_on_with_its_download(product: Cluster, readers: Readers) -> None:

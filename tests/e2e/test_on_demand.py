@@ -17,10 +17,8 @@ from tests.e2e.cluster.models import (
     clean_up,
     delete_models,
     events_of,
-    model_cache,
     read_report,
     reading_pod,
-    upload_checkpoint,
     wait_until_cached,
     wait_until_running,
 )
@@ -28,7 +26,7 @@ from tests.e2e.cluster.process import CommandFailed
 from tests.e2e.cluster.product import ON_EVERY_NODE, STORE, TREES, install
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import python_pod
-from tests.fakes.faults import Redirect
+from tests.fakes.faults import Redirect, SlowFirstByte
 from tests.fakes.origin import Origin
 
 pytestmark = pytest.mark.kube
@@ -89,29 +87,41 @@ def scene(product: Cluster, weights: Path) -> Iterator[Scene]:
     install(product)
 
 
-def test_pods_outside_the_selector_get_their_models(product: Cluster, namespace: str) -> None:
+def test_pods_outside_the_selector_get_their_models(product: Cluster, weights: Path, namespace: str) -> None:
     """The controller sees the annotated pod arrive on the node and assigns its model there; for a volume written by
-    hand the node has to ask first. Both pods' events say why they wait."""
-    weights = upload_checkpoint(product.object_store, "outside", size_bytes=8_000_000)
-    warm = {"pool": "warm"}
-    product.apply(*(model_cache(name, weights, nodeSelector=warm) for name in ("annotated", "by-hand")))
-    for name in ("annotated", "by-hand"):
-        wait_until_cached(product, name, nodes=2)
-    assert not {"annotated", "by-hand"} & set(models_on(product, "n3"))
-    product.apply(
-        reading_pod("annotated", namespace, "annotated", node="n3"),
-        pod_by_hand("by-hand", namespace, node="n3", model="by-hand"),
-    )
-    for name in ("annotated", "by-hand"):
-        wait_until_running(product, namespace, name)
-        assert read_report(product, namespace, name).files == weights.files
-        said = waits_of(product, namespace, name)
-        assert any("code = FailedPrecondition" in event for event in said), said
-        wait_until(lambda name=name: models_on(product, "n3")[name] == "ready", f"{name} is reported", 30)  # type: ignore[misc]
-        wait_until_cached(product, name, nodes=3)
-    said = waits_of(product, namespace, "by-hand")
-    assert any("the controller was asked to assign it to this node" in event for event in said), said
-    clean_up(product, namespace, "annotated", "by-hand")
+    hand the node has to ask first. The origin says nothing until both pods' events say why they wait."""
+    with Origin({path.name: path for path in weights.iterdir()}, host=product.address) as origin:
+        files = {path: content.sha256() for path, content in origin.files.items()}
+        origin.add_sums()
+        product.apply(*(model_of(origin, name, nodeSelector={"pool": "warm"}) for name in ("annotated", "by-hand")))
+        for name in ("annotated", "by-hand"):
+            wait_until_cached(product, name, nodes=2)
+        assert not {"annotated", "by-hand"} & set(models_on(product, "n3"))
+        origin.inject(SlowFirstByte(), times=None)
+        product.apply(
+            reading_pod("annotated", namespace, "annotated", node="n3"),
+            pod_by_hand("by-hand", namespace, node="n3", model="by-hand"),
+        )
+        wait_until_told(product, namespace, "annotated", "code = FailedPrecondition")
+        asked = "the controller was asked to assign it to this node"
+        wait_until_told(product, namespace, "by-hand", "code = FailedPrecondition", asked)
+        origin.heal()
+        for name in ("annotated", "by-hand"):
+            wait_until_running(product, namespace, name)
+            assert read_report(product, namespace, name).files == files
+            wait_until(lambda name=name: models_on(product, "n3")[name] == "ready", f"{name} is reported")  # type: ignore[misc]
+            wait_until_cached(product, name, nodes=3)
+        clean_up(product, namespace, "annotated", "by-hand")
+
+
+def model_of(origin: Origin, name: str, **spec: Any) -> dict[str, Any]:
+    """A ModelCache of what that server has; further fields of `spec` as they are in YAML."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": "ModelCache",
+        "metadata": {"name": name},
+        "spec": {"source": {"uri": origin.url}, **spec},
+    }
 
 
 def models_on(cluster: Cluster, node: str) -> dict[str, str]:

@@ -371,7 +371,7 @@ def test_refused(product: Cluster, people: Mapping[str, Person], weights: Weight
                 in people["operator"].run("explain", "deployment/server", "-n", namespace).out
             )
 
-        wait_until(told, "explain has the webhook's sentence", 30)
+        wait_until(told, "explain has the webhook's sentence")
     finally:
         product.kubectl("delete", "deployments", "--all", "-n", namespace)
         delete_models(product, "op-closed")
@@ -414,7 +414,7 @@ def test_explained(product: Cluster, operator: Person, llama: Weights, namespace
         found = json.loads(operator.run("explain", pod, "-n", namespace, "-o", "json").out)["first_missing"]
         return f"{found['name']}: {found['text']}" if found else ""
 
-    wait_until(lambda: "Insufficient nvidia.com/gpu" in first("no-gpu"), "the scheduler's reason", 30)
+    wait_until(lambda: "Insufficient nvidia.com/gpu" in first("no-gpu"), "the scheduler's reason")
     wait_until(lambda: "container main fails by itself: exit code 7" in first("crashes"), "the crash", 60)
     assert first("plain").startswith("annotation: pod/plain has no annotation cacheagent.io/model")
 
@@ -443,4 +443,4 @@ def test_refresh_pin_and_evict(product: Cluster, operator: Person, weights: Weig
     assert operator.run("cluster", "pin", model).code == 0
     gone = operator.run("cluster", "evict", model)
     assert "no node keeps it any more" in gone.out
-    wait_until(lambda: operator.run("cluster", "status", model, "-o", "json").events[0]["nodes"] == [], "given up", 30)
+    wait_until(lambda: operator.run("cluster", "status", model, "-o", "json").events[0]["nodes"] == [], "given up")

@@ -64,7 +64,7 @@ def test_a_model_is_in_memory_soon_after_its_mount_where_that_is_asked_for(produ
     for name in uploads:
         wait_until_running(product, namespace, name)
     for name in ("by-model", "by-pod"):
-        wait_until(lambda name=name: resident(node, digests[name]) > 0.99, f"{name} is in memory", 30)  # type: ignore[misc]
+        wait_until(lambda name=name: resident(node, digests[name]) > 0.99, f"{name} is in memory")  # type: ignore[misc]
     assert resident(node, digests["by-nobody"]) < 0.05
     address = product.get("pod", agent_pod(product, "n2"), "-n", NAMESPACE)["status"]["podIP"]
     metrics = node.nsenter_command("curl", "--silent", f"http://{address}:9471/metrics").stdout.splitlines()

@@ -40,7 +40,7 @@ def exchanging(product: Cluster) -> Iterator[Cluster]:
     """With peers, and every agent has said how it is reached."""
     install(product, {**ON_EVERY_NODE, **PEERS, "agent": {**ON_EVERY_NODE["agent"], **AT_ONCE}})
     try:
-        wait_until(lambda: all(node_status(product, node).get("peerAddress") for node in NODES), "agents report", 30)
+        wait_until(lambda: all(node_status(product, node).get("peerAddress") for node in NODES), "agents report")
         yield product
     finally:
         install(product)

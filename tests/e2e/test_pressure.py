@@ -84,7 +84,7 @@ def test_a_model_that_is_used_stays_and_one_that_is_not_makes_room(
         product.apply(model_cache(wanted, weights[wanted], nodeSelector=ON_SMALL, priority=10, **volumes))
         digest[wanted] = wait_until_cached(product, wanted, nodes=1)["digest"]
         assert published_versions(node) == {digest[used], digest[wanted]}
-        wait_until(lambda: not digest_label(product, small_node, digest[idle]), "its label is gone", 30)
+        wait_until(lambda: not digest_label(product, small_node, digest[idle]), "its label is gone")
         assert digest_label(product, small_node, digest[used]) == "ready"
         told = wait_until(lambda: _no_room(product, idle), "the one that has to go says why", 60)
         assert "needs 81" in told
@@ -121,7 +121,7 @@ def test_a_disk_that_is_too_small_is_told_in_numbers_and_a_bigger_one_takes_the_
         product.apply(model_cache("huge", weights, nodeSelector=bigger))
         wait_until_cached(product, "huge", nodes=1)
         assert condition(model_status(product, "huge"), "Degraded") == "False"
-        wait_until(lambda: not node_model(product, small_node, "huge"), "the small node is not asked any more", 30)
+        wait_until(lambda: not node_model(product, small_node, "huge"), "the small node is not asked any more")
         product.apply(reading_pod("reads", namespace, "huge", READ, node="n3"))
         assert read_report(product, namespace, "reads").files == weights.files
     finally:
@@ -170,7 +170,7 @@ def test_a_node_that_goes_away_and_comes_back_empty_gets_its_models_again(
         before = product.get("modelcachenode", small_node)
         product.remove_node(small_node)
         product.kubectl("wait", "--for=delete", "modelcachenode", small_node, "--timeout=60s")
-        wait_until(lambda: model_status(product, "returns")["nodes"]["assigned"] == 0, "nobody is to have it", 30)
+        wait_until(lambda: model_status(product, "returns")["nodes"]["assigned"] == 0, "nobody is to have it")
         product.add_node(SMALL)
         wait_until_ready(product)
         assert wait_until_cached(product, "returns", nodes=1)["digest"] == digest

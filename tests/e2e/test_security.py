@@ -150,7 +150,7 @@ def test_root_with_a_group_and_without_read_only_changes_nothing(
     before = state_of(node, digest)
     claim = {"claimName": names.claim_name("vandalized", digest)}
     if mode == "pv":
-        wait_until(lambda: product.get("pvc", claim["claimName"], "-n", namespace), "the claim is made", 30)
+        wait_until(lambda: product.get("pvc", claim["claimName"], "-n", namespace), "the claim is made")
     volume = inline(model="vandalized") if mode == "csi" else {"name": "weights", "persistentVolumeClaim": claim}
     mounts = [{"name": "weights", "mountPath": MODELS}, {"name": "scratch", "mountPath": "/scratch"}]
     product.apply(
@@ -165,7 +165,7 @@ def test_root_with_a_group_and_without_read_only_changes_nothing(
         )
     )
     (pod,) = wait_until_running(product, namespace, "vandal")
-    said = json.loads(wait_until(lambda: product.kubectl("logs", "-n", namespace, "vandal"), "it tried all", 30))
+    said = json.loads(wait_until(lambda: product.kubectl("logs", "-n", namespace, "vandal"), "it tried all"))
     assert (said["user"], said["group of scratch"]) == (0, 4242)
     refused_to_everybody = {"mount again"}
     assert {what for what, error in said["scratch"].items() if error} == refused_to_everybody
@@ -404,7 +404,7 @@ def test_tenants_reach_nothing_that_takes_orders(product: Cluster, tenants: tupl
     container = {"env": environment, "securityContext": {"runAsUser": 0}}
     product.apply(pod_with(inline(model="guarded"), "asks", permitted, ASK + WAIT_FOR_EVER, container=container))
     wait_until_running(product, permitted, "asks")
-    answers = json.loads(wait_until(lambda: product.kubectl("logs", "-n", permitted, "asks"), "it asked", 30))
+    answers = json.loads(wait_until(lambda: product.kubectl("logs", "-n", permitted, "asks"), "it asked"))
     assert (answers.pop("health"), answers.pop("metrics"), answers.pop("sockets")) == (200, 200, [])
     assert set(answers.values()) == {404}
     node = product.node("n1")

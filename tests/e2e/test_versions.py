@@ -78,7 +78,7 @@ def test_running_pods_keep_their_version_and_their_right_to_it(product: Cluster,
     new = _wait_until_superseded(product, old)
     assert model_status(product, MODEL)["previousDigests"] == [old]
     assert {old, new} <= published_versions(product.node(NODE))
-    wait_until(lambda: digest_label(product, NODE, new), "the new version has its label", 30)
+    wait_until(lambda: digest_label(product, NODE, new), "the new version has its label")
     assert digest_label(product, NODE, old) == "ready"
     for mode in MODES:
         readers.start(f"{mode}-new", MODEL, second, mode=mode, node=NODE)
@@ -86,7 +86,7 @@ def test_running_pods_keep_their_version_and_their_right_to_it(product: Cluster,
     assert readers.volume_name("pv-new") != readers.volume_name("pv-old")
 
     product.apply(model_cache(MODEL, second, **_for(namespace, allowed="somebody-else")))
-    wait_until(lambda: _is_refused(product, namespace), "new pods are refused", 30)
+    wait_until(lambda: _is_refused(product, namespace), "new pods are refused")
     product.node(NODE).restart_kubelet(signal.SIGKILL)
     product.wait_until_ready(NODE)
     readers.must_go_on(began)

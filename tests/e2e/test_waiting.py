@@ -132,7 +132,7 @@ def withdrawn(product: Cluster, llama: Weights) -> Iterator[tuple[str, str]]:
     """Two namespaces that had a local PersistentVolume of llama and may have none now; a pod of the first uses it."""
     with product.namespace("uses-it") as used, product.namespace("leaves-it") as unused:
         allow_volumes(product, "llama", used, unused)
-        wait_until(lambda: our_volumes(product, used) and our_volumes(product, unused), "both have a volume", 30)
+        wait_until(lambda: our_volumes(product, used) and our_volumes(product, unused), "both have a volume")
         product.apply(reading_pod("reader", used, "llama", options={"mode": "pv"}))
         wait_until_running(product, used, "reader")
         allow_volumes(product, "llama")
@@ -154,12 +154,12 @@ def lateness(slow: Slow, pod: str, model: str, node: str, *, limit: float) -> fl
 
 def check_progress(slow: Slow, pod: str) -> list[str]:
     """Its events say that it waits and how far the download is."""
-    wait_until(lambda: any("FailedMount" in each for each in slow.events(pod)), f"{pod} is told that it waits", 15)
+    wait_until(lambda: any("FailedMount" in each for each in slow.events(pod)), f"{pod} is told that it waits")
 
     def told() -> list[str]:
         return [each for each in slow.events(pod) if re.search(r"\d+ ?%", each)]
 
-    return wait_until(told, f"{pod} is told how far its weights are", 30)
+    return wait_until(told, f"{pod} is told how far its weights are")
 
 
 def test_a_pod_waits_with_progress_and_starts_when_its_weights_are_there(
@@ -203,7 +203,7 @@ def test_a_gate_holds_no_node(slow: Slow, long_ones: Mapping[str, PacedOrigin]) 
     pod = slow.product.get("pod", "ages-gate", "-n", slow.namespace)
     assert "nodeName" not in pod["spec"]
     assert [each["reason"] for each in pod["status"]["conditions"]] == ["SchedulingGated"]
-    wait_until(lambda: any("WaitingForWeights" in each for each in slow.events("ages-gate")), "it is told", 20)
+    wait_until(lambda: any("WaitingForWeights" in each for each in slow.events("ages-gate")), "it is told")
 
 
 def test_a_waiting_pod_is_deleted_at_once(slow: Slow, long_ones: Mapping[str, PacedOrigin]) -> None:
@@ -221,10 +221,10 @@ def test_a_waiting_pod_is_deleted_at_once(slow: Slow, long_ones: Mapping[str, Pa
 def test_a_gate_ends_at_its_deadline(slow: Slow, long_ones: Mapping[str, PacedOrigin]) -> None:
     """The pod is scheduled then, with an event that says why, and waits on its node."""
     slow.pod("impatient", "ages", "n3", wait="gate", **{"gate-deadline": "5s"})
-    wait_until(lambda: any("WaitingForWeights" in each for each in slow.events("impatient")), "it is told", 20)
+    wait_until(lambda: any("WaitingForWeights" in each for each in slow.events("impatient")), "it is told")
     assert "nodeName" not in slow.product.get("pod", "impatient", "-n", slow.namespace)["spec"]
-    wait_until(lambda: any("GateDeadline" in each for each in slow.events("impatient")), "the gate ends", 30)
-    wait_until(lambda: any("FailedMount" in each for each in slow.events("impatient")), "it waits there", 30)
+    wait_until(lambda: any("GateDeadline" in each for each in slow.events("impatient")), "the gate ends")
+    wait_until(lambda: any("FailedMount" in each for each in slow.events("impatient")), "it waits there")
     slow.product.kubectl("delete", "pod", "impatient", "-n", slow.namespace)
 
 
@@ -272,7 +272,7 @@ def test_a_local_volume_goes_when_nobody_may_use_it_and_nobody_does(
     """Two minutes after the permission was withdrawn; the one that a pod has mounted stays, and so do its files."""
     used, unused = withdrawn
     wait_until(lambda: not product.get("pvc", "-n", unused)["items"], "the claim is gone", 180)
-    wait_until(lambda: not our_volumes(product, unused), "the volume is gone", 30)
+    wait_until(lambda: not our_volumes(product, unused), "the volume is gone")
     assert len(our_volumes(product, used)) == 1
     assert [each["status"]["phase"] for each in product.get("pvc", "-n", used)["items"]] == ["Bound"]
     code = "import os; print(len(os.listdir('/mnt/models')))"

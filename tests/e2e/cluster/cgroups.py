@@ -75,7 +75,7 @@ def _remove(name: str) -> None:
     kill(name)
     for hierarchy in hierarchies():
         folder = hierarchy / name
-        wait_until(partial(_is_removed, folder), f"control group {folder} is removed", 15.0)
+        wait_until(partial(_is_removed, folder), f"control group {folder} is removed")
 
 
 def _is_removed(folder: Path) -> bool:

@@ -87,7 +87,7 @@ class Cluster:
         name = re.sub(r"[^a-z0-9]+", "-", wish.lower()).strip("-")[:40].strip("-") + f"-{secrets.token_hex(3)}"
         meta = {"name": name, "labels": dict(labels or {})}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
-        wait_until(lambda: self.get("serviceaccount", "default", "-n", name), f"namespace {name} can be used", 30)
+        wait_until(lambda: self.get("serviceaccount", "default", "-n", name), f"namespace {name} can be used")
         try:
             yield name
         finally:

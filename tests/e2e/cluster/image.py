@@ -131,7 +131,7 @@ def _import(folder: Path, archives: list[Path]) -> None:
     )
     ctr = ("ctr", "--address", f"{socket}/s", "-n", "k8s.io")
     try:
-        wait_until(lambda: run(*ctr, "version"), "containerd of the template answers", 30.0)
+        wait_until(lambda: run(*ctr, "version"), "containerd of the template answers")
         for archive in archives:
             run(*ctr, "images", "import", "--snapshotter=overlayfs", archive, limit=300.0)
     finally:
