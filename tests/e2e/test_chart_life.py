@@ -253,9 +253,9 @@ def test_an_emptied_authority_is_put_back(story: Story) -> None:
     empty = json.dumps([{"op": "replace", "path": "/webhooks/0/clientConfig/caBundle", "value": ""}])
     begin = time.monotonic()
     cluster.kubectl("patch", "mutatingwebhookconfiguration", CONFIGURATION, "--type=json", "--patch", empty)
-    wait_until(lambda: trusted(cluster) == bundle, "the controller puts it back", 15, pause=0.05)
+    wait_until(lambda: trusted(cluster) == bundle, "the controller puts it back", pause=0.05)
     wait_until(Admissions(cluster, story.readers.namespace).try_one, "pods are admitted")
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
 
 
 def test_uninstalling_leaves_pods_and_data(story: Story) -> None:
@@ -307,4 +307,4 @@ def test_installing_again_takes_over_what_is_there(story: Story) -> None:
     assert data_of(story) == trees
     begin = time.monotonic()
     readers.remove(*MODES)
-    assert time.monotonic() - begin < 20
+    assert time.monotonic() - begin < 60
