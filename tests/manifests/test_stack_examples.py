@@ -23,9 +23,9 @@ from tests.manifests.test_versions import check, check_example, definitions
 
 STACKS: Final = ("vllm", "triton", "knative", "kubeflow", "pytorch")
 FILES: Final = tuple(path for stack in STACKS for path in sorted((ROOT / "examples" / stack).glob("*.yaml")))
-NOT_OBJECTS: Final = (".values.yaml", "-patch.yaml")
-"""Values of other projects' charts, and what is patched into their workloads."""
-OBJECTS: Final = tuple(path for path in FILES if not path.name.endswith(NOT_OBJECTS))
+NOT_OBJECTS: Final = (".values.yaml", "-patch.yaml", "kubeflow/pipeline.yaml")
+"""Values of other projects' charts, what is patched into their workloads, and a compiled pipeline."""
+OBJECTS: Final = tuple(path for path in FILES if not path.as_posix().endswith(NOT_OBJECTS))
 WITHOUT_PODS: Final = ("TrainJob",)
 """Its runtime describes them."""
 KUBERNETES: Final = {"v1", "apps/v1", "batch/v1"}
@@ -159,6 +159,29 @@ def test_knative_accepts_the_service_without_a_flag() -> None:
     assert all("volumeMounts" not in container for container in revision["containers"])
     (pod,) = pods(ROOT / "examples/knative/service.yaml")
     assert "csi" in admitted(pod, catalog())["spec"]["volumes"][0]
+
+
+def test_the_compiled_pipelines_step_finds_its_weights() -> None:
+    """Its annotations, on the pod that Pipelines makes of such a step: `main` alone has the mount, where its arguments
+    look; and the Python beside it says the same."""
+    folder = ROOT / "examples/kubeflow"
+    pipeline, platform = yaml.safe_load_all((folder / "pipeline.yaml").read_text())
+    ((name, executor),) = pipeline["deploymentSpec"]["executors"].items()
+    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][name]["podMetadata"]["annotations"]
+    pod = yaml.safe_load((ROOT / "tests/fixtures/stacks/kubeflow/pipelines-step.yaml").read_text())
+    step = next(each for each in pod["spec"]["containers"] if each["name"] == "main")
+    assert step["args"] == executor["container"]["command"] + executor["container"]["args"]
+    assert {key for key in pod["metadata"]["annotations"] if key.startswith(names.GROUP)} == asked.keys()
+    pod["metadata"]["annotations"] |= asked
+    mounts = {
+        each["name"]: [mount["mountPath"] for mount in each["volumeMounts"] if mount["name"] == "cacheagent-llama-3-8b"]
+        for each in containers_of(admitted(pod, catalog()))
+    }
+    assert {name: paths for name, paths in mounts.items() if paths} == {"main": ["/mnt/models"]}
+    assert "/mnt/models" in step["args"]
+    source = (folder / "pipeline.py").read_text()
+    compile(source, "pipeline.py", "exec")
+    assert all(f'"{key}", "{value}"' in source for key, value in asked.items())
 
 
 @by_file

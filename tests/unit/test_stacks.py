@@ -42,6 +42,8 @@ STACKS: Final = {
     "argo/workflow": Weights(("main",), {"llama": "/mnt/models"}),
     "istio/sidecar": Weights(("vllm",), {"llama": "/mnt/models"}),
     "knative/revision": Weights(("vllm",), {"llama": "/mnt/models"}),
+    "kubeflow/katib-trial": Weights(("training-container",), {"llama": "/mnt/models"}),
+    "kubeflow/pipelines-step": Weights(("main",), {"llama": "/mnt/models"}),
     "kubeflow/pytorchjob-worker": Weights(("pytorch",), {"images": "/data/images"}, "/data/images"),
     "kubeflow/trainjob-node": Weights(("node",), {"llama": "/mnt/models"}),
     "kubeflow/trainjob-torchtune": Weights(("node",), {"llama": "/workspace/model"}, "_dir=/workspace/model"),
@@ -265,6 +267,29 @@ def test_knatives_queue_proxy_is_knatives() -> None:
     assert after["spec"]["containers"][1]["name"] == "queue-proxy"
 
 
+@pytest.mark.parametrize("collector", ["metrics-logger-and-collector", "metrics-collector"])
+@pytest.mark.parametrize("katib_first", [True, False])
+def test_katibs_collector_is_katibs(collector: str, *, katib_first: bool) -> None:
+    """By either of its names, and whichever webhook comes first, it is as Katib made it, and so is the wrapped command;
+    nothing has to be named. Under a name of somebody else's it would see the weights."""
+    trial = fixture("kubeflow/katib-trial")
+    trial["spec"]["containers"][1]["name"] = collector
+    before = copy.deepcopy(trial)
+    if not katib_first:
+        late = trial["spec"]["containers"].pop()
+        trial = admitted(trial)
+        trial["spec"]["containers"].append(late)
+    after = admitted(trial)["spec"]["containers"]
+    assert json.dumps(after[1]) == json.dumps(before["spec"]["containers"][1])
+    assert {key: after[0][key] for key in ("command", "args")} == {
+        "command": ["sh", "-c"],
+        "args": before["spec"]["containers"][0]["args"],
+    }
+    assert after[0]["args"][0].endswith("&& echo completed > /var/log/katib/$$$$.pid")
+    before["spec"]["containers"][1]["name"] = "own-collector"
+    assert len(admitted(before)["spec"]["containers"][1]["volumeMounts"]) == 2
+
+
 def test_tritons_own_volume_has_to_go() -> None:
     """With the chart's NFS volume left at /models, the pod is refused with a sentence that says what to do."""
     pod = fixture("triton/k8s-onprem")
@@ -280,6 +305,7 @@ def test_tritons_own_volume_has_to_go() -> None:
     ("name", "helpers"),
     [
         ("argo/workflow", {"init", "wait"}),
+        ("kubeflow/pipelines-step", {"init", "kfp-launcher", "wait"}),
         ("kubeflow/pytorchjob-worker", {"init-pytorch"}),
         ("vllm/production-stack-lora", {"sidecar"}),
     ],

@@ -15,6 +15,7 @@ KNOWN_SIDECARS: Final = (
     "storage-initializer", "modelcar", "modelcar-init", "kube-rbac-proxy",  # KServe, beside its kserve-container
     "vault-agent", "vault-agent-init",
     "cloud-sql-proxy", "cloudsql-proxy", "gke-gcsfuse-sidecar", "gke-gcsfuse-metadata-prefetch",
+    "metrics-logger-and-collector", "metrics-collector",  # Katib
     "daprd", "jaeger-agent", "oauth-proxy", "otc-container", "datadog-init-apm-inject",
 )  # fmt: skip
 """Containers that others inject, or that never read weights. Names as their projects' own injectors give them."""
