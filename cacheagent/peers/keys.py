@@ -6,15 +6,17 @@ import base64
 import binascii
 import os
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cacheagent.errors import StoreError
 from cacheagent.store.durable import disk_faults, write_whole
 from cacheagent.store.layout import Layout
+
+if TYPE_CHECKING:
+    from cryptography import x509  # every peer process loads this module, and few need certificates
 
 SEED_BYTES: Final = 32
 

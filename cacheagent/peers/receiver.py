@@ -40,7 +40,6 @@ from cacheagent.peers.orders import (
     Target,
     Unproved,
 )
-from cacheagent.peers.tls_line import TlsLine
 from cacheagent.peers.vouchers import keep
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer, DirectFile
@@ -66,7 +65,7 @@ class Subscription:
         self._expected: set[int] = set()
         self._writing = -1
         self._stopped = False
-        self._line = TlsLine(order.name, order.tls_keys) if order.tls_keys else Line()
+        self._line = _line(order)
         self._buffer = Buffer()
         self._incoming: dict[int, Incoming] = {}
         self._open: tuple[str, DirectFile] | None = None
@@ -275,6 +274,14 @@ class Receiver:
 
     def _session(self, number: int) -> Session:
         return self._sessions.setdefault(number, Session())
+
+
+def _line(order: Connect) -> Line:
+    if not order.tls_keys:
+        return Line()
+    from cacheagent.peers.tls_line import TlsLine  # certificates are a fifth of this process' start
+
+    return TlsLine(order.name, order.tls_keys)
 
 
 def main() -> None:

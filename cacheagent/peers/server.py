@@ -17,10 +17,9 @@ import socket
 import threading
 import time
 from collections import Counter
-from typing import Final, assert_never
+from typing import TYPE_CHECKING, Final, assert_never
 
 from cacheagent.peers import protocol
-from cacheagent.peers.contexts import Papers
 from cacheagent.peers.gate import Judge, Turned
 from cacheagent.peers.inbox import Pending
 from cacheagent.peers.keys import NodeKey
@@ -44,6 +43,9 @@ from cacheagent.peers.shelf import Shelf
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.rate import SharedRate
 
+if TYPE_CHECKING:
+    from cacheagent.peers.contexts import Papers
+
 MOST_CONNECTIONS: Final = 256
 MOST_PER_MEMBER: Final = 4
 """Of one digest: a reconnection may be here before the old connection's end is."""
@@ -65,6 +67,14 @@ class Member:
         self.is_over = False
 
 
+def _papers(key: NodeKey, order: Start) -> Papers | None:
+    if not order.tls:
+        return None
+    from cacheagent.peers.contexts import Papers  # certificates are a fifth of this process' start
+
+    return Papers(key, order.name)
+
+
 class Server:
     """All of it but the threads that send; used on the main thread."""
 
@@ -73,7 +83,7 @@ class Server:
         self._listening = listening
         self._key = NodeKey(order.seed)
         self._name = order.name
-        self._papers = Papers(self._key, order.name) if order.tls else None
+        self._papers = _papers(self._key, order)
         self._egress = SharedRate.create(0, order.egress_cap_bytes_per_s).whole
         self._shelves: dict[str, Shelf] = {}
         self._absent: set[str] = set()
