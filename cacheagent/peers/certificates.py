@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cacheagent.certificates import begin, usage
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.protocol import CLOCK_SKEW_S
 
@@ -44,9 +45,9 @@ def issue(node: NodeKey, name: str, now: datetime) -> Shown:
     """A certificate for the peer port of the node of that name, and its key, which is a new one."""
     key = Ed25519PrivateKey.generate()
     builder = (
-        _builder("cacheagent peer port", subject_of(name), key.public_key(), (now - BACKDATED, now + LIFE))
+        begin(_name("cacheagent peer port"), _name(subject_of(name)), key.public_key(), (now - BACKDATED, now + LIFE))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(usage(certificate_sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(_issued_by(Ed25519PublicKey.from_public_bytes(node.public)), critical=False)
     )
@@ -70,27 +71,12 @@ def subject_of(name: str) -> str:
 def _anchor(name: str, key: Ed25519PublicKey) -> bytes:
     nobody = Ed25519PrivateKey.generate()
     builder = (
-        _builder(subject_of(name), _LIST, key, _ALWAYS)
+        begin(_name(subject_of(name)), _name(_LIST), key, _ALWAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(signs_certificates=True), critical=True)
+        .add_extension(usage(certificate_sign=True), critical=True)
         .add_extension(_issued_by(nobody.public_key()), critical=False)
     )
     return builder.sign(nobody, None).public_bytes(Encoding.DER)
-
-
-def _builder(
-    subject: str, issuer: str, key: Ed25519PublicKey, valid: tuple[datetime, datetime]
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(valid[0])
-        .not_valid_after(valid[1])
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
 
 
 def _name(text: str) -> x509.Name:
@@ -99,17 +85,3 @@ def _name(text: str) -> x509.Name:
 
 def _issued_by(key: Ed25519PublicKey) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_public_key(key)
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )

@@ -7,10 +7,12 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final, cast
 
 from cacheagent.peers.contexts import client_context
 from cacheagent.peers.line import ConnectionOver, Line
+from cacheagent.transfer.tls import shake_hands
 
 _READ_BYTES: Final = 256 * 1024
 _RECORD_BYTES: Final = 17 * 1024
@@ -36,7 +38,7 @@ class TlsLine(Line):
         super().connect(host, port)
         try:
             tls = client_context(self._name, self._keys).wrap_bio(self._incoming, self._outgoing)
-            self._handshake(tls)
+            shake_hands(tls, self._flush, partial(self._pull, 1))
         except ssl.SSLCertVerificationError as error:
             what = f"{host}:{port}: its certificate does not show that it is {self._name}: {error.verify_message}"
             raise ConnectionOver("key", what) from error
@@ -73,20 +75,6 @@ class TlsLine(Line):
                 if count == 0:  # close_notify
                     raise ConnectionOver("reset", "the connection ended")
                 missing -= count
-
-    def _handshake(self, tls: ssl.SSLObject) -> None:
-        while True:
-            try:
-                tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._pull(1)
-            except ssl.SSLError:
-                self._flush()  # the alert that tells the server why
-                raise
-            else:
-                self._flush()
-                return
 
     def _flush(self) -> None:
         """A few hundred bytes on a connection that has carried nothing else. Its end is seen by reading."""

@@ -99,23 +99,9 @@ class TlsConnection(Connection):
                 session=session if begun_in is context else None,
             )
             self._decrypt = cast("Callable[[int, memoryview], int]", self._tls.read)  # with a buffer: how many bytes
-            self._handshake()
+            shake_hands(self._tls, self._flush, self._pull)
         except OSError as error:  # ssl's own errors, and a CA bundle that can't be read
             raise OrderFailed("tls", f"{self.endpoint.host}:{self.endpoint.port}: {_reason(error)}") from error
-
-    def _handshake(self) -> None:
-        while True:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                self._flush()
-                self._pull()
-            except ssl.SSLError:
-                self._flush()  # the alert that tells the server why
-                raise
-            else:
-                self._flush()
-                return
 
     def _pull(self) -> None:
         self._incoming.write(self._encrypted[: self._receive(self._encrypted)])
@@ -123,6 +109,23 @@ class TlsConnection(Connection):
     def _flush(self) -> None:
         if self._outgoing.pending:
             self._send(self._outgoing.read())
+
+
+def shake_hands(tls: ssl.SSLObject, flush: Callable[[], None], pull: Callable[[], None]) -> None:
+    """The client's part of it, in memory. `flush` sends what there is to send, `pull` waits for what comes next. Raises
+    ssl.SSLError."""
+    while True:
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            flush()
+            pull()
+        except ssl.SSLError:
+            flush()  # the alert that tells the server why
+            raise
+        else:
+            flush()
+            return
 
 
 def _reason(error: OSError) -> str:

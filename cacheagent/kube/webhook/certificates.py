@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from cacheagent.certificates import begin, usage
 from cacheagent.model import Value
 
 CA_CERTIFICATE: Final = "ca.crt"
@@ -159,9 +160,9 @@ def make_authority(now: datetime, settings: CertificateSettings) -> Pair:
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"cacheagent-webhook-ca-{serial:040x}"[:62])])
     until = now + timedelta(seconds=settings.ca_life_s)
     certificate = (
-        _builder(name, name, key.public_key(), serial, (now - BACKDATED, until))
+        begin(name, name, key.public_key(), (now - BACKDATED, until), serial)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(certificate_sign=True), critical=True)
+        .add_extension(usage(certificate_sign=True, crl_sign=True), critical=True)
         .sign(key, hashes.SHA256())
     )
     return Pair(_pem(certificate), _key_pem(key))
@@ -177,44 +178,15 @@ def make_serving(ca: Pair, names: Sequence[str], now: datetime, settings: Certif
     since = min(now, until - timedelta(seconds=1)) - BACKDATED
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
     certificate = (
-        _builder(subject, authority.subject, key.public_key(), x509.random_serial_number(), (since, until))
+        begin(subject, authority.subject, key.public_key(), (since, until))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(certificate_sign=False), critical=True)
+        .add_extension(usage(certificate_sign=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
     return Pair(_pem(certificate), _key_pem(key))
-
-
-def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, serial: int, valid: tuple[datetime, datetime]
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
-        .serial_number(serial)
-        .not_valid_before(valid[0])
-        .not_valid_after(valid[1])
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-    )
-
-
-def _usage(*, certificate_sign: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not certificate_sign,
-        key_cert_sign=certificate_sign,
-        crl_sign=certificate_sign,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
 
 
 def _due(certificate: x509.Certificate, now: datetime, settings: CertificateSettings) -> bool:
