@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import threading
 from collections.abc import Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from blake3 import blake3
 
@@ -16,13 +14,14 @@ from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
 from cacheagent.peers.contexts import Papers
 from cacheagent.peers.keys import NodeKey
+from tests.fakes.loopback import Loopback
 
 STEP: Final = 1024 * 1024
 Forge = Callable[[int, int], bytes]
 """The bytes of a piece, by its number and length."""
 
 
-class LyingPeer:
+class LyingPeer(Loopback):
     """Listens inside `with`. `lengths`: of all pieces of the digest. `seal_with`: whose key signs its seals. `papers`:
     of the certificate that it shows, with TLS. `failures`: of TLS with whoever came."""
 
@@ -37,6 +36,7 @@ class LyingPeer:
         seal_with: NodeKey | None = None,
         papers: Papers | None = None,
     ) -> None:
+        super().__init__(port)
         self.asks: list[protocol.Ask] = []
         self.failures: list[ssl.SSLError] = []
         self._tls = papers.current() if papers is not None else None
@@ -45,36 +45,14 @@ class LyingPeer:
         self._seal_key = seal_with or key
         self._lengths = lengths
         self._forge = forge
-        self._listening = socket.create_server(("127.0.0.1", port))
-        self._sockets: list[socket.socket] = []
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._listening.close()
-        for sock in self._sockets:
-            sock.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listening.accept()
-            except OSError:
-                return
-            self._sockets.append(sock)
-            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
+    def serve(self, sock: socket.socket) -> None:
         try:
             channel = b""
             if self._tls is not None:
                 context, channel = self._tls
                 sock = context.wrap_socket(sock, server_side=True)
-                self._sockets.append(sock)
+                self.sockets.append(sock)
             hello = protocol.Hello(versions=protocol.VERSIONS, nonce=os.urandom(32))
             sock.sendall(protocol.note(hello))
             ask = self._request(sock)

@@ -104,6 +104,11 @@ class PeerAgents:
         path = Path(self.agents[name].ask(lambda client: client.model(MODEL)).path) / "files"
         return {f"{MODEL}/{file.relative_to(path)}": file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
+    def require(self, files: dict[str, bytes], *names: str) -> None:
+        """These, or all, have published every one of the files, byte for byte."""
+        for name in names or self.agents:
+            assert self.files(name).items() >= files.items()
+
     def kill(self, name: str) -> None:
         """As a power cut would."""
         self.agents[name].send(signal.SIGKILL)

@@ -35,8 +35,7 @@ def test_one_copy_from_the_origin_serves_all(tmp_path: Path, *, sums: bool) -> N
             add_index(origin)
         fleet.start_together()
         fleet.wait_until_ready()
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         checks = 0 if sums else 6 * PIECE_SIZE_BYTES  # one of each node; chance rarely adds any
         assert large_bytes(files) <= large_bytes_sent(origin) <= 2 * large_bytes(files) + checks
         received = sum(fleet.metric(name, "cacheagent_peer_received_bytes_total") for name in fleet.agents)
@@ -51,8 +50,7 @@ def test_each_piece_crosses_into_a_zone_once(tmp_path: Path) -> None:
         origin.add_sums(MODEL)
         fleet.start_together()
         fleet.wait_until_ready()
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         assert large_bytes(files) <= large_bytes_sent(origin) <= 2 * large_bytes(files)
         crossed = sum(fleet.metric(name, "cacheagent_peer_crossed_bytes_total") for name in fleet.agents)
         received = sum(fleet.metric(name, "cacheagent_peer_received_bytes_total") for name in fleet.agents)
@@ -74,8 +72,7 @@ def test_a_zone_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) ->
         fleet.wait_until_ready("n0", "n2", "n3")
         fleet.start("n1")
         fleet.wait_until_ready("n1")
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         assert large_bytes_sent(origin) <= 2.5 * large_bytes(files), "four without each other"
 
 
@@ -86,8 +83,7 @@ def test_a_home_that_is_dead_from_the_start_costs_nobody_the_model(tmp_path: Pat
         origin.add_sums(MODEL)
         fleet.start_together("n0", "n1")
         fleet.wait_until_ready("n0", "n1")
-        for name in ("n0", "n1"):
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files, "n0", "n1")
         assert large_bytes_sent(origin) <= 1.7 * large_bytes(files), "two without each other"
         assert fleet.metric("n0", "cacheagent_peer_rehomed_pieces_total") > 0
 
@@ -107,7 +103,7 @@ def test_a_late_joiner_takes_all_from_those_who_have_it(tmp_path: Path) -> None:
         before = large_bytes_sent(origin)
         fleet.start("n2")
         fleet.wait_until_ready("n2")
-        assert fleet.files("n2").items() >= files.items()
+        fleet.require(files, "n2")
         assert large_bytes_sent(origin) < before + large_bytes(files) / 2
 
 
@@ -122,8 +118,7 @@ def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None
         fleet.wait_until_ready("n0", "n2")
         fleet.start("n1")
         fleet.wait_until_ready("n1")
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         assert large_bytes_sent(origin) <= 2 * large_bytes(files), "three without each other"
 
 
@@ -150,7 +145,7 @@ def test_who_vouches_survives_a_kill_with_every_piece(tmp_path: Path) -> None:
         assert {seal.signer for seal in kept.values()} == {"n0"}
         fleet.start("n1")
         fleet.wait_until_ready("n1")
-        assert fleet.files("n1").items() >= files.items()
+        fleet.require(files, "n1")
 
 
 @pytest.mark.parametrize("module", ["cacheagent.peers.server", "cacheagent.peers.receiver"])
@@ -163,8 +158,7 @@ def test_a_peer_process_that_dies_is_replaced(tmp_path: Path, module: str) -> No
         origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
         fleet.kill_process("n1", module)
         fleet.wait_until_ready()
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         assert large_bytes_sent(origin) <= 2 * large_bytes(files), "three without each other"
         assert fleet.agents["n1"].process.poll() is None
 
@@ -179,8 +173,7 @@ def test_a_slow_home_is_relieved(tmp_path: Path) -> None:
         )
         fleet.start()
         fleet.wait_until_ready()
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         relieved = [event for name in ("n0", "n1") for event in fleet.agents[name].events("a slow peer is relieved")]
         assert "n2" in {event["peer"] for event in relieved}
 
@@ -199,8 +192,7 @@ def test_a_liar_is_named_and_nothing_of_it_is_published(tmp_path: Path, *, sums:
             fleet.start(*honest)
             fleet.wait_until_ready(*honest)
         assert liar.asks, "it was asked"
-        for each in honest:
-            assert fleet.files(each).items() >= files.items()
+        fleet.require(files, *honest)
         accused = [event["peer"] for each in honest for event in fleet.agents[each].events("a peer lied")]
         assert set(accused) == {name}
         assert fleet.metric("n0", "cacheagent_peer_lies_total") == 1
@@ -221,7 +213,7 @@ def test_a_seal_of_somebody_else_is_no_seal(tmp_path: Path) -> None:
         with LyingPeer(fleet.ports["n1"], "n1", fleet.keys["n1"], lengths, honest, seal_with=stranger):
             fleet.start("n0")
             fleet.wait_until_ready("n0")
-        assert fleet.files("n0").items() >= files.items()
+        fleet.require(files, "n0")
         assert large_bytes_sent(origin) >= large_bytes(files)
         assert any("whose signature that is not" in event["why"] for event in fleet.agents["n0"].events("a peer is"))
 

@@ -58,8 +58,7 @@ def test_a_fleet_exchanges_over_tls(tmp_path: Path) -> None:
         origin.add_sums(MODEL)
         fleet.start_together()
         fleet.wait_until_ready()
-        for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
+        fleet.require(files)
         assert large_bytes(files) <= large_bytes_sent(origin) <= 2 * large_bytes(files)
         received = sum(fleet.metric(name, "cacheagent_peer_received_bytes_total") for name in fleet.agents)
         assert received >= large_bytes(files)
@@ -82,7 +81,7 @@ def test_who_reads_along_learns_nothing(tmp_path: Path, *, tls: bool) -> None:
         fleet.wait_until_ready("n0")
         fleet.start("n1")
         fleet.wait_until_ready("n1")
-        assert fleet.files("n1").items() >= files.items()
+        fleet.require(files, "n1")
         assert fleet.metric("n1", "cacheagent_peer_received_bytes_total") > 0
         digest = fleet.agents["n0"].ask(lambda client: client.model(MODEL)).digest
         heard = tap.heard
@@ -168,7 +167,7 @@ def test_a_server_with_another_key_is_told_nothing(tmp_path: Path) -> None:
         )
         fleet.start("n0")
         fleet.wait_until_ready("n0")
-        assert fleet.files("n0").items() >= files.items()
+        fleet.require(files, "n0")
         agent = fleet.agents["n0"]
         agent.wait_until(lambda: bool(impostor.failures))
         agent.wait_until(lambda: bool(member.asks))
@@ -187,8 +186,8 @@ def test_members_that_do_not_agree_on_tls_say_so(tmp_path: Path) -> None:
         fleet.agents["n1"] = RunningAgent(tmp_path / "n1", fleet.model(), peers=fleet.settings("n1"))
         fleet.start_together()
         fleet.wait_until_ready()
+        fleet.require(files)
         for name in fleet.agents:
-            assert fleet.files(name).items() >= files.items()
             assert fleet.metric(name, "cacheagent_peer_received_bytes_total") == 0
         wait_until_said(fleet.agents["n0"], "a peer is no help", "peers.tls")
         wait_until_said(fleet.agents["n1"], "a peer was sent away", "peers.tls")
