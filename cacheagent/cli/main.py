@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -70,6 +71,7 @@ def main(group: click.Group = cli, name: str = "cacheagent") -> None:
         code = error.exit_code
     else:
         code = 0
+    gc.freeze()  # else the interpreter's end looks for garbage in all that was imported: 0.08 s that somebody waits for
     sys.exit(code)
 
 

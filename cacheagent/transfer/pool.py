@@ -57,8 +57,8 @@ AnyJob = Job[Any]
 class WorkerPool:
     """Implements `cacheagent.transfer.base.Transport`. An async context manager; used on one event loop.
 
-    Inside `async with`, the workers for HTTP run already; those for a mounted file system start when it is first
-    asked for. `worker_argv` is how a worker is started (tests script their own).
+    Inside `async with`, workers for HTTP run already; those for a mounted file system start when it is first asked for.
+    `worker_argv` is how a worker is started (tests script their own).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class WorkerPool:
     async def __aenter__(self) -> Self:
         self._shared = SharedRate.create(MOST_SLOTS, self.config.ingress_cap_bytes_per_s)
         self._caps = Caps(self._shared)
-        self._group(HTTP_GROUP).start_workers()
+        self._group(HTTP_GROUP).start_workers(ahead=True)
         return self
 
     async def __aexit__(self, *exception: object) -> None:

@@ -783,6 +783,21 @@ async def test_a_mount_that_hangs_takes_only_its_own_workers(world: World, monke
     assert len(of_good) == len(of_web) == 2, "their workers lived to the end"
 
 
+@pytest.mark.parametrize(("cpus", "ahead"), [(1, 1), (2, 1), (3, 2), (4, 3), (8, 3)])
+@pytest.mark.asyncio
+async def test_before_there_is_work_one_cpu_is_left_free(
+    world: World, monkeypatch: pytest.MonkeyPatch, cpus: int, ahead: int
+) -> None:
+    """Workers that start beside the search for what to fetch take its CPU; with the first order, all are there."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)))
+    async with world.pool(workers=3) as pool:
+        assert pool.running_workers == ahead
+        blob = world.blob()
+        await blob.fetch(pool)
+        blob.require_whole()
+        assert pool.running_workers == 3
+
+
 @pytest.mark.asyncio
 async def test_the_workers_of_an_idle_mount_leave_and_come_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """They hold memory for nothing; those for HTTP stay. Leaving is no loss."""
@@ -790,6 +805,7 @@ async def test_the_workers_of_an_idle_mount_leave_and_come_back(world: World, mo
     path = PathLocation(path=str(world.directory / "source"), size_bytes=len(DATA), mtime_ns=1)
     world.script.files[path.path] = DATA
     async with world.pool() as pool:
+        await world.blob().fetch(pool)
         for number in range(2):
             blob = Blob(DATA, world.directory / f"target{number}", path)
             await blob.fetch(pool)
