@@ -190,6 +190,9 @@ class Metrics(TransferObserver):
             "cacheagent_peer_crossed_bytes", "Bytes of pieces that came from nodes in another zone"
         )
         self.peer_sent_bytes = count("cacheagent_peer_sent_bytes", "Bytes of pieces that were sent to other nodes")
+        self.peer_yields = count(
+            "cacheagent_peer_yields", "Times that other nodes got less because a pod read from this node's disk"
+        )
         self.peer_refusals = count(
             "cacheagent_peer_refusals", "Connections of peers that were sent away, by why", ["result"]
         )
@@ -304,6 +307,10 @@ class Metrics(TransferObserver):
     def peer_sent(self, size_bytes: int) -> None:
         """Bytes to other nodes."""
         self.peer_sent_bytes.inc(size_bytes)
+
+    def peer_yielded(self, times: int) -> None:
+        """Other nodes get less for a while."""
+        self.peer_yields.inc(times)
 
     def peer_refused(self, reason: str) -> None:
         """This node sent a peer away."""

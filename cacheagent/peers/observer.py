@@ -14,6 +14,9 @@ class PeerObserver(Protocol):
     def peer_sent(self, size_bytes: int) -> None:
         """Bytes to other members."""
 
+    def peer_yielded(self, times: int) -> None:
+        """Serving members stepped back, because somebody on this node reads from the same disk."""
+
     def peer_refused(self, reason: str) -> None:
         """This node sent somebody away."""
 

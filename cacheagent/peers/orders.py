@@ -19,10 +19,12 @@ from cacheagent.transfer.orders import CrcAlgorithm, PieceHash
 
 
 class Start(Value, tag="start"):
-    """The first order. `egress_cap_bytes_per_s`: 0 is none. `tls`: whether peers speak it, all of them."""
+    """The first order. `egress_cap_bytes_per_s`: 0 is none. `tls`: whether peers speak it, all of them. `root`: the
+    cache directory, whose disk others read too."""
 
     name: str
     seed: bytes
+    root: str
     egress_cap_bytes_per_s: int = 0
     tls: bool = False
 
@@ -115,10 +117,11 @@ class Refused(Value, tag="refused"):
 
 
 class Counts(Value, tag="counts"):
-    """Since the process started; `connections` now."""
+    """Since the process started; `connections` now. `yields`: how often it began to step back for others who read."""
 
     sent_bytes: int
     connections: int
+    yields: int
 
 
 ServerReport = Sought | Adopt | Refused | Counts

@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, assert_never
 
 from cacheagent.peers import protocol
@@ -40,6 +41,7 @@ from cacheagent.peers.orders import (
 from cacheagent.peers.sender import Sender, start
 from cacheagent.peers.server_line import ServerLine, TlsFailed, TlsServerLine
 from cacheagent.peers.shelf import Shelf
+from cacheagent.peers.yielding import LOOK_S, DiskCounters, Yielding
 from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.rate import SharedRate
 
@@ -85,13 +87,16 @@ class Server:
         self._name = order.name
         self._papers = _papers(self._key, order)
         self._egress = SharedRate.create(0, order.egress_cap_bytes_per_s).whole
+        self._yielding = Yielding(order.egress_cap_bytes_per_s)
+        self._disk = DiskCounters(Path(order.root))
+        self._looked_at = 0.0
         self._shelves: dict[str, Shelf] = {}
         self._absent: set[str] = set()
         self._pending: list[Pending] = []
         self._members: list[Member] = []
         self._sent_before = 0
         self._counted_at = 0.0
-        self._last_counts = Counts(sent_bytes=0, connections=0)
+        self._last_counts = Counts(sent_bytes=0, connections=0, yields=0)
         self._selector = selectors.DefaultSelector()
 
     def run(self) -> None:
@@ -289,6 +294,13 @@ class Server:
         if adopt:
             self._channel.send(Adopt(digest=shelf.digest, client=client, pieces=protocol.pack_set(adopt)))
 
+    def _make_way(self, now: float) -> None:
+        use = self._disk.read()
+        if use is not None:
+            limit = self._yielding.look(use, now)
+            if limit != self._egress.bytes_per_s:
+                self._egress.set(limit)
+
     def _refuse(self, pending: Pending, code: protocol.RefusalCode, message: str) -> None:
         client = pending.ask.client[:64] if pending.ask is not None else ""
         if code != "digest":  # that is every late start, and no reason to look
@@ -308,6 +320,9 @@ class Server:
 
     def _tidy(self) -> None:
         now = time.monotonic()
+        if now - self._looked_at >= LOOK_S:
+            self._looked_at = now
+            self._make_way(now)
         for pending in [each for each in self._pending if each.deadline < now]:
             if pending.line.is_mute:
                 self._refuse(pending, "tls", protocol.TLS_HERE)
@@ -324,7 +339,7 @@ class Server:
         if now - self._counted_at >= COUNTS_S:
             self._counted_at = now
             sent = self._sent_before + sum(member.sender.sent_bytes for member in self._members)
-            counts = Counts(sent_bytes=sent, connections=len(self._members))
+            counts = Counts(sent_bytes=sent, connections=len(self._members), yields=self._yielding.times)
             if counts != self._last_counts:
                 self._last_counts = counts
                 self._channel.send(counts)

@@ -90,6 +90,7 @@ class Service:
         self._start_order = Start(
             name=settings.node_name,
             seed=key.seed,
+            root=str(store.root),
             egress_cap_bytes_per_s=int(settings.egress_cap_bytes_per_s),
             tls=settings.tls,
         )
@@ -105,6 +106,7 @@ class Service:
         self._listening = _listen(settings.listen)
         self._child: Child[ServerReport] | None = None
         self._sent_by_others = 0
+        self._yields = 0
         self._start()
 
     @property
@@ -281,7 +283,7 @@ class Service:
 
     def _died(self) -> None:
         self._child = None
-        self._sent_by_others, self.connections = self.sent_bytes, 0
+        self._sent_by_others, self.connections, self._yields = self.sent_bytes, 0, 0
         if not self._closing:
             LOG.warning("the peers' server ended; another one takes its place")
             asyncio.get_running_loop().call_later(RESTART_S, self._start)
@@ -300,7 +302,8 @@ class Service:
             case Counts():
                 sent = self._sent_by_others + report.sent_bytes
                 self._observer.peer_sent(sent - self.sent_bytes)
-                self.sent_bytes, self.connections = sent, report.connections
+                self._observer.peer_yielded(report.yields - self._yields)
+                self.sent_bytes, self.connections, self._yields = sent, report.connections, report.yields
 
     def _sought(self, digest: str) -> None:
         """Somebody asks for what the process does not know: is it here? Or is he a member by now? That is told again at

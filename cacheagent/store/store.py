@@ -86,6 +86,11 @@ class Store:
         """Give the directory up. May be called twice; nothing else may be called after."""
         self._owner.release()
 
+    @property
+    def root(self) -> Path:
+        """The cache directory."""
+        return Path(self._state.layout.root)
+
     # --- what is published
 
     def record(self, digest: str) -> Record | None:

@@ -128,6 +128,9 @@ class CountingObserver(PeerObserver):
     def peer_received(self, size_bytes: int, *, crosses: bool) -> None:
         return
 
+    def peer_yielded(self, times: int) -> None:
+        return
+
     def peer_sent(self, size_bytes: int) -> None:
         return
 
