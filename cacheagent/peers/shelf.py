@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 class Shelf:
-    """One digest. `condition` guards everything and is notified of whatever changes."""
+    """One digest. `condition` guards everything and is notified of what changes for a subscriber."""
 
     def __init__(self, order: Serve, name: str, key: NodeKey) -> None:
         self.digest: Final = order.digest
@@ -81,7 +81,7 @@ class Shelf:
         """So much of it is on disk."""
         with self.condition:
             self._come(piece, length)
-            self.condition.notify_all()
+            self._wake(piece)
 
     def have(self, order: Have) -> None:
         """It is proved."""
@@ -89,7 +89,7 @@ class Shelf:
             seal = Seal(order.blake3, order.signature, order.signer) if order.signer else order.blake3
             self._hashes[order.piece] = seal
             self._come(order.piece, self.length(order.piece))
-            self.condition.notify_all()
+            self._wake(order.piece)
 
     def lose(self, pieces: list[int]) -> None:
         """They are here no more."""
@@ -136,6 +136,12 @@ class Shelf:
         file = self._files[piece]
         offset = (piece - self._firsts[file]) * PIECE_SIZE_BYTES
         return Place(self.order.paths[file], offset, min(PIECE_SIZE_BYTES, self._sizes[file] - offset))
+
+    def _wake(self, piece: int) -> None:
+        """Whoever waits for it. Most pieces come from others, who give them to everybody: nobody waits for those here,
+        and to wake up each subscriber for each of them is a good part of what sending costs."""
+        if self.wanted[piece] > 0:
+            self.condition.notify_all()
 
     def _come(self, piece: int, length: int) -> None:
         before = self._here.get(piece, 0)
