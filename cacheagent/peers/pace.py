@@ -6,14 +6,15 @@ owes this node less, and a piece now and then.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from statistics import median
 from typing import Final, NamedTuple
 
-from cacheagent.peers.link import Link
+from cacheagent.peers.link import RATE_WINDOW_S, Link
 from cacheagent.peers.placement import Placement
-from cacheagent.peers.rules import FACTOR, FAR_BYTES, LAST_S, PATIENCE_S, Home, find_slow, is_busy
+from cacheagent.peers.rules import FACTOR, FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, find_slow, is_busy
 from cacheagent.peers.zones import Zones
 
 SHORTEST_S: Final = 0.5
@@ -42,11 +43,16 @@ class Pace:
         self._own = [piece for piece, home in enumerate(zones.homes) if home == zones.me]
         self._brought = [piece for piece, source in enumerate(zones.sources) if source == zones.me]
         self._last: dict[str, Last] = {}
+        self._flow = Flow()
+        self._own_since = math.inf
 
     def slow(self, now: float) -> list[Link]:
         """Who is to be relieved."""
+        if self._placement.here.issuperset(self._own):
+            self._own_since = min(self._own_since, now)
         near = [self._home(link, now, link.rate()) for link in self._near if link.delivered or link.expected]
-        found = find_slow(self._with_me(near, self._myself(self._brought, now)))
+        factor = self._flow.factor(sum(link.rate() for link in self._links.values()))
+        found = find_slow(self._with_me(near, self._myself(self._brought, now), now), factor=factor)
         return [self._links[name] for name in [*found, *self._slow_far(now)] if name != self._me]
 
     def is_good(self, link: Link) -> bool:
@@ -65,7 +71,7 @@ class Pace:
         me = self._myself(self._own, now)
         part = self._zone_size  # of its own pieces, a member of another zone gets one in so many
         return find_slow(
-            self._with_me(far, me._replace(delivered=me.delivered // part, rate=me.rate / part)), is_far=True
+            self._with_me(far, me._replace(delivered=me.delivered // part, rate=me.rate / part), now), is_far=True
         )
 
     def _far_home(self, link: Link, now: float) -> Home:
@@ -86,10 +92,11 @@ class Pace:
         owed = sum(map(self._placement.length, link.expected))
         return Home(link.name, link.delivered, owed, rate, now - max(link.relieved_at, self.started))
 
-    def _with_me(self, homes: list[Home], me: Home) -> list[Home]:
-        """This node too, once it has its own: before that, what it gets from the origin leaves the others less of its
-        own link."""
-        is_ahead = not me.owed and all(home.rate < me.rate / 4 for home in homes if home.owed)
+    def _with_me(self, homes: list[Home], me: Home, now: float) -> list[Home]:
+        """This node too, once it has its own, and the others had time to fill its link: before that, what it gets from
+        the origin leaves them less of it, and so it was in the seconds that their rates are of."""
+        is_settled = not me.owed and now - self._own_since >= RATE_WINDOW_S
+        is_ahead = is_settled and all(home.rate < me.rate / 4 for home in homes if home.owed)
         return [*homes, me] if is_ahead else homes
 
     def _myself(self, mine: list[int], now: float) -> Home:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import median
+from statistics import median_high, median_low
 from typing import Final, NamedTuple
 
 from cacheagent.model import PIECE_SIZE_BYTES
@@ -14,6 +14,10 @@ PATIENCE_S: Final = 3.0
 """Nobody is called slow sooner, and nobody who needs no longer for the rest. Chosen."""
 FACTOR: Final = 2.0
 """Slow is who needs so many times what the others need. Chosen."""
+FULL_FACTOR: Final = 4.0
+FULL: Final = 0.8
+"""While all homes together bring this part of the most that they ever have, this node's link or the origin is what
+holds them up, and they take from each other what one of them lacks: then it takes so much more to be slow. Chosen."""
 LAG_S: Final = 2.0
 """And is by so long behind them: shares differ by chance while they are small. Chosen."""
 LAST_BYTES: Final = 2 * PIECE_SIZE_BYTES
@@ -52,6 +56,18 @@ class Home(NamedTuple):
         return self.owed / self.rate if self.rate > 0 else math.inf
 
 
+class Flow:
+    """What all homes together bring, beside the most that they ever have."""
+
+    def __init__(self) -> None:
+        self._most = 0.0
+
+    def factor(self, rate: float) -> float:
+        """How many times slower than the others a home must be to be called slow, while they all bring so much."""
+        self._most = max(self._most, rate)
+        return FULL_FACTOR if rate > 0 and rate >= FULL * self._most else FACTOR
+
+
 class Movement:
     """Whether anything comes. `now`: of any clock."""
 
@@ -74,12 +90,14 @@ class Movement:
         return now - self._since > NO_PROGRESS_S
 
 
-def find_slow(homes: Sequence[Home], *, is_far: bool = False) -> list[str]:
-    """Names of homes that have delivered less than half of what the others have, are seconds behind, and need more than
-    twice as long as the others for the rest, also of those that stopped while the others go on. `is_far`: they
-    are in other zones."""
+def find_slow(homes: Sequence[Home], *, is_far: bool = False, factor: float = FACTOR) -> list[str]:
+    """Names of homes that have delivered less than half of what most of the others have, are seconds behind, and need
+    more than twice as long as most of the others for the rest, also of those that stopped while the others go on.
+    `is_far`: they are in other zones. `factor`: instead of twice and half."""
     slow = [
-        home.name for home in homes if _is_slow(home, [other for other in homes if other is not home], is_far=is_far)
+        home.name
+        for home in homes
+        if _is_slow(home, [other for other in homes if other is not home], is_far=is_far, factor=factor)
     ]
     return slow if len(slow) <= max(1, STARVED * len(homes)) else []
 
@@ -96,16 +114,16 @@ def is_busy(owing: Sequence[bool]) -> bool:
     return sum(owing) > len(owing) / 2
 
 
-def _is_slow(home: Home, others: Sequence[Home], *, is_far: bool) -> bool:
+def _is_slow(home: Home, others: Sequence[Home], *, is_far: bool, factor: float) -> bool:
     if not others or home.age_s < PATIENCE_S or home.rest_s < PATIENCE_S:
         return False
     if home.rate > 0 and home.owed <= LAST_BYTES and home.rest_s < LAST_S:
         return False
-    if home.rest_s < FACTOR * median(other.rest_s for other in others):
+    if home.rest_s < factor * median_high(other.rest_s for other in others):
         return False
     if home.rate <= 0:
         return sum(other.rate > 0 or not other.owed for other in others) > len(others) / 2
-    usual = median(other.delivered for other in others)
+    usual = median_low(other.delivered for other in others)
     pace = max(home.rate, *(other.rate for other in others if other.owed), 0.0)
     lag = max(LAG_S * pace, FAR_BYTES if is_far and is_busy([other.owed > 0 for other in others]) else 0.0)
-    return home.delivered * FACTOR < usual and usual - home.delivered > lag
+    return home.delivered * factor < usual and usual - home.delivered > lag

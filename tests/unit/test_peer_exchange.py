@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cacheagent.errors import TargetAbandoned
+from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import exchange, link, rules
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.orders import Adopt, EndKind, Have
@@ -236,6 +238,27 @@ async def test_who_leaves_the_list_of_one_version_may_come_back(scene: ExchangeS
     scene.end("n1", "closed")
     await asyncio.sleep(0.05)
     assert len(scene.receiving.connections["n1"]) == 2
+    await running.leave()
+
+
+@pytest.mark.parametrize("brought", [0, 4 * PIECE_SIZE_BYTES])
+async def test_a_home_has_seconds_to_fill_the_link_that_own_pieces_leave(scene: ExchangeScene, brought: int) -> None:
+    """Until then the origin had it. Who brings nothing in those seconds is slow, who brings something is not."""
+    running = await scene.start()
+    running._pace.started -= 60
+    job, _share = scene.begin(running)
+    scene.let_in("n1")
+    running._links["n1"].relieved_at -= 60
+    await until(lambda: running._placement.here >= scene.of("n0"), "this node's own pieces are here")
+    await until(lambda: running._pace._own_since < math.inf, "that was seen")
+    scene.move("n1", brought, brought)
+
+    def slow(seconds: float) -> list[str]:
+        return [each.name for each in running._pace.slow(running._pace._own_since + seconds)]
+
+    assert slow(link.RATE_WINDOW_S - 0.1) == []
+    assert slow(link.RATE_WINDOW_S + 0.1) == ([] if brought else ["n1"])
+    assert scene.of("n1").isdisjoint(job.wanted)
     await running.leave()
 
 

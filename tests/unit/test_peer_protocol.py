@@ -167,6 +167,10 @@ def test_a_home_is_slow_against_the_others() -> None:
     assert find_slow([*others, home("x", 49, owed=30)]) == [], "it will be done soon enough"
     assert find_slow([home(name, 5, owed=20) for name in "abc"] + [home("x", 2, rate=2)]) == [], "chance"
     assert find_slow([*others[:2], home("x", 9), home("y", 9)]) == [], "half of all: it is this node"
+    assert find_slow([home("a", 100, owed=20), home("b", 12), home("x", 9)]) == [], "one of two others is as late"
+    assert find_slow([*others[:2], home("x", 9)]) == ["x"], "none of two others is"
+    assert find_slow([*others, home("x", 30, owed=100)], factor=4) == [], "it takes more than that"
+    assert find_slow([*others, home("x", 24, owed=100)], factor=4) == ["x"]
     assert find_slow([*others, home("x", 49, age_s=1)]) == [], "it has just been relieved"
     assert find_slow([*others, home("x", 49, owed=0)]) == [], "it is done"
     assert find_slow([*others, home("x", 90, rate=0)]) == ["x"], "it stopped"

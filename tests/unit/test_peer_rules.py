@@ -10,7 +10,7 @@ from cacheagent.peers.answers import Answers
 from cacheagent.peers.budget import UNKNOWN, share
 from cacheagent.peers.own import AT_ORIGIN, OwnPieces
 from cacheagent.peers.quiet import EVERY_S, MOST, Quiet
-from cacheagent.peers.rules import NO_PROGRESS_S, PROGRESS_BYTES, Movement
+from cacheagent.peers.rules import FACTOR, FULL_FACTOR, NO_PROGRESS_S, PROGRESS_BYTES, Flow, Movement
 from cacheagent.peers.standing import MOST_FAULTS, MOST_FRUITLESS, Break, Standing, after
 
 
@@ -133,3 +133,11 @@ def test_enough_answers() -> None:
     assert answers.suffice(["a", "b", "c", "d"])
     answers.heard("c", has_some=True, is_cold=True)
     assert not answers.suffice(["a", "b", "c", "d"])
+
+
+def test_a_full_link_takes_more_to_call_a_home_slow() -> None:
+    """As long as all together bring about as much as ever, they are late by each other's doing."""
+    flow = Flow()
+    factors = [flow.factor(rate) for rate in (0.0, 5.0, 20.0, 17.0, 15.0, 0.0, 18.0)]
+    assert [factor == FULL_FACTOR for factor in factors] == [False, True, True, True, False, False, True]
+    assert set(factors) == {FACTOR, FULL_FACTOR}
