@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 
-from benchmarks.fanout.cell import Cell, Run, Scenario, Variant
+from benchmarks.fanout.cell import Cell, Run, Scenario, Source, Variant
 from benchmarks.outcome import Figure
 from cacheagent.model import Value
 
@@ -60,12 +60,14 @@ def find(summaries: Sequence[Summary], variant: Variant, nodes: int, like: Cell 
 
 
 def figures(summaries: Sequence[Summary]) -> Iterator[Figure]:
-    """Every bar; without the runs it has no value. Of the source that needs no spot checks, if that was measured."""
-    source = "sha256" if any(each.cell.source == "sha256" for each in summaries) else "s3"
-    summaries = [each for each in summaries if each.cell.variant == "aria2" or each.cell.source == source]
+    """Every bar; without the runs it has no value. If both sources were measured, the origin's copies are those of the
+    source that needs no spot checks, everything else is of the other one."""
+    ours = {each.cell.source for each in summaries if each.cell.variant == "peers"}
+    proved = _of(summaries, "sha256" if "sha256" in ours else "s3")
+    summaries = _of(summaries, "s3" if "s3" in ours else "sha256")
     yield from _flat(summaries, 16, 1.10, 1.20)
     yield from _flat(summaries, 32, 1.15, 1.30)
-    yield from _copies(summaries)
+    yield from _copies(proved, summaries)
     yield _slow_origin(summaries)
     yield from _alone(summaries)
     yield from _disturbed(summaries)
@@ -85,12 +87,14 @@ def _flat(summaries: Sequence[Summary], nodes: int, bar: float, worst_bar: float
         yield _figure(f"T({nodes}) / T(1), {what}", value, bound, "", f"{how}{rate}")
 
 
-def _copies(summaries: Sequence[Summary]) -> Iterator[Figure]:
-    quiet = [each.origin_copies for each in _peers(summaries) if each.cell.nodes > 1]
+def _copies(proved: Sequence[Summary], summaries: Sequence[Summary]) -> Iterator[Figure]:
+    quiet = [each for each in _peers(proved) if each.cell.nodes > 1]
     ours = [each for each in summaries if each.cell.variant == "peers"]
     loud = [each.origin_copies for each in ours if each.cell.disturbed is not None]
     how = "the most of all cells' medians; bytes on the origin's link, headers and what is sent twice included"
-    yield _figure("origin bytes, undisturbed", max(quiet, default=None), 1.02, "S", how)
+    checks = f", spot checks {'not needed' if quiet and quiet[0].cell.source == 'sha256' else 'too'}"
+    most = max((each.origin_copies for each in quiet), default=None)
+    yield _figure("origin bytes, undisturbed", most, 1.02, "S", f"{how}{checks}")
     yield _figure("origin bytes, one member killed or slow", max(loud, default=None), 1.12, "S", how)
 
 
@@ -138,6 +142,11 @@ def _against_aria2(summaries: Sequence[Summary]) -> Figure:
     return Figure(
         title="against aria2", value=min(ratios, default=None), bar=1.0, is_upper_bound=False, unit="x", how=how
     )
+
+
+def _of(summaries: Sequence[Summary], source: Source) -> list[Summary]:
+    """With that source, and what has none."""
+    return [each for each in summaries if each.cell.variant == "aria2" or each.cell.source == source]
 
 
 def _figure(title: str, value: float | None, bar: float, unit: str, how: str) -> Figure:

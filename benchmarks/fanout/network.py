@@ -18,6 +18,8 @@ import msgspec
 from benchmarks.fanout.shaping import MTU_BYTES, Shape
 
 NAME = re.compile(r"caf(\d+)[a-z].*")
+CONGESTION_CONTROL = "cubic"
+"""Linux's default, which nodes have; not what this machine happens to be set to."""
 NAMESPACES = Path("/run/netns")
 
 
@@ -105,8 +107,14 @@ def _connect(hub: str, place: Place, link: Shape) -> None:
     peer = f"link add {place.port} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {place.namespace}"
     _batch(hub, [peer, f"link set {place.port} master bridge up"])
     _batch(place.namespace, ["link set lo up", f"address add {place.address}/24 dev eth0", "link set eth0 up"])
+    route = f"route change {_subnet(place)} dev eth0 src {place.address} congctl {CONGESTION_CONTROL}"
+    _batch(place.namespace, [route])
     for namespace, interface in ((place.namespace, "eth0"), (hub, place.port)):
         run("tc", "-n", namespace, "qdisc", "add", "dev", interface, "root", *link.arguments())
+
+
+def _subnet(place: Place) -> str:
+    return f"{place.address.rpartition('.')[0]}.0/24"
 
 
 def _connect_machine(hub: str, port: str, address: str) -> None:

@@ -152,3 +152,19 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
     assert found["one member of 16 slow, median"] is None
     assert found["CPU to send"] == 0.3
     assert found["against aria2"] == 2.0
+
+
+def test_copies_are_counted_where_no_spot_checks_are_made() -> None:
+    """If that source was measured too; times are of the other one, which hashes nothing at the end."""
+    checked, proved = (
+        run(CELL, 10.0, copies=1.05),
+        run(msgspec.structs.replace(CELL, source="sha256"), 20.0, copies=1.01),
+    )
+
+    def found(*runs: Run) -> tuple[float | None, float | None]:
+        values = {figure.title: figure.value for figure in figures(summarize([run(one, 10.0), *runs]))}
+        return values["T(16) / T(1), median node"], values["origin bytes, undisturbed"]
+
+    one = msgspec.structs.replace(CELL, nodes=1)
+    assert found(checked, proved) == (1.0, 1.01)
+    assert found(checked) == (1.0, 1.05)
