@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from cacheagent.peers.link import RATE_WINDOW_S, Link
 from cacheagent.peers.placement import Placement
-from cacheagent.peers.rules import FACTOR, FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, find_slow, is_busy
+from cacheagent.peers.rules import FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, find_slow, is_busy
 from cacheagent.peers.zones import Zones
 
 SHORTEST_S: Final = 0.5
@@ -51,8 +51,7 @@ class Pace:
         if self._placement.here.issuperset(self._own):
             self._own_since = min(self._own_since, now)
         near = [self._home(link, now, link.rate()) for link in self._near if link.delivered or link.expected]
-        factor = self._flow.factor(sum(link.rate() for link in self._links.values()))
-        found = find_slow(self._with_me(near, self._myself(self._brought, now), now), factor=factor)
+        found = find_slow(self._with_me(near, self._myself(self._brought, now), now), factor=self._factor())
         return [self._links[name] for name in [*found, *self._slow_far(now)] if name != self._me]
 
     def is_good(self, link: Link) -> bool:
@@ -62,7 +61,10 @@ class Pace:
             return link.is_up and link.name not in self._slow_far(now)
         rests = [self._home(other, now, other.rate()).rest_s for other in self._near if other is not link]
         usual = median(rests) if rests else 0.0
-        return link.is_up and self._home(link, now, link.rate()).rest_s <= max(PATIENCE_S, FACTOR * usual)
+        return link.is_up and self._home(link, now, link.rate()).rest_s <= max(PATIENCE_S, self._factor() * usual)
+
+    def _factor(self) -> float:
+        return self._flow.factor(sum(link.rate() for link in self._links.values()))
 
     def _slow_far(self, now: float) -> list[str]:
         far = [self._far_home(link, now) for link in self._far if link.delivered or link.expected]

@@ -84,6 +84,34 @@ def test_parts_go_as_they_come_and_the_seal_last(tmp_path: Path, pair: tuple[soc
     assert not thread.is_alive()
 
 
+def test_nobody_is_woken_for_what_nobody_wants(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most pieces of a download: they come from others, who give them to everybody. Who wants one later gets it."""
+    (tmp_path / "data").write_bytes(bytes(PIECE_SIZE_BYTES + 1000))
+    shown = shelf(tmp_path / "data", PIECE_SIZE_BYTES + 1000)
+    sending = Sender(ServerLine(pair[0]), shown, "n2", [0], lambda _: 0.0)
+    woken: list[None] = []
+    monkeypatch.setattr(shown.condition, "notify_all", lambda: woken.append(None))
+    shown.part(1, 500)
+    shown.have(Have(digest=DIGEST, piece=1, blake3=b"h" * 32))
+    assert not woken
+    shown.part(0, 1)
+    assert len(woken) == 1
+    shown.have(Have(digest=DIGEST, piece=0, blake3=b"h" * 32))
+    assert len(woken) == 2
+    sending.more([1], [0])
+    assert len(woken) == 3
+    thread = threading.Thread(target=sending.run)
+    thread.start()
+    assert message(pair[1])[:3] == (protocol.CHUNK, 1, 0)
+    assert message(pair[1])[:2] == (protocol.SEAL, 1)
+    monkeypatch.undo()
+    sending.stop()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+
+
 def test_what_is_dropped_and_wanted_again_begins_anew(
     tmp_path: Path, pair: tuple[socket.socket, socket.socket]
 ) -> None:
