@@ -169,14 +169,25 @@ class Placement:
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         for piece in pieces:
             self._tried[piece].add(without)
-            mine = piece in self._adopted or self._zones.is_brought(piece)
-            wanted[self._me if mine else self._zones.next_near(piece, self._may_bring(piece))].append(piece)
+            wanted[self._heir(piece, without)].append(piece)
         self._observer.peer_rehomed(len(pieces))
         for name, some in wanted.items():
             if name == self._me:
                 self._queue(some)
             else:
                 self._ask(name, some, in_place=True)
+
+    def _heir(self, piece: int, without: str) -> str:
+        """Who brings it instead. Where that would be this node, and the one that was to bring it is there, but slow:
+        the one after it. As often as the member it is this node's connection that is slow, and then others have it."""
+        if piece in self._adopted or self._zones.is_brought(piece):
+            return self._me
+        may_bring = self._may_bring(piece)
+        heir = self._zones.next_near(piece, may_bring)
+        if heir == self._me and without == self._zones.sources[piece] and without not in self.out:
+            second = self._zones.second_near(piece)
+            return second if second and may_bring(second) else self._me
+        return heir
 
     def _queue(self, pieces: Iterable[int]) -> None:
         """This node brings them, for its zone or for all: from whoever has them, from the home's zone, or from the

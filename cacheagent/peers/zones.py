@@ -2,7 +2,8 @@
 
 A piece's home asks the origin. In every other zone, one member asks the home, and the others of the zone ask that one.
 Who is asked in place of another never leads back (`docs/design.md`): inside a zone a node asks only who is before it in
-the piece's rank, and beyond it only members of the home's zone, or of zones whose first is before its own zone's first.
+the piece's rank, or, as the first, the second, who asks nobody else in turn; and beyond it only members of the home's
+zone, or of zones whose first is before its own zone's first.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ class Zones:
         """Who of its zone brings a piece now: the first in its rank, this node where nobody is able."""
         able = [name for name in self.near if is_able(name)]
         return rank(able, self._digest, piece)[0] if able else self.me
+
+    def second_near(self, piece: int) -> str:
+        """Who comes after this node where it is the first of its zone in the piece's rank, but for the one that brings
+        it; else empty."""
+        order = rank([name for name in self.near if name != self.sources[piece]], self._digest, piece)
+        return order[1] if order[0] == self.me and len(order) > 1 else ""
 
     def next_far(self, piece: int, is_able: Callable[[str], bool]) -> str:
         """Whom this node asks beyond its zone, on its behalf; empty: the origin. The home, then others of the home's

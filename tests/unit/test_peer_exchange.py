@@ -262,6 +262,35 @@ async def test_a_home_has_seconds_to_fill_the_link_that_own_pieces_leave(scene: 
     await running.leave()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_who_would_follow_a_slow_home_asks_the_one_after_it_first(tmp_path: Path, *, is_there: bool) -> None:
+    """That one most likely has the piece: the origin is asked only if it does not bring it either. In place of a home
+    that is dead this node brings its part at once."""
+    with ExchangeScene(tmp_path / "cache", ("n0", "n1", "n2", "n3"), (40,)) as scene:
+        running = await scene.start()
+        job, _share = scene.begin(running)
+        for name in ("n1", "n2", "n3"):
+            scene.let_in(name)
+        await until(lambda: set(job.wanted) == scene.of("n0"), "this node's own pieces")
+        owed = scene.of("n1")
+        mine = {piece for piece in owed if scene.zones.next_near(piece, lambda name: name != "n1") == "n0"}
+        assert mine
+        assert {piece for piece in owed if scene.zones.second_near(piece)} == mine
+        slow = running._links["n1"]
+        running._placement.move(slow, owed) if is_there else running._placement.give_up(slow)
+        await until(lambda: not slow.expected & owed, "they are asked of others")
+        await until(lambda: owed <= _asked(running, "n2", "n3") | set(job.wanted), "all of them")
+        assert set(job.wanted) & owed == (set() if is_there else mine)
+        running._placement.move(running._links["n2"], mine)
+        running._placement.move(running._links["n3"], mine)
+        await until(lambda: set(job.wanted) & owed == mine, "the origin is asked")
+        await running.leave()
+
+
+def _asked(running: Exchange, *names: str) -> set[int]:
+    return {piece for name in names for piece in running._links[name].expected}
+
+
 async def test_a_liar_is_left_in_every_exchange(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in those that run already, before they look at lists again."""
     monkeypatch.setattr(exchange, "LOOK_TICKS", 1_000_000)
