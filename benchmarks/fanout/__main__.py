@@ -62,6 +62,7 @@ def _cells(wanted: argparse.Namespace, size_bytes: int) -> Iterator[Cell]:
                 origin_links=wanted.origin_links,
                 scenario=wanted.scenario,
                 source="s3" if variant == "aria2" else wanted.source,
+                tcp=wanted.tcp,
             )
 
 
@@ -95,6 +96,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--origin-links", type=float, default=2.0, help="the origin's link in such links [%(default)s]")
     parser.add_argument("--scenario", choices=("undisturbed", "killed", "slow"), default="undisturbed")
     parser.add_argument("--source", choices=("s3", "sha256"), default="s3", help="[%(default)s]")
+    parser.add_argument("--tcp", choices=("cubic", "bbr"), default="cubic", help="congestion control [%(default)s]")
     parser.add_argument("--workdir", type=Path, default=Path("/var/tmp"), help="on the disk under test [%(default)s]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are added to [%(default)s]")
     parser.add_argument("--logs", type=Path, help="keep the nodes' logs of the last run there")

@@ -9,6 +9,7 @@ from cacheagent.model import Value
 Variant = Literal["direct", "peers", "aria2"]
 Scenario = Literal["undisturbed", "killed", "slow"]
 Source = Literal["s3", "sha256"]
+Tcp = Literal["cubic", "bbr"]
 
 
 class Cell(Value):
@@ -16,7 +17,7 @@ class Cell(Value):
     `piece_bytes`: the agent's piece; smaller than the real one, as the model is. `scenario`: `killed`: one member is
     killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate. `source`:
     how the agents ask the origin: objects with CRCs, of which members spot-check each other, or files with a list of
-    SHA-256, which are hashed whole at the end.
+    SHA-256, which are hashed whole at the end. `tcp`: congestion control of all sides; cubic is Linux's default.
     """
 
     variant: Variant
@@ -27,6 +28,7 @@ class Cell(Value):
     origin_links: float
     scenario: Scenario = "undisturbed"
     source: Source = "s3"
+    tcp: Tcp = "cubic"
 
     @property
     def limit_s(self) -> float:
@@ -47,7 +49,7 @@ class Cell(Value):
         return (
             f"{self.variant}, {self.nodes} nodes, {self.size_bytes / 1e6:.0f} MB, "
             f"{self.rate_bytes_per_s / 1e6:g} MB/s, "
-            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}"
+            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}, {self.tcp}"
         )
 
 

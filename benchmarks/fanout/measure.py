@@ -60,7 +60,7 @@ def measure(cell: Cell, data: tuple[Dataset, Dataset], workdir: Path, turns: Tur
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="caf", dir=workdir)))
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="caf", dir="/dev/shm")))
         with turns.working():
-            made = stack.enter_context(network(cell.nodes, node_link=node_link, origin_link=origin_link))
+            made = stack.enter_context(network(cell.nodes, node_link=node_link, origin_link=origin_link, tcp=cell.tcp))
             ground = Ground(cell=cell, network=made, dataset=data[0], warmup=data[1], workdir=home, scratch=scratch)
             fleet = stack.enter_context(FLEETS[cell.variant](ground))
             if cell.scenario == "slow" and cell.disturbed is not None:

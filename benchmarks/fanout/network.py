@@ -18,8 +18,6 @@ import msgspec
 from benchmarks.fanout.shaping import MTU_BYTES, Shape
 
 NAME = re.compile(r"caf(\d+)[a-z].*")
-CONGESTION_CONTROL = "cubic"
-"""Linux's default, which nodes have; not what this machine happens to be set to."""
 NAMESPACES = Path("/run/netns")
 
 
@@ -50,8 +48,8 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def network(nodes: int, *, node_link: Shape, origin_link: Shape) -> Iterator[Network]:
-    """Made, and removed however the block ends."""
+def network(nodes: int, *, node_link: Shape, origin_link: Shape, tcp: str) -> Iterator[Network]:
+    """Made, and removed however the block ends. `tcp`: the congestion control of all, whatever the machine's own is."""
     remove_leftovers()
     prefix, subnet = f"caf{getpid()}", f"198.19.{getpid() % 250}"
     hub, machine_port = f"{prefix}hub", f"{prefix}m"
@@ -69,7 +67,7 @@ def network(nodes: int, *, node_link: Shape, origin_link: Shape) -> Iterator[Net
         run("ip", "netns", "add", hub)
         _batch(hub, ["link add bridge type bridge", f"link set bridge mtu {MTU_BYTES} up"])
         for each in (made.origin, *made.nodes):
-            _connect(hub, each, origin_link if each == made.origin else node_link)
+            _connect(hub, each, origin_link if each == made.origin else node_link, tcp)
         _connect_machine(hub, machine_port, made.machine_address)
         yield made
     finally:
@@ -102,12 +100,12 @@ def run(*command: str, text: str | None = None, check: bool = True) -> str:
     return done.stdout
 
 
-def _connect(hub: str, place: Place, link: Shape) -> None:
+def _connect(hub: str, place: Place, link: Shape, tcp: str) -> None:
     run("ip", "netns", "add", place.namespace)
     peer = f"link add {place.port} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {place.namespace}"
     _batch(hub, [peer, f"link set {place.port} master bridge up"])
     _batch(place.namespace, ["link set lo up", f"address add {place.address}/24 dev eth0", "link set eth0 up"])
-    route = f"route change {_subnet(place)} dev eth0 src {place.address} congctl {CONGESTION_CONTROL}"
+    route = f"route change {_subnet(place)} dev eth0 src {place.address} congctl {tcp}"
     _batch(place.namespace, [route])
     for namespace, interface in ((place.namespace, "eth0"), (hub, place.port)):
         run("tc", "-n", namespace, "qdisc", "add", "dev", interface, "root", *link.arguments())
