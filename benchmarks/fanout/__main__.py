@@ -90,7 +90,7 @@ def _arguments() -> argparse.Namespace:
         "--variants", type=lambda text: text.split(","), default=[*FLEETS], help=f"[{','.join(FLEETS)}]"
     )
     parser.add_argument("--runs", type=int, default=5, help="rounds; 0 only writes the report again [%(default)s]")
-    parser.add_argument("--size-mb", type=float, default=256.0, help="of the model [%(default)s]")
+    parser.add_argument("--size-mb", type=float, default=512.0, help="of the model [%(default)s]")
     parser.add_argument("--piece-mib", type=float, default=1.0, help="of the agents' pieces [%(default)s]")
     parser.add_argument("--rate-mb", type=float, default=20.0, help="of a node's link, MB/s each way [%(default)s]")
     parser.add_argument("--origin-links", type=float, default=2.0, help="the origin's link in such links [%(default)s]")

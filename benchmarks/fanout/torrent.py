@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 from benchmarks.datasets import Dataset
 
 PIECE_BYTES = 256 << 10
-"""A thousand pieces of 256 MB, as the convention is."""
+"""A thousand pieces of 256 MB, two of 512 MB, as the convention is."""
 ANNOUNCE_S = 2
 
 
