@@ -137,7 +137,8 @@ FLEET: Final = (
                     ("sum(cacheagent:gpus_idle_while_pods_wait:count)", "idle where a pod waits for weights"),
                     (f"sum(cacheagent_controller_waiting_gpus{ALL})", "held by pods that wait"),
                 ],
-                "DCGM's utilisation, joined by node with pods that wait for weights (recording rules of this chart).",
+                "DCGM's utilisation, joined by node with pods that wait for weights (recording rules of this chart). "
+                "An instance of MIG counts as one.",
                 width=12,
             ),
             Panel(
@@ -358,7 +359,7 @@ NODE: Final = (
             Panel(
                 "GPU utilisation",
                 [('avg by (node) (cacheagent:gpu_utilisation:ratio{node=~"$node"})', "{{node}}")],
-                "By DCGM's exporter.",
+                "By DCGM's exporter; the mean of GPUs and of MIG's instances.",
                 "percentunit",
             ),
         ],

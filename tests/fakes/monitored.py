@@ -53,8 +53,13 @@ T = TypeVar("T")
 
 
 def dcgm_text(node: str, busy: Sequence[int]) -> str:
-    """What NVIDIA's exporter (4.2) shows of a node's GPUs."""
-    lines = ["# HELP DCGM_FI_DEV_GPU_UTIL GPU utilization (in %).", "# TYPE DCGM_FI_DEV_GPU_UTIL gauge"]
+    """What NVIDIA's exporter (4.2) shows of a node's GPUs. The last one is in MIG mode, as one instance."""
+    lines = [
+        "# HELP DCGM_FI_DEV_GPU_UTIL GPU utilization (in %).",
+        "# TYPE DCGM_FI_DEV_GPU_UTIL gauge",
+        "# HELP DCGM_FI_PROF_GR_ENGINE_ACTIVE Ratio of time the graphics engine is active.",
+        "# TYPE DCGM_FI_PROF_GR_ENGINE_ACTIVE gauge",
+    ]
     for number, percent in enumerate(busy):
         labels = {
             "gpu": str(number),
@@ -68,8 +73,13 @@ def dcgm_text(node: str, busy: Sequence[int]) -> str:
             "namespace": "shop" if percent else "",
             "pod": f"engine-{number}" if percent else "",
         }
+        is_mig = number == len(busy) - 1
+        if is_mig:
+            labels |= {"GPU_I_PROFILE": "7g.80gb", "GPU_I_ID": "0"}
         inner = ",".join(f'{key}="{value}"' for key, value in labels.items())
-        lines.append(f"DCGM_FI_DEV_GPU_UTIL{{{inner}}} {percent}")
+        if not is_mig:
+            lines.append(f"DCGM_FI_DEV_GPU_UTIL{{{inner}}} {percent}")
+        lines.append(f"DCGM_FI_PROF_GR_ENGINE_ACTIVE{{{inner}}} {percent / 100:.6f}")
     return "\n".join(lines) + "\n"
 
 

@@ -252,3 +252,36 @@ def test_gpus_are_known_by_node(tmp_path: Path) -> None:
         ]
         + [("sum(cacheagent:gpu_utilisation:ratio)", "5m", [("{}", 0.9)])],
     )
+
+
+def test_instances_of_mig_are_gpus_of_their_node(tmp_path: Path) -> None:
+    """Each counts by how its engine works; the utilisation that some exporters show of them, always 0, does not. A GPU
+    without MIG counts once where the exporter shows both, and also where it shows the engine's only."""
+    of_both = 'instance="10.0.0.1:9400",Hostname="n1",UUID="GPU-whole"'
+    of_mig = 'instance="10.0.0.1:9400",Hostname="n1",UUID="GPU-mig",GPU_I_PROFILE="3g.40gb"'
+    series = {
+        f"DCGM_FI_DEV_GPU_UTIL{{{of_both}}}": "40x10",
+        f"DCGM_FI_PROF_GR_ENGINE_ACTIVE{{{of_both}}}": "0x10",
+        f'DCGM_FI_DEV_GPU_UTIL{{{of_mig},GPU_I_ID="1"}}': "0x10",
+        f'DCGM_FI_PROF_GR_ENGINE_ACTIVE{{{of_mig},GPU_I_ID="1"}}': "0.7x10",
+        f'DCGM_FI_PROF_GR_ENGINE_ACTIVE{{{of_mig},GPU_I_ID="2"}}': "0x10",
+        'DCGM_FI_PROF_GR_ENGINE_ACTIVE{Hostname="x",node="n2",UUID="GPU-new"}': "0.9x10",
+        'cacheagent_volume_oldest_wait_seconds{node="n1"}': "30x10",
+    }
+    check(
+        tmp_path,
+        series,
+        [
+            (
+                "cacheagent:gpus:count",
+                "5m",
+                [(f'cacheagent:gpus:count{{node="{n}"}}', c) for n, c in (("n1", 3.0), ("n2", 1.0))],
+            ),
+            ("sum by (node) (cacheagent:gpu_utilisation:ratio)", "5m", [('{node="n1"}', 1.1), ('{node="n2"}', 0.9)]),
+            (
+                "cacheagent:gpus_idle_while_pods_wait:count",
+                "5m",
+                [('cacheagent:gpus_idle_while_pods_wait:count{node="n1"}', 1.0)],
+            ),
+        ],
+    )

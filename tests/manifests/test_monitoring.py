@@ -79,7 +79,7 @@ def test_dashboard_is_one_that_grafana_reads(name: str) -> None:
 
 def test_expressions_speak_of_metrics_that_exist() -> None:
     """A metric that is renamed takes panels and alerts with it."""
-    known = {"ALERTS", "up", "DCGM_FI_DEV_GPU_UTIL"}
+    known = {"ALERTS", "up", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_PROF_GR_ENGINE_ACTIVE"}
     known |= {rule["record"] for rule in rules() if "record" in rule}
     for name, kind, *_ in [*agent_table(), *controller_table()]:
         known |= {name, *((f"{name}_{part}" for part in ("bucket", "count", "sum")) if kind == "histogram" else ())}
