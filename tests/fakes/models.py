@@ -24,7 +24,8 @@ def another_shard(*, size_bytes: int = 4 * MIB, shards: int = 3, seed: int, shar
 
 
 def triton_repository(*, seed: int = 0, plan_bytes: int = MIB) -> dict[str, bytes]:
-    """A Triton model repository: an ONNX model with two versions, a TensorRT plan, an ensemble without weights."""
+    """A Triton model repository: an ONNX model with two versions, a TensorRT plan, an ensemble without weights, and
+    what the vLLM backend needs: a path to weights that are a model of their own."""
     generator = random.Random(seed)
     return {
         "detector/config.pbtxt": b'name: "detector"\nplatform: "onnxruntime_onnx"\nmax_batch_size: 8\n',
@@ -35,6 +36,8 @@ def triton_repository(*, seed: int = 0, plan_bytes: int = MIB) -> dict[str, byte
         "embedder/1/model.plan": generator.randbytes(plan_bytes),
         "pipeline/config.pbtxt": b'name: "pipeline"\nplatform: "ensemble"\n',
         "pipeline/1/.keep": b"",
+        "llama/config.pbtxt": b'backend: "vllm"\ninstance_group [{ count: 1, kind: KIND_MODEL }]\n',
+        "llama/1/model.json": b'{"model": "/weights/llama", "gpu_memory_utilization": 0.9}\n',
     }
 
 

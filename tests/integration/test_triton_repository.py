@@ -35,9 +35,9 @@ def publish(origin: Origin, files: dict[str, bytes]) -> None:
 
 
 def test_versions_of_a_repository(tmp_path: Path, origin: Origin) -> None:
-    """Numbered directories, an ensemble without weights, labels and configurations arrive as they are. A model's new
-    version is a new tree, for which only the new file is fetched; the tree that a server has mounted stays as it was,
-    so polling it finds nothing."""
+    """Numbered directories, an ensemble without weights, the vLLM backend's `model.json`, labels and configurations
+    arrive as they are. A model's new version is a new tree, for which only the new file is fetched; the tree that a
+    server has mounted stays as it was, so polling it finds nothing."""
     first = triton_repository()
     publish(origin, first)
     uri = f"{origin.url}/repository/"
