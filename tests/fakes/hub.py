@@ -36,8 +36,8 @@ class Storage(HttpServer):
     `get_only`: refuses HEAD, as S3 does for a URL that was signed for GET.
     """
 
-    def __init__(self, *, tls: ssl.SSLContext | None, bytes_per_s: float | None) -> None:
-        super().__init__(tls=tls, bytes_per_s=bytes_per_s, host=STORAGE_HOST)
+    def __init__(self, *, tls: ssl.SSLContext | None, bytes_per_s: float | None, host: str) -> None:
+        super().__init__(tls=tls, bytes_per_s=bytes_per_s, host=host)
         self.blobs: dict[str, Content] = {}
         self.url_lifetime_s = 3600.0
         self.get_only = False
@@ -69,11 +69,12 @@ class Storage(HttpServer):
 
 
 class Hub(HttpServer):
-    """The API and the small files. `page_size` is the tree's; `moved` names repositories that have another id now."""
+    """The API and the small files. `page_size` is the tree's; `moved` names repositories that have another id now.
+    `host`: where nodes of a cluster reach both it and its storage, in place of loopback."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None, bytes_per_s: float | None = None) -> None:
-        super().__init__(tls=tls, bytes_per_s=bytes_per_s)
-        self.storage = Storage(tls=tls, bytes_per_s=bytes_per_s)
+    def __init__(self, *, tls: ssl.SSLContext | None = None, bytes_per_s: float | None = None, host: str = "") -> None:
+        super().__init__(tls=tls, bytes_per_s=bytes_per_s, host=host or "127.0.0.1")
+        self.storage = Storage(tls=tls, bytes_per_s=bytes_per_s, host=host or STORAGE_HOST)
         self.repos: dict[str, Repo] = {}
         self.moved: dict[str, str] = {}
         self.tokens: set[str] = set()
