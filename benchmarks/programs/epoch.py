@@ -1,7 +1,8 @@
 """A dataset made, or one epoch of a DataLoader over it, as JSON in the variable REQUEST says; torch has to be there.
 
 `make`: so many noisy JPEGs in folders and the same in tar shards. Else `layout` folder or shards, from a `path`, or
-from S3 when there is none. Prints one line of JSON: seconds from the list of files to the last batch, images and bytes.
+from S3 when there is none; with `decode` false images are read and no more, as where a GPU decodes them. Prints one
+line of JSON: seconds from the list of files to the last batch, images, and bytes: decoded, or as they were read.
 """
 
 import io
@@ -42,8 +43,10 @@ def make(root: Path, images: int, shards: int) -> None:
             archives[number % shards].add(path, path.name)
 
 
-def decoded(content: bytes) -> "torch.Tensor":
-    """As a training step wants it."""
+def sample(content: bytes) -> "torch.Tensor":
+    """As a training step wants it; not decoded it is only how much was read, since images differ in size."""
+    if not request["decode"]:
+        return torch.tensor([len(content)])
     picture = Image.open(io.BytesIO(content)).convert("RGB")
     return torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
 
@@ -71,9 +74,9 @@ class Files(Dataset[Any]):  # type: ignore[misc]  # torch is not seen here
 
     def __getitem__(self, index: int) -> Any:
         if request["path"]:
-            return decoded(Path(self.names[index]).read_bytes())
+            return sample(Path(self.names[index]).read_bytes())
         self.client = self.client or client()
-        return decoded(self.client.get_object(Bucket=request["bucket"], Key=self.names[index])["Body"].read())
+        return sample(self.client.get_object(Bucket=request["bucket"], Key=self.names[index])["Body"].read())
 
 
 class Shards(IterableDataset[Any]):  # type: ignore[misc]  # see Files
@@ -93,11 +96,11 @@ class Shards(IterableDataset[Any]):  # type: ignore[misc]  # see Files
                 for member in archive:
                     part = archive.extractfile(member)
                     assert part is not None
-                    yield decoded(part.read())
+                    yield sample(part.read())
 
 
 def epoch() -> None:
-    """Every image once, decoded, in batches, in random order where the layout permits."""
+    """Every image once, in batches, in random order where the layout permits."""
     began = time.monotonic()
     data = Files() if request["layout"] == "folder" else Shards()
     shuffle = request["layout"] == "folder"
@@ -105,8 +108,8 @@ def epoch() -> None:
     images = size_bytes = 0
     for batch in loader:
         images += batch.shape[0]
-        size_bytes += batch.numel()
-    print(json.dumps({"seconds": time.monotonic() - began, "images": images, "decoded_bytes": size_bytes}))
+        size_bytes += batch.numel() if request["decode"] else int(batch.sum())
+    print(json.dumps({"seconds": time.monotonic() - began, "images": images, "bytes": size_bytes}))
 
 
 if "make" in request:

@@ -1,8 +1,9 @@
-"""The scripts of examples/pytorch, run with a real torch on datasets that the cache published."""
+"""The scripts of examples/pytorch, run with a real torch on datasets that the cache published; and the benchmark's."""
 
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.epoch.measure import CASES, run
 from tests.fakes.models import write_files
 from tests.manifests.chart import ROOT
 from tests.stacks.environments import VLLM, find
@@ -21,6 +23,7 @@ pytestmark = [pytest.mark.stacks, pytest.mark.timeout(600)]
 IMAGES = 203
 CLASSES = 10
 SHARDS = 5
+DECODED_BYTES = 128 * 128 * 3
 
 
 def images() -> dict[str, bytes]:
@@ -76,3 +79,16 @@ def test_an_epoch_of_two_ranks(tmp_path: Path, example: str, files: dict[str, by
             )  # fmt: skip
             assert done.returncode == 0, done.stderr[-2000:]
             assert done.stdout.strip() == f"rank {rank} of 2: {sentence}"
+
+
+def test_the_benchmarks_program_reads_what_it_made(tmp_path: Path) -> None:
+    """Every image once from either layout, in the size that it has at the origin where it isn't decoded."""
+    program = find(VLLM) / "bin/python"
+    origin = tmp_path / "origin"
+    run(program, {"make": str(origin), "images": IMAGES, "shards": SHARDS})
+    on_disk = sum(path.stat().st_size for path in (origin / "folder").rglob("*.jpg"))
+    for case in CASES:
+        asked = {"layout": case.layout, "decode": case.decode, "workers": 2, "path": str(origin / case.layout)}
+        answer = json.loads(run(program, asked))
+        assert answer["images"] == IMAGES
+        assert answer["bytes"] == (IMAGES * DECODED_BYTES if case.decode else on_disk)
