@@ -1,11 +1,12 @@
 """Nodes and pods that come and go, with the files of `examples/autoscaling`: the test plays the autoscalers, but for
-the horizontal one of pods, which is Kubernetes' own."""
+the horizontal one of pods, which is Kubernetes' own, and KEDA."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -32,7 +33,9 @@ from tests.e2e.cluster.readers import digest_label
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.cluster.workload import python_pod
 from tests.e2e.figures import report
-from tests.stacks.examples import NEXT_TO_NOTHING, adapted, seen_by, set_gpus, values_of
+from tests.fakes.origin import Origin
+from tests.stacks.examples import NEXT_TO_NOTHING, adapted, read, seen_by, set_gpus, values_of
+from tests.stacks.keda import running_keda
 
 pytestmark = [pytest.mark.stacks, pytest.mark.kube, pytest.mark.timeout(900, func_only=True)]
 
@@ -42,6 +45,9 @@ NAME: Final = "llama-3-8b-elastic"
 POOL: Final = {"pool": "inference"}
 COLD: Final = f"{COLD_TAINT}:NoSchedule"
 SIZE: Final = 60_000_000
+SCALED: Final = "scaledobjects.keda.sh"
+QUERY: Final = "api/v1/query"
+"""Of Prometheus."""
 SLOW: Final = 1_000_000
 """Bytes a second: a download of a minute."""
 
@@ -300,3 +306,55 @@ def test_replicas_that_an_autoscaler_adds_start_where_the_weights_are(
     starts = sorted(seen_by(growing, namespace, pod["metadata"]["name"]).started - begin for pod in pods)
     report("from zero on warm nodes", first_pod_s=starts[0], all_three_s=starts[-1])
     assert origin.bytes_sent - fetched < NEXT_TO_NOTHING
+
+
+def test_keda_takes_it_from_zero_to_where_the_weights_are_and_back(
+    growing: Cluster,
+    namespace: str,
+    example: dict[str, Any],
+    weights: Weights,
+    origin: PacedOrigin,
+    warm_pool: int,
+    tmp_path: Path,
+) -> None:
+    """Its real operator, with the example's ScaledObject and a stand-in for Prometheus that says how many wait: from
+    zero to one, to more by the bound that it sets for the horizontal autoscaler, and to zero, without a download."""
+    (scaled,) = read(STACK, "keda.yaml")
+    scaled["metadata"]["namespace"] = namespace
+    scaled["spec"] |= {"pollingInterval": 1, "cooldownPeriod": 2}
+    growing.apply(example["ModelCache"])
+    wait_until_cached(growing, NAME, nodes=warm_pool)
+    fetched = origin.bytes_sent
+    assert fetched >= warm_pool * weights.size_bytes
+    example["Deployment"]["spec"]["replicas"] = 0
+    with running_keda(growing, tmp_path), Origin({QUERY: waiting(0)}) as prometheus:
+        scaled["spec"]["triggers"][0]["metadata"]["serverAddress"] = prometheus.url
+        growing.apply(example["Deployment"], scaled)
+        wait_until(lambda: len(prometheus.requests) > 2, "it asks how many wait", 60)
+        assert not pods_of(growing, namespace, NAME)
+
+        begin = time.time()
+        prometheus.put(QUERY, waiting(1))
+        (pod,) = wait_until_running(growing, namespace, NAME, limit=120)
+        first = seen_by(growing, namespace, pod["metadata"]["name"])
+        assert (first.files, first.write) == (weights.files, "Read-only file system")
+        report("KEDA, from zero on a warm node", from_metric_to_pod_s=first.started - begin)
+
+        change = json.dumps({"spec": {"minReplicaCount": 3}})
+        growing.kubectl("patch", SCALED, NAME, "-n", namespace, "--type=merge", "-p", change)
+        pods = wait_until_running(growing, namespace, NAME, pods=3, limit=120)
+        assert {pod["spec"]["nodeName"] for pod in pods} == {"n1", "n2", "n3"}
+        assert all(seen_by(growing, namespace, pod["metadata"]["name"]).files == weights.files for pod in pods)
+
+        prometheus.put(QUERY, waiting(0))
+        change = json.dumps({"spec": {"minReplicaCount": 0}})
+        growing.kubectl("patch", SCALED, NAME, "-n", namespace, "--type=merge", "-p", change)
+        wait_until(lambda: not pods_of(growing, namespace, NAME), "all are gone", 120)
+        growing.kubectl("delete", SCALED, NAME, "-n", namespace, "--timeout=60s")
+    assert origin.bytes_sent - fetched < NEXT_TO_NOTHING
+
+
+def waiting(requests: int) -> bytes:
+    """Prometheus' answer to the example's query."""
+    result = [{"metric": {}, "value": [time.time(), str(requests)]}]
+    return json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}}).encode()

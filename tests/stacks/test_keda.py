@@ -1,4 +1,4 @@
-"""KEDA's example by KEDA's own definition, from its Go module. KEDA itself doesn't run: it would set replicas."""
+"""KEDA's example by KEDA's own definition, from its Go module. KEDA's operator acts on it in `test_autoscaling.py`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ from typing import Any, Final
 
 import jsonschema
 import pytest
-import yaml
 
 from tests.manifests.test_versions import strictly
 from tests.stacks.examples import read
-from tests.stacks.go_modules import workshop
+from tests.stacks.keda import definitions, source
 
 pytestmark = [pytest.mark.stacks, pytest.mark.timeout(600)]
 
-VERSION: Final = "v2.17.2"
-DEFINITION: Final = "config/crd/bases/keda.sh_scaledobjects.yaml"
+KIND: Final = "ScaledObject"
 
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
     """Of a ScaledObject, with unknown fields refused."""
-    with workshop(f"keda-{VERSION}", "KEDA's definitions are in its module") as shop:
-        definition = yaml.safe_load((shop.module("github.com/kedacore/keda/v2", VERSION) / DEFINITION).read_text())
+    (definition,) = (each for each in definitions(source()) if each["spec"]["names"]["kind"] == KIND)
     (version,) = definition["spec"]["versions"]
     found = strictly(version["schema"]["openAPIV3Schema"])
     return found | {"properties": found["properties"] | {"metadata": {}}}
