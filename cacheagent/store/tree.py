@@ -27,16 +27,15 @@ def check_tree(manifest: Manifest) -> None:
         repo_directory(manifest.repo_id)
 
 
-def build_tree(layout: Layout, manifest: Manifest, blobs: Iterable[str]) -> None:
-    """Make the tree where nobody looks, durable, all but its top directory read-only. `blobs`: one for each file of the
-    manifest, in its order. Raises OSError; FileExistsError if an earlier try left something."""
+def build_tree(layout: Layout, manifest: Manifest, places: Iterable[str]) -> None:
+    """Make the tree where nobody looks, durable, all but its top directory read-only. `places`: where the blob of each
+    file of the manifest is now, in its order. Raises OSError; FileExistsError if an earlier try left something."""
     top = layout.tree(manifest.digest)
     views = _views(manifest)
     made = list(_directories((f"{top}/{view}{file.path}" for view in views for file in manifest.files), layout.trees))
     for directory in made:
         os.mkdir(directory, 0o755)
-    for file, blob in zip(manifest.files, blobs, strict=True):
-        source = layout.blob(blob)
+    for file, source in zip(manifest.files, places, strict=True):
         for view in views:
             link_file(source, f"{top}/{view}{file.path}")
     if manifest.repo_id:

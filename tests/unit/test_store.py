@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -140,7 +141,7 @@ def test_a_staged_blob_is_verified_only_whole(store: Store) -> None:
 
 
 def test_everything_is_durable_before_what_depends_on_it(store: Store) -> None:
-    """Bytes before the record, the record before the move, the tree before its rename: the order of the calls."""
+    """Bytes and tree before the record, the record before the move, that before the tree is shown: the calls' order."""
     reservation = reserve(store, V1)
     stage(store, V1)
     with doomed(10**9) as doom:
@@ -160,11 +161,11 @@ def test_everything_is_durable_before_what_depends_on_it(store: Store) -> None:
     synced = [number for number, step in enumerate(steps) if step.startswith("fsync")]
     named = at(f"rename records/.{name}.json.tmp records/{name}.json")
     assert len(sealed) == len(moved) == len(linked) == len(V1)
-    blobs_synced = [number for number in synced if max(sealed) < number < written]
+    blobs_synced = [number for number in synced if max(sealed) < number < min(linked)]
     assert len(blobs_synced) >= len(V1) + 1, "each blob and the directories"
     assert [number for number in synced if written < number < named]
-    assert max(sealed) < written < named < min(moved) < max(moved) < min(linked) < max(linked) < shown
-    for before, after in ((named, min(moved)), (max(moved), min(linked)), (max(linked), shown)):
+    assert max(sealed) < min(linked) < max(linked) < written < named < min(moved) < max(moved) < shown
+    for before, after in ((max(linked), written), (named, min(moved)), (max(moved), shown)):
         assert [number for number in synced if before < number < after], (before, after)
     assert synced[-1] > shown
 
@@ -184,6 +185,49 @@ def test_many_small_files_are_made_durable_at_once(store: Store) -> None:
     assert sum(step.startswith("syncfs") for step in doom.trace) == 1
     assert sum(step.startswith("fsync") for step in doom.trace) < 40
     (record,) = store.records()
+    assert files_under(store.path(record.digest) / "files") == files
+
+
+def test_many_files_that_can_not_be_made_durable_are_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk takes none of them: neither blobs nor a tree with their names stay, and the next try succeeds."""
+    files = {f"d/{number}": str(number).encode() for number in range(100)}
+    reservation = reserve(store, files)
+    stage(store, files)
+
+    def fail(root: str) -> None:
+        raise OSError(errno.EIO, "Input/output error", root)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cacheagent.store.durable._sync_filesystem", fail)
+        with pytest.raises(DiskFault, match="Input/output error"):
+            publish(store, files)
+    root = store.path("sha256:" + "0" * 64).parent.parent
+    assert list((root / "staging" / "trees").iterdir()) == []
+    assert [path.name for path in (root / "staging" / "small").iterdir()] == ["journal"]
+    assert not any(store.blob_hashes(blob) for blob in blobs_of(files))
+    stage(store, files)
+    record = publish(store, files)
+    reservation.release()
+    assert files_under(store.path(record.digest) / "files") == files
+
+
+def test_many_files_whose_tree_can_not_be_made_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk without room for one more name: what is verified stays, and the next try publishes it."""
+    files = {f"d/{number}": str(number).encode() for number in range(100)}
+    reservation = reserve(store, files)
+    stage(store, files)
+
+    def fail(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cacheagent.store.tree.link_file", fail)
+        with pytest.raises(DiskFault, match="No space left on device"):
+            publish(store, files)
+    assert all(store.blob_hashes(blob) for blob in blobs_of(files))
+    assert store.records() == []
+    record = publish(store, files)
+    reservation.release()
     assert files_under(store.path(record.digest) / "files") == files
 
 
