@@ -9,7 +9,10 @@ connection idles while the cap is waited for.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
@@ -17,11 +20,12 @@ from blake3 import blake3
 
 from cacheagent.checksum import check_bytes
 from cacheagent.errors import ChecksumMismatch
-from cacheagent.location import HttpLocation
+from cacheagent.location import HttpLocation, PathLocation
 from cacheagent.model import Checksum
 from cacheagent.transfer.answer import (
     HEAD_LIMIT_BYTES,
     Head,
+    find_end,
     offered_checksums,
     parse_head,
     require_length,
@@ -32,7 +36,7 @@ from cacheagent.transfer.disk import Buffer, aligned_up
 from cacheagent.transfer.failure import OrderFailed, as_failure, disk_failure
 from cacheagent.transfer.http1 import refusal
 from cacheagent.transfer.orders import Failed, FetchSmall, SmallDone, SmallFile, SmallItem
-from cacheagent.transfer.request import Request, describe, make_request
+from cacheagent.transfer.request import Request, make_request
 from cacheagent.transfer.running import Running
 from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range
 
@@ -80,7 +84,8 @@ class _Batch:
             source.open(0, item.size_bytes, item.size_bytes)
             source.receive(view)
             source.finish()
-        self._keep(item, item.checksums, view)
+        assert isinstance(item.location, PathLocation)
+        self._keep(item, item.location.path, item.checksums, view)
 
     def _fetch_http(self, waiting: deque[SmallItem]) -> None:
         """As many from the front as one connection serves; the next call goes on with another one.
@@ -92,10 +97,11 @@ class _Batch:
         self._wait_for_cap(waiting)
         endpoint = _request(waiting[0]).endpoint
         connection = self._tools.connections.borrow(endpoint, self._running)
-        inbox = Inbox(self._memory, connection)
+        inbox = Inbox(self._memory, connection, self._tools.turn)
         left = len(waiting)
         try:
-            keep_alive = self._converse(connection, inbox, waiting)
+            with self._tools.turn:
+                keep_alive = self._converse(inbox, waiting)
         except OrderFailed as failure:
             connection.close()
             worked = inbox.is_between and (connection.reused or len(waiting) < left)
@@ -111,21 +117,21 @@ class _Batch:
         else:
             connection.close()
 
-    def _converse(self, connection: Connection, inbox: Inbox, waiting: deque[SmallItem]) -> bool:
+    def _converse(self, inbox: Inbox, waiting: deque[SmallItem]) -> bool:
         """Ask and take answers until no other may be asked for here. False: the server closes the connection."""
         asked: deque[Request] = deque()
         while waiting:
-            self._ask_ahead(connection, asked, waiting)
+            self._ask_ahead(inbox, asked, waiting)
             if not asked:
                 return True  # the next one is elsewhere, or has to wait for a cap
             item, request = waiting[0], asked.popleft()
             head = inbox.take_head()
             if head.status != 200:
-                raise refusal(connection, request, head, inbox.rest())
+                raise inbox.refusal(request, head)
             promised = _judge(head, request, item)
             body = inbox.take_body(item.size_bytes)
             self._tools.meter.count_received(item.size_bytes)
-            self._keep(item, item.checksums + promised, body)
+            self._keep(item, request.shown, item.checksums + promised, body)
             waiting.popleft()
             self._due -= 1
             if not head.keep_alive:
@@ -145,7 +151,7 @@ class _Batch:
             self._due += 1
         self._tools.meter.wait_for(length, self._running.sleep)
 
-    def _ask_ahead(self, connection: Connection, asked: deque[Request], waiting: deque[SmallItem]) -> None:
+    def _ask_ahead(self, inbox: Inbox, asked: deque[Request], waiting: deque[SmallItem]) -> None:
         """Keep a few requests on their way, in one call; under a cap those that may come now."""
         if len(asked) > self._ahead // 2:
             return
@@ -155,18 +161,18 @@ class _Batch:
             if not isinstance(item.location, HttpLocation):
                 break
             request = make_request(item.location)
-            if request.endpoint != connection.endpoint:
+            if request.endpoint != inbox.endpoint:
                 break
             sent.append(request.whole())
             asked.append(request)
         if sent:
-            connection.send(b"".join(sent))
+            inbox.send(b"".join(sent))
 
-    def _keep(self, item: SmallItem, checksums: tuple[Checksum, ...], data: memoryview) -> None:
-        """Check first, write after: a target with wrong bytes never exists."""
+    def _keep(self, item: SmallItem, shown: str, checksums: tuple[Checksum, ...], data: memoryview) -> None:
+        """Check first, write after: a target with wrong bytes never exists. `shown` names the file in messages."""
         self._running.require_wanted()
         try:
-            agreed = check_bytes(describe(item.location), checksums, data) if checksums else ()
+            agreed = check_bytes(shown, checksums, data) if checksums else ()
         except ChecksumMismatch as error:
             raise OrderFailed("mismatch", error.message) from error
         try:
@@ -178,20 +184,36 @@ class _Batch:
 
 
 class Inbox:
-    """Answers one after the other, out of one buffer. What is taken is valid until the next call."""
+    """Answers one after the other, out of one buffer. What is taken is valid until the next call. The caller has the
+    turn (see `Tools`); it is given away while the network is waited for."""
 
-    def __init__(self, memory: memoryview, connection: Connection) -> None:
+    def __init__(self, memory: memoryview, connection: Connection, turn: threading.Lock) -> None:
         self._memory = memory
         self._connection = connection
+        self._turn = turn
+        self.endpoint = connection.endpoint
         self._start = self._filled = 0
         self.is_between = True
         """Between two answers: nothing of the next one has come."""
 
+    def send(self, requests: bytes) -> None:
+        """All of them. Raises OrderFailed."""
+        with self._turn_given_away():
+            self._connection.send(requests)
+
+    def refusal(self, request: Request, head: Head) -> OrderFailed:
+        """What an answer without the file means; the rest of it is read."""
+        with self._turn_given_away():
+            return refusal(self._connection, request, head, self.rest())
+
     def take_head(self) -> Head:
         """Raises OrderFailed."""
         self._make_room(HEAD_LIMIT_BYTES)
-        end, filled = self._connection.receive_head(self._memory[self._start :], self._filled - self._start)
-        self._filled = self._start + filled
+        end = find_end(self._memory[self._start :], self._filled - self._start)
+        if end < 0:
+            with self._turn_given_away():
+                end, filled = self._connection.receive_head(self._memory[self._start :], self._filled - self._start)
+            self._filled = self._start + filled
         head = parse_head(bytes(self._memory[self._start : self._start + end]))
         self._start += end
         self.is_between = False
@@ -202,7 +224,8 @@ class Inbox:
         self._make_room(length)
         end = self._start + length
         if self._filled < end:
-            self._connection.fill(self._memory[self._filled : end])
+            with self._turn_given_away():
+                self._connection.fill(self._memory[self._filled : end])
             self._filled = end
         body = self._memory[self._start : end]
         self._start = end
@@ -212,6 +235,14 @@ class Inbox:
     def rest(self) -> memoryview:
         """What came after what was taken."""
         return self._memory[self._start : self._filled]
+
+    @contextmanager
+    def _turn_given_away(self) -> Iterator[None]:
+        self._turn.release()
+        try:
+            yield
+        finally:
+            self._turn.acquire()
 
     def _make_room(self, length: int) -> None:
         if self._start == self._filled:
