@@ -3,8 +3,14 @@ an engine takes gigabytes and minutes."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+
 import pytest
 
+from tests.e2e.cluster.cluster import Cluster
+from tests.e2e.cluster.product import NAMESPACE, driver_nodes, install
+from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.conftest import cluster, namespace, product, pytest_runtest_makereport
 
 __all__ = ["cluster", "namespace", "product", "pytest_runtest_makereport"]  # of the cluster, where a stack needs one
@@ -21,3 +27,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if not item.get_closest_marker(MARKER)]
+
+
+@pytest.fixture
+def driverless(product: Cluster) -> Iterator[Cluster]:
+    """The chart's DaemonSet without the container that mounts; no kubelet knows the driver any more."""
+    (workload,) = product.get("daemonsets", "-n", NAMESPACE)["items"]
+    name = workload["metadata"]["name"]
+    names = [each["name"] for each in workload["spec"]["template"]["spec"]["containers"]]
+    without = {"op": "remove", "path": f"/spec/template/spec/containers/{names.index('csi')}"}
+    product.kubectl("patch", "daemonset", name, "-n", NAMESPACE, "--type=json", "-p", json.dumps([without]))
+    try:
+        product.kubectl("rollout", "status", "daemonset", name, "-n", NAMESPACE, "--timeout=180s")
+        wait_until(lambda: not driver_nodes(product), "no kubelet knows the driver", 60)
+        yield product
+    finally:
+        install(product)

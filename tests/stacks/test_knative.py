@@ -35,6 +35,7 @@ from tests.e2e.cluster.models import (
     wait_until_cached,
 )
 from tests.e2e.cluster.process import CommandFailed
+from tests.e2e.cluster.product import driver_nodes
 from tests.e2e.cluster.waiting import wait_until
 from tests.e2e.figures import median, report
 from tests.stacks.knative import Knative, running_knative
@@ -180,6 +181,8 @@ def test_from_zero_onto_a_warm_node_and_onto_a_cold_one(scene: Scene) -> None:
         cluster.kubectl("uncordon", "n1", "n2")
     assert cold.pod["spec"]["nodeName"] == "n3"
     assert cold.seen.files == scene.weights.files
+    cluster.kubectl("delete", "ksvc", "llama", "-n", scene.namespace, "--timeout=60s")
+    wait_until(lambda: not knative.pods(REVISION, scene.namespace), "its last pod is gone", 120)
     report(
         "knative, from a request to its first byte, from zero",
         warm_node_s=[each.seconds for each in warm],
@@ -190,8 +193,10 @@ def test_from_zero_onto_a_warm_node_and_onto_a_cold_one(scene: Scene) -> None:
     )
 
 
-def test_mode_pv_needs_no_flag_and_a_claim_by_hand_needs_one(scene: Scene) -> None:
-    """Both are served from a local volume; the claim in the Service itself is refused before the flag is set."""
+def test_mode_pv_needs_no_flag_and_a_claim_by_hand_needs_one(scene: Scene, driverless: Cluster) -> None:
+    """Both are served from a local volume, and our driver isn't there; the claim in the Service itself is refused
+    before the flag is set."""
+    assert not driver_nodes(driverless)
     cluster, knative = scene.cluster, scene.knative
     allow_volumes(cluster, MODEL, scene.namespace)
     claim = names.claim_name(MODEL, model_status(cluster, MODEL)["digest"])

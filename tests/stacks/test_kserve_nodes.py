@@ -7,6 +7,7 @@ place of the server is a ServingRuntime of the namespace, with a small Python se
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import pytest
 
+from cacheagent.demo.checkpoint import write_checkpoint
 from cacheagent.kube import names
 from tests.e2e.cluster.archive import pause_program, true_program, write_archive
 from tests.e2e.cluster.cluster import Cluster
@@ -25,6 +27,7 @@ from tests.e2e.cluster.models import (
     Seen,
     Weights,
     clean_up,
+    delete_models,
     model_cache,
     pods_of,
     printed,
@@ -33,7 +36,9 @@ from tests.e2e.cluster.models import (
     wait_until_running,
 )
 from tests.e2e.cluster.paced import PacedOrigin, paced_origin
+from tests.e2e.cluster.product import driver_nodes
 from tests.e2e.cluster.waiting import wait_until
+from tests.fakes.hub import Hub
 from tests.stacks.examples import GPU, NEXT_TO_NOTHING, SERVE, brought_in, read, set_gpus
 from tests.stacks.kserve import Object, running_kserve
 
@@ -43,6 +48,7 @@ STACK: Final = "kserve"
 NODES: Final = ("n1", "n2", "n3")
 SIZE: Final = 60_000_000
 INITIALIZER: Final = "docker.io/kserve/storage-initializer:v0.20.0"
+HUB_MODEL: Final = "qwen-hub"
 SERVER: Final = "kserve-container"
 SERVICES: Final = "inferenceservices.serving.kserve.io"
 STANDARD: Final = {"serving.kserve.io/deploymentMode": "Standard"}
@@ -176,8 +182,46 @@ def test_the_example_is_served_by_the_nodes_from_one_replica_to_three(scene: Sce
     wait_until(lambda: not pods_of(cluster, namespace, app), "its pods are gone", 90)
 
 
-def test_a_claim_of_ours_is_a_storage_uri(scene: Scene) -> None:
-    """`pvc://` and the claim's name: KServe mounts it itself, and our webhook has nothing to do."""
+def test_a_repository_of_the_hub_is_served_as_the_example_names_it(scene: Scene, tmp_path: Path) -> None:
+    """`hf://org/name`, and the same with KServe's way to write a revision: read on nodes that fetched it from a Hub
+    before, while nobody asks the Hub again."""
+    cluster, namespace = scene.cluster, scene.namespace
+    _, example, service = read(STACK, "inferenceservice.yaml")
+    uri = service["spec"]["predictor"]["model"]["storageUri"]
+    assert example["spec"]["source"]["uri"] == uri
+    written = write_checkpoint(tmp_path, size_bytes=SIZE // 3, shards=2, seed=95)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in written}
+    with Hub(host=cluster.address) as hub:
+        hub.create(uri.removeprefix("hf://")).commit({path.name: path for path in written})
+        cached = copy.deepcopy(scene.cached)
+        cached["metadata"]["name"] = HUB_MODEL
+        cached["spec"]["source"] = {"uri": uri, "endpoint": hub.url}
+        cluster.apply(cached)
+        wait_until_cached(cluster, HUB_MODEL, nodes=len(NODES))
+        before = brought_in(cluster)
+        asked = [len(server.requests) for server in (hub, hub.storage)]
+        assert min(asked) >= len(NODES)
+        by_name = {"plain": uri, "revision": f"{uri}:main"}
+        apply_at_last(
+            cluster, *(service_of("inferenceservice.yaml", each, namespace, name) for name, each in by_name.items())
+        )
+        for name, each in by_name.items():
+            (pod,) = wait_until_running(cluster, namespace, f"isvc.{name}-predictor", limit=180)
+            seen = seen_by(scene, pod)
+            assert (seen.files, seen.write) == (digests, "Read-only file system")
+            assert (initializer_of(pod)["command"], initializer_of(pod)["args"][0]) == (["/bin/true"], each)
+            assert f"cacheagent-{HUB_MODEL}" in {volume["name"] for volume in pod["spec"]["volumes"]}
+        assert brought_in(cluster) - before < NEXT_TO_NOTHING
+        assert [len(server.requests) for server in (hub, hub.storage)] == asked
+        cluster.kubectl("delete", SERVICES, *by_name, "-n", namespace, "--timeout=60s")
+        for name in by_name:
+            wait_until(lambda name=name: not pods_of(cluster, namespace, f"isvc.{name}-predictor"), "it is gone", 90)  # type: ignore[misc]
+        delete_models(cluster, HUB_MODEL)
+
+
+def test_a_claim_of_ours_is_a_storage_uri(scene: Scene, driverless: Cluster) -> None:
+    """`pvc://` and the claim's name: KServe mounts it itself. Our webhook has nothing to do, our driver isn't there."""
+    assert not driver_nodes(driverless)
     cluster, cached = scene.cluster, copy.deepcopy(scene.cached)
     model = cached["metadata"]["name"]
     cached["spec"]["localPersistentVolumes"] = {"namespaces": [scene.namespace]}

@@ -1,9 +1,7 @@
-"""A cluster without our CSI driver: mode `pv` alone carries a plain Deployment."""
+"""A cluster without our CSI driver: mode `pv` alone carries a plain Deployment. KServe and Knative do without it in
+files of their own."""
 
 from __future__ import annotations
-
-import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -20,28 +18,11 @@ from tests.e2e.cluster.models import (
     wait_until_cached,
     wait_until_running,
 )
-from tests.e2e.cluster.product import NAMESPACE, driver_nodes, install
 from tests.e2e.cluster.waiting import wait_until
 
 pytestmark = [pytest.mark.stacks, pytest.mark.kube, pytest.mark.timeout(900, func_only=True)]
 
 MODEL = "driverless"
-
-
-@pytest.fixture
-def driverless(product: Cluster) -> Iterator[Cluster]:
-    """The chart's DaemonSet without the container that mounts; no kubelet knows the driver any more."""
-    (workload,) = product.get("daemonsets", "-n", NAMESPACE)["items"]
-    name = workload["metadata"]["name"]
-    names = [each["name"] for each in workload["spec"]["template"]["spec"]["containers"]]
-    without = {"op": "remove", "path": f"/spec/template/spec/containers/{names.index('csi')}"}
-    product.kubectl("patch", "daemonset", name, "-n", NAMESPACE, "--type=json", "-p", json.dumps([without]))
-    try:
-        product.kubectl("rollout", "status", "daemonset", name, "-n", NAMESPACE, "--timeout=180s")
-        wait_until(lambda: not driver_nodes(product), "no kubelet knows the driver", 60)
-        yield product
-    finally:
-        install(product)
 
 
 def test_mode_pv_alone_carries_a_deployment(driverless: Cluster, namespace: str) -> None:
