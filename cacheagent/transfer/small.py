@@ -9,10 +9,7 @@ connection idles while the cap is waited for.
 from __future__ import annotations
 
 import os
-import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from typing import Final
 
@@ -25,7 +22,6 @@ from cacheagent.model import Checksum
 from cacheagent.transfer.answer import (
     HEAD_LIMIT_BYTES,
     Head,
-    find_end,
     offered_checksums,
     parse_head,
     require_length,
@@ -97,11 +93,10 @@ class _Batch:
         self._wait_for_cap(waiting)
         endpoint = _request(waiting[0]).endpoint
         connection = self._tools.connections.borrow(endpoint, self._running)
-        inbox = Inbox(self._memory, connection, self._tools.turn)
+        inbox = Inbox(self._memory, connection)
         left = len(waiting)
         try:
-            with self._tools.turn:
-                keep_alive = self._converse(inbox, waiting)
+            keep_alive = self._converse(connection, inbox, waiting)
         except OrderFailed as failure:
             connection.close()
             worked = inbox.is_between and (connection.reused or len(waiting) < left)
@@ -117,17 +112,17 @@ class _Batch:
         else:
             connection.close()
 
-    def _converse(self, inbox: Inbox, waiting: deque[SmallItem]) -> bool:
+    def _converse(self, connection: Connection, inbox: Inbox, waiting: deque[SmallItem]) -> bool:
         """Ask and take answers until no other may be asked for here. False: the server closes the connection."""
         asked: deque[Request] = deque()
         while waiting:
-            self._ask_ahead(inbox, asked, waiting)
+            self._ask_ahead(connection, asked, waiting)
             if not asked:
                 return True  # the next one is elsewhere, or has to wait for a cap
             item, request = waiting[0], asked.popleft()
             head = inbox.take_head()
             if head.status != 200:
-                raise inbox.refusal(request, head)
+                raise refusal(connection, request, head, inbox.rest())
             promised = _judge(head, request, item)
             body = inbox.take_body(item.size_bytes)
             self._tools.meter.count_received(item.size_bytes)
@@ -151,7 +146,7 @@ class _Batch:
             self._due += 1
         self._tools.meter.wait_for(length, self._running.sleep)
 
-    def _ask_ahead(self, inbox: Inbox, asked: deque[Request], waiting: deque[SmallItem]) -> None:
+    def _ask_ahead(self, connection: Connection, asked: deque[Request], waiting: deque[SmallItem]) -> None:
         """Keep a few requests on their way, in one call; under a cap those that may come now."""
         if len(asked) > self._ahead // 2:
             return
@@ -161,12 +156,12 @@ class _Batch:
             if not isinstance(item.location, HttpLocation):
                 break
             request = make_request(item.location)
-            if request.endpoint != inbox.endpoint:
+            if request.endpoint != connection.endpoint:
                 break
             sent.append(request.whole())
             asked.append(request)
         if sent:
-            inbox.send(b"".join(sent))
+            connection.send(b"".join(sent))
 
     def _keep(self, item: SmallItem, shown: str, checksums: tuple[Checksum, ...], data: memoryview) -> None:
         """Check first, write after: a target with wrong bytes never exists. `shown` names the file in messages."""
@@ -184,36 +179,20 @@ class _Batch:
 
 
 class Inbox:
-    """Answers one after the other, out of one buffer. What is taken is valid until the next call. The caller has the
-    turn (see `Tools`); it is given away while the network is waited for."""
+    """Answers one after the other, out of one buffer. What is taken is valid until the next call."""
 
-    def __init__(self, memory: memoryview, connection: Connection, turn: threading.Lock) -> None:
+    def __init__(self, memory: memoryview, connection: Connection) -> None:
         self._memory = memory
         self._connection = connection
-        self._turn = turn
-        self.endpoint = connection.endpoint
         self._start = self._filled = 0
         self.is_between = True
         """Between two answers: nothing of the next one has come."""
 
-    def send(self, requests: bytes) -> None:
-        """All of them. Raises OrderFailed."""
-        with self._turn_given_away():
-            self._connection.send(requests)
-
-    def refusal(self, request: Request, head: Head) -> OrderFailed:
-        """What an answer without the file means; the rest of it is read."""
-        with self._turn_given_away():
-            return refusal(self._connection, request, head, self.rest())
-
     def take_head(self) -> Head:
         """Raises OrderFailed."""
         self._make_room(HEAD_LIMIT_BYTES)
-        end = find_end(self._memory[self._start :], self._filled - self._start)
-        if end < 0:
-            with self._turn_given_away():
-                end, filled = self._connection.receive_head(self._memory[self._start :], self._filled - self._start)
-            self._filled = self._start + filled
+        end, filled = self._connection.receive_head(self._memory[self._start :], self._filled - self._start)
+        self._filled = self._start + filled
         head = parse_head(bytes(self._memory[self._start : self._start + end]))
         self._start += end
         self.is_between = False
@@ -224,8 +203,7 @@ class Inbox:
         self._make_room(length)
         end = self._start + length
         if self._filled < end:
-            with self._turn_given_away():
-                self._connection.fill(self._memory[self._filled : end])
+            self._connection.fill(self._memory[self._filled : end])
             self._filled = end
         body = self._memory[self._start : end]
         self._start = end
@@ -235,14 +213,6 @@ class Inbox:
     def rest(self) -> memoryview:
         """What came after what was taken."""
         return self._memory[self._start : self._filled]
-
-    @contextmanager
-    def _turn_given_away(self) -> Iterator[None]:
-        self._turn.release()
-        try:
-            yield
-        finally:
-            self._turn.acquire()
 
     def _make_room(self, length: int) -> None:
         if self._start == self._filled:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, Self
 
 from cacheagent.location import HttpLocation, PathLocation
@@ -29,10 +28,6 @@ class Tools:
     connections: Connections
     meter: Meter
     report: Callable[[Report], None]
-    turn: threading.Lock = field(default_factory=threading.Lock)
-    """Of the threads that bring small files by HTTP, one at a time works: else each call to the kernel hands the
-    interpreter from one to the other. Nobody has the turn while it waits for the network or a cap. Measured: 104 us of
-    CPU a file of 50 KB instead of 120, with four threads."""
 
     def within(self, cap: int) -> Tools:
         """For an order whose bytes have a cap of their own (0: they have none)."""

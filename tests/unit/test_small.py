@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +14,6 @@ from blake3 import blake3
 from cacheagent.location import HttpLocation, PathLocation
 from cacheagent.model import Checksum
 from cacheagent.transfer import small
-from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.orders import Failed, FetchSmall, SmallDone, SmallItem
 from cacheagent.transfer.rate import LOOK_S
 from cacheagent.transfer.running import Running
@@ -289,25 +286,3 @@ def test_a_cap_may_come_and_go_in_the_middle_of_a_batch(server: Origin, tls: Tls
     expect_all(report, batch, tmp_path)
     assert running.waits == [LOOK_S]
     assert len(server.requests) == len(FILES)
-
-
-def test_who_waits_for_the_network_lets_others_work(server: Origin, tls: Tls, bench: Bench, tmp_path: Path) -> None:
-    """One thread's origin is silent in the middle of a file, another thread's batch arrives; after failures, too."""
-    server.inject(faults.Stall(after_bytes=100), path="2.bin")
-    silent = items(server, tls, tmp_path / "a")[2:3]
-    (tmp_path / "a").mkdir()
-    running = Running(4)
-    found: list[SmallDone | Failed] = []
-    order = FetchSmall(id=4, items=tuple(silent))
-    thread = threading.Thread(target=lambda: found.append(fetch_small(order, running, bench.tools, Buffer())))
-    thread.start()
-    while not any(request.path == "/2.bin" for request in server.requests):
-        time.sleep(0.01)
-    others = items(server, tls, tmp_path)[3:]
-    expect_all(run(bench, others), others, tmp_path)
-    running.stop()
-    thread.join()
-    (report,) = found
-    assert isinstance(report, Failed)
-    assert report.kind == "cancelled"
-    assert not bench.tools.turn.locked()
