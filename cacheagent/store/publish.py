@@ -57,11 +57,12 @@ class Publisher:
                 content = encode_record(record)
                 now_at = [places.get(blob) or state.layout.blob(blob) for blob in blobs]
                 build_tree(state.layout, record.manifest, now_at)
+            write_whole(state.layout.record(record.digest), content, mtime=record.last_used)
         except OSError:
-            with suppress(OSError):  # its names would keep blobs that were discarded
+            with suppress(OSError):  # its names would keep blobs that were discarded, and it takes room
                 _throw_tree_away(state, record.digest)
+                state.trash.sweep()
             raise
-        write_whole(state.layout.record(record.digest), content, mtime=record.last_used)
         _move(state, staged)
         _show(state, record)
         with state.lock:
