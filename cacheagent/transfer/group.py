@@ -118,9 +118,10 @@ class WorkerGroup:
         return tuple(self.workers)
 
     def _freest(self, avoid: Worker | None = None) -> Worker | None:
+        """What is given to a worker that is still starting waits for that, and would be taken for late."""
         self.start_workers()
         able = [worker for worker in self.workers if worker.free_threads > 0 and not worker.is_ending]
-        return max(able, key=lambda worker: (worker is not avoid, worker.free_threads), default=None)
+        return max(able, key=lambda worker: (worker.is_up, worker is not avoid, worker.free_threads), default=None)
 
     def _launch(self, job: AnyJob, worker: Worker, now: float, connections: int) -> None:
         unit = job.take(connections)

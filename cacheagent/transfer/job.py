@@ -8,6 +8,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, TypeVar
 
 from cacheagent.errors import TargetAbandoned
@@ -28,7 +29,7 @@ class Setting:
     config: TransferConfig
     observer: TransferObserver
     random: random.Random = field(default_factory=random.Random)
-    _numbers: Iterator[int] = field(default_factory=itertools.count)
+    _numbers: Iterator[int] = field(default_factory=partial(itertools.count, 1))
 
     def next_number(self) -> int:
         """For orders and for the order of arrival."""

@@ -182,6 +182,13 @@ class PiecePart(Value, tag="piece-part"):
     length: int
 
 
+class Listens(Value, tag="listens"):
+    """The process has started: what it is given now is begun now."""
+
+    id: int = 0
+    """No order has it."""
+
+
 class GoesOn(Value, tag="goes-on"):
     """Nothing is done yet, and nothing hangs: bytes of the order come, or it waits for a cap. At most one a second."""
 
@@ -221,4 +228,4 @@ class Failed(Value, tag="failed"):
 
 Part = StreamPiece | PiecePart | GoesOn
 """What may come before the final report."""
-Report = PieceDone | SmallDone | StreamDone | RehashDone | Failed | Part
+Report = PieceDone | SmallDone | StreamDone | RehashDone | Failed | Part | Listens

@@ -86,6 +86,8 @@ class Worker(Child[Report]):
         self.counters = Counters(launch.shared, launch.slot)
         self.threads = launch.threads
         self.used_threads = 0
+        self.is_up = False
+        """It has said something: its start, a tenth of a second or more, is over."""
         self.alive_at = asyncio.get_running_loop().time()
         self._tell_of_end = on_end
         self._answer_limit_s = launch.answer_limit_s
@@ -157,6 +159,7 @@ class Worker(Child[Report]):
         asked.cancelling = self._loop.call_later(self._answer_limit_s, self._not_answered, work_id)
 
     def _take(self, report: Report) -> None:
+        self.is_up = True
         self.alive_at = self._loop.time()
         asked = self._asked.get(report.id)
         if asked is None:

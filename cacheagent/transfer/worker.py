@@ -23,7 +23,17 @@ from cacheagent.transfer.channel import Channel, end_with_parent
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.failure import as_failure
 from cacheagent.transfer.http1 import Connections
-from cacheagent.transfer.orders import Cancel, FetchPiece, FetchSmall, FetchStream, GoesOn, Order, Rehash, Report
+from cacheagent.transfer.orders import (
+    Cancel,
+    FetchPiece,
+    FetchSmall,
+    FetchStream,
+    GoesOn,
+    Listens,
+    Order,
+    Rehash,
+    Report,
+)
 from cacheagent.transfer.piece import fetch_piece, rehash
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.running import Running
@@ -87,6 +97,7 @@ class Worker:
 
     def serve(self) -> None:
         """Until the parent closes the socket."""
+        self._channel.send(Listens())
         for order in self._channel:
             self._accept(order)
 

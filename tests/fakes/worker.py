@@ -14,7 +14,7 @@ from typing import Self
 
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.http1 import Connections
-from cacheagent.transfer.orders import Order, Report
+from cacheagent.transfer.orders import Listens, Order, Report
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.tools import Tools
 from cacheagent.transfer.wire import FrameReader, frame
@@ -63,6 +63,7 @@ class WorkerProcess:
             )
         self._frames: FrameReader[Report] = FrameReader(Report)
         self._unread: list[Report] = []
+        assert self.receive() == Listens()
 
     def __enter__(self) -> Self:
         return self

@@ -35,8 +35,9 @@ from cacheagent.location import HttpLocation, Location, PathLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum, FileHashes
 from cacheagent.transfer import pool as pool_module
 from cacheagent.transfer.base import SmallOrder, SmallResult
-from cacheagent.transfer.orders import FetchPiece, FetchSmall, FetchStream, GoesOn, Rehash, StreamDone
+from cacheagent.transfer.orders import FetchPiece, FetchSmall, FetchStream, GoesOn, Listens, Rehash, StreamDone
 from cacheagent.transfer.pool import TransferConfig, WorkerPool
+from cacheagent.transfer.whereabouts import HTTP_GROUP
 from tests.fakes.scripted_worker import Rule, Script, ScriptedWorker, Work, scripted
 from tests.fakes.transfer import Blob, CountingObserver, piece_hashes, random_bytes, until
 
@@ -796,6 +797,28 @@ async def test_before_there_is_work_one_cpu_is_left_free(
         await blob.fetch(pool)
         blob.require_whole()
         assert pool.running_workers == 3
+
+
+@pytest.mark.parametrize("listening", [(1,), (0, 1)], ids=["one of two", "the control: both"])
+@pytest.mark.asyncio
+async def test_a_worker_that_is_still_starting_gets_nothing_while_another_one_can_take_it(
+    world: World, listening: tuple[int, ...]
+) -> None:
+    """What it had would come late, and be asked for a second time."""
+    async with world.pool() as pool:
+        await world.blob(data=b"short", url="http://origin.test/short.bin").fetch(pool)  # both have started after that
+        await until(lambda: len(world.script.workers) == 2, "two workers")
+        group = pool._group(HTTP_GROUP)
+        for worker in group.workers:
+            worker.is_up = False
+        for number in listening:
+            next(each for each in world.script.workers if each.pid == group.workers[number].pid).answer(Listens())
+        await until(lambda: sum(each.is_up for each in group.workers) == len(listening), "what they say is heard")
+        blob = world.blob()
+        await blob.fetch(pool)
+    blob.require_whole()
+    asked = {worker.pid for worker, order in world.script.orders if getattr(order, "file_size", 0) == len(DATA)}
+    assert len(asked) == len(listening)
 
 
 @pytest.mark.asyncio
