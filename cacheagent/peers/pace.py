@@ -48,8 +48,8 @@ class Pace:
 
     def slow(self, now: float) -> list[Link]:
         """Who is to be relieved."""
-        if self._placement.here.issuperset(self._own):
-            self._own_since = min(self._own_since, now)
+        if self._own_since == math.inf and self._placement.here.issuperset(self._own):
+            self._own_since = now
         near = [self._home(link, now, link.rate()) for link in self._near if link.delivered or link.expected]
         found = find_slow(self._with_me(near, self._myself(self._brought, now), now), factor=self._factor())
         return [self._links[name] for name in [*found, *self._slow_far(now)] if name != self._me]

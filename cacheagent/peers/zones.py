@@ -2,8 +2,8 @@
 
 A piece's home asks the origin. In every other zone, one member asks the home, and the others of the zone ask that one.
 Who is asked in place of another never leads back (`docs/design.md`): inside a zone a node asks only who is before it in
-the piece's rank, or, as the first, the second, who asks nobody else in turn; and beyond it only members of the home's
-zone, or of zones whose first is before its own zone's first.
+the piece's rank, or, as the first, the second; these two may ask each other, and then both take the piece over. Beyond
+its zone it asks only members of the home's zone, or of zones whose first is before its own zone's first.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from cacheagent.checksum import check_bytes
 from cacheagent.errors import ChecksumMismatch
-from cacheagent.location import HttpLocation, PathLocation
+from cacheagent.location import HttpLocation
 from cacheagent.model import Checksum
 from cacheagent.transfer.answer import (
     HEAD_LIMIT_BYTES,
@@ -32,7 +32,7 @@ from cacheagent.transfer.disk import Buffer, aligned_up
 from cacheagent.transfer.failure import OrderFailed, as_failure, disk_failure
 from cacheagent.transfer.http1 import refusal
 from cacheagent.transfer.orders import Failed, FetchSmall, SmallDone, SmallFile, SmallItem
-from cacheagent.transfer.request import Request, make_request
+from cacheagent.transfer.request import Request, describe, make_request
 from cacheagent.transfer.running import Running
 from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range
 
@@ -80,8 +80,7 @@ class _Batch:
             source.open(0, item.size_bytes, item.size_bytes)
             source.receive(view)
             source.finish()
-        assert isinstance(item.location, PathLocation)
-        self._keep(item, item.location.path, item.checksums, view)
+        self._keep(item, describe(item.location), item.checksums, view)
 
     def _fetch_http(self, waiting: deque[SmallItem]) -> None:
         """As many from the front as one connection serves; the next call goes on with another one.

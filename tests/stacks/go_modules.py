@@ -40,6 +40,15 @@ class Workshop(NamedTuple):
         subprocess.run(command, check=True, cwd=copy, env=environment)
         shutil.rmtree(copy)
 
+    def program(self, source: Path, name: str) -> Path:
+        """One program of a module, by its name in `cmd/`; built where it is missing, there only when whole."""
+        program = self.folder / name
+        if not program.exists():
+            beside = self.folder / f"{name}.new"
+            self.build(source, beside, f"./cmd/{name}")
+            beside.rename(program)
+        return program
+
 
 @contextmanager
 def workshop(name: str, reason: str) -> Iterator[Workshop]:

@@ -44,12 +44,8 @@ def built() -> Built:
     """Build it where it is missing: some ten minutes of two cores, for it brings the clients of every cloud. Skips the
     test where Go or a module can't be had."""
     with workshop(f"keda-{VERSION}", "KEDA's operator is built from its module") as shop:
-        module, operator = shop.module(MODULE, VERSION), shop.folder / "operator"
-        if not operator.exists():
-            beside = shop.folder / "operator.new"
-            shop.build(module, beside, "./cmd/operator")
-            beside.rename(operator)
-    return Built(operator, module)
+        module = shop.module(MODULE, VERSION)
+        return Built(shop.program(module, "operator"), module)
 
 
 def definitions(module: Path) -> list[Object]:
