@@ -313,6 +313,67 @@ async def test_temporary_credentials_are_signed_with_as_they_are_now(
     assert seen[0]["X-Amz-Credential"] != seen[1]["X-Amz-Credential"]
 
 
+class Metadata(HttpServer):
+    """What answers an instance, or a container, that asks for the keys of its role."""
+
+    ROLE = "/latest/meta-data/iam/security-credentials/"
+    KEYS = (
+        b'{"Code":"Success","Type":"AWS-HMAC","AccessKeyId":"AKIAOFTHEROLE","SecretAccessKey":"s","Token":"t",'
+        b'"Expiration":"2099-01-01T00:00:00Z"}'
+    )
+
+    def respond(self, request: Request) -> Answer:
+        answers = {
+            "/latest/api/token": b"session",
+            self.ROLE: b"reader",
+            f"{self.ROLE}reader": self.KEYS,
+            "/keys": self.KEYS,
+        }
+        body = answers.get(request.path)
+        return Answer(status=404) if body is None else Answer(status=200, content=Content(body, etag=""))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("way", "key"),
+    [
+        ("web identity", "ASIA"),
+        ("role of a profile", "ASIA"),
+        ("container", "AKIAOFTHEROLE"),
+        ("instance", "AKIAOFTHEROLE"),
+    ],
+)
+async def test_roles_sign_however_they_are_taken(
+    moto: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, key: str
+) -> None:
+    """The rest of boto3's chain: what a pod, a profile, a container or an instance may do."""
+    role = "arn:aws:iam::123456789012:role/reader"
+    (tmp_path / "token").write_text("of the pod")
+    (tmp_path / "config").write_text(
+        f"[profile reader]\nregion=us-east-1\nrole_arn={role}\nsource_profile=base\n"
+        "[profile base]\naws_access_key_id=a\naws_secret_access_key=s\n"
+    )
+    with Metadata() as metadata:
+        variables = {
+            "web identity": {"AWS_ROLE_ARN": role, "AWS_WEB_IDENTITY_TOKEN_FILE": str(tmp_path / "token")},
+            "role of a profile": {"AWS_CONFIG_FILE": str(tmp_path / "config")},
+            "container": {"AWS_CONTAINER_CREDENTIALS_FULL_URI": f"{metadata.url}/keys"},
+            "instance": {"AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.url},
+        }[way]
+        for name, value in {**variables, "AWS_ENDPOINT_URL_STS": moto.endpoint}.items():
+            monkeypatch.setenv(name, value)
+        spec = SourceSpec(
+            uri=f"s3://{bucket}/top.txt",
+            endpoint=moto.endpoint,
+            credential="reader" if way == "role of a profile" else "",
+        )
+        (location,) = await locations_of(spec, *await files_of(spec))
+    query = parse_qs(urlsplit(location.url).query)
+    assert query["X-Amz-Credential"][0].startswith(key)
+    assert query["X-Amz-Security-Token"]
+    assert read_whole(location)[0] == b"top.txt"
+
+
 @pytest.mark.asyncio
 async def test_an_unknown_profile_is_a_configuration_error(moto: S3Server) -> None:
     """The message names it and the hint says where profiles live."""
