@@ -77,6 +77,10 @@ def verify(ref: str, root: Path | None, socket: Path | None, output: Format) -> 
     """Read a model back from disk and compare every piece with what was recorded when it was fetched.
 
     REF is a model's name, its digest, or the beginning of its digest. Exit code 1 if a byte differs.
+
+    \b
+    Example:
+      cacheagent verify llama-3-70b
     """
 
     async def work(desk: Desk) -> tuple[Model, float]:
@@ -95,7 +99,12 @@ def verify(ref: str, root: Path | None, socket: Path | None, output: Format) -> 
 @click.argument("ref")
 @where_options
 def pin(ref: str, root: Path | None, socket: Path | None, output: Format) -> None:
-    """Never evict a model. REF is a model's name, its digest, or the beginning of its digest."""
+    """Never evict a model. REF is a model's name, its digest, or the beginning of its digest.
+
+    \b
+    Example:
+      cacheagent pin llama-3-70b
+    """
     _tell(_with_desk(root, socket, lambda desk: desk.pin(ref)), "pinned: it stays until it is unpinned", output)
 
 
@@ -103,7 +112,12 @@ def pin(ref: str, root: Path | None, socket: Path | None, output: Format) -> Non
 @click.argument("ref")
 @where_options
 def unpin(ref: str, root: Path | None, socket: Path | None, output: Format) -> None:
-    """Let a pinned model be evicted again. REF is a model's name, its digest, or the beginning of its digest."""
+    """Let a pinned model be evicted again. REF is a model's name, its digest, or the beginning of its digest.
+
+    \b
+    Example:
+      cacheagent unpin llama-3-70b
+    """
     _tell(_with_desk(root, socket, lambda desk: desk.unpin(ref)), "unpinned: it goes when room is needed", output)
 
 
@@ -115,6 +129,10 @@ def evict(ref: str, root: Path | None, socket: Path | None, output: Format) -> N
 
     REF is a model's name, its digest, or the beginning of its digest. A model that is pinned or mounted stays, and the
     command says so (exit code 1). Files that other models share stay for them.
+
+    \b
+    Example:
+      cacheagent evict llama-3-70b
     """
     gone = _with_desk(root, socket, lambda desk: desk.evict(ref))
     if output == "json":

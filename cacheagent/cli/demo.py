@@ -18,6 +18,11 @@ def demo(size_gb: float, directory: Path | None) -> None:
     """Start a real S3 server, pull two models from it, kill the agent in the middle of a third, and compare.
 
     Everything runs on loopback, needs no root, and is removed at the end.
+
+    \b
+    Examples:
+      cacheagent demo
+      cacheagent demo --size-gb 0.5 --dir /var/tmp
     """
     # Imported late: needs the packages of the `demo` extra.
     from cacheagent.demo.show import run_demo

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--pin", is_flag=True, help="Never evict it.")
 @click.option("--refresh", is_flag=True, help="Ask the origin again what the model is now.")
 @click.option("--timeout", type=float, metavar="SECONDS", help="Stop waiting after this long (exit code 3).")
-@click.option("--connections", type=click.IntRange(1, 256), help="Fixed number of connections. [default: adaptive]")
+@click.option("--connections", type=click.IntRange(1, 256), help="Fixed number (without an agent). [default: adaptive]")
 @click.option("--ingress-cap", type=RATE, default=0, help="Upper limit, such as 200MB/s (without an agent).")
 @where_options
 def pull(uri: str, **given: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cacheagent.agent import STOP_WITHIN_S
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.progress import JobStatus
 from tests.fakes.origin import Origin
@@ -88,6 +89,7 @@ def test_sigterm_in_mid_download_keeps_what_is_proved(tmp_path: Path, slow_origi
         agent.send(signal.SIGTERM)
         assert agent.wait() == 0
         assert agent.events("stopped")
+        assert STOP_WITHIN_S < 5
         assert not agent.events("ended at once"), "it had to be ended by its own watchdog"
         assert list((agent.root / "models").iterdir()) == []
     with agent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
@@ -11,34 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.fakes.cli import LIMIT_S, Cli
 from tests.fakes.models import checkpoint, write_files
 from tests.fakes.origin import Origin
 from tests.fakes.pace import Pace
 
 COMMANDS = ("pull", "ls", "status", "verify", "pin", "unpin", "evict", "agent", "demo")
-LIMIT_S = 120.0
-
-
-class Cli:
-    """`cacheagent` on one cache directory."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def arguments(self, *arguments: str) -> list[str]:
-        return [sys.executable, "-m", "cacheagent", *arguments, "--root", str(self.root)]
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(self.arguments(*arguments), capture_output=True, text=True, check=False, timeout=LIMIT_S)
-
-    def json(self, *arguments: str) -> list[Any]:
-        ended = self.run(*arguments, "-o", "json")
-        assert ended.returncode == 0, ended.stderr
-        return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -183,34 +163,38 @@ def test_ctrl_c_ends_with_130_and_leaves_a_cache_that_works(cli: Cli) -> None:
         assert cli.run("pull", url).returncode == 0
 
 
-def test_a_terminal_sees_a_bar(cli: Cli, model: Path) -> None:
-    """On a terminal the progress moves; at the end one line says what happened."""
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        cli.arguments("pull", f"file://{model}"),
-        stdout=follower,
-        stderr=follower,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    ) as pull:
-        os.close(follower)
-        shown = b""
-        while chunk := _read(leader):
-            shown += chunk
-        assert pull.wait(LIMIT_S) == 0
-    os.close(leader)
+def test_a_terminal_sees_a_bar(cli: Cli) -> None:
+    """On a terminal the progress moves, with rate and time left; at the end one line says what happened."""
+    files = {f"m/{number}.gguf": bytes(1_500_000) for number in range(6)}
+    with Origin(files, bytes_per_s=3_000_000) as origin:
+        origin.add_sums("m")
+        leader, follower = pty.openpty()
+        with subprocess.Popen(
+            cli.arguments("pull", f"{origin.url}/m/", "--connections", "2"),
+            stdout=follower,
+            stderr=follower,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "140"},
+        ) as pull:
+            os.close(follower)
+            shown = b""
+            while chunk := _read(leader):
+                shown += chunk
+            assert pull.wait(LIMIT_S) == 0
+        os.close(leader)
     assert b"\x1b[?25l" in shown  # the cursor is hidden while the bar moves
-    assert b"ready in" in shown
+    moved = re.findall(rb"(\d+)%, [\d.]+ MB of 9 MB, [\d.]+ [KM]B/s, about [\d.]+ s left", shown)
+    assert len(set(moved)) >= 2, shown
+    assert b"m: ready in" in shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_teaches(command: str) -> None:
-    """--help explains, and long forms show an example."""
+    """--help explains, and shows an example of itself."""
     ended = _bare(command, "--help")
     assert ended.returncode == 0
-    assert "Usage: " in ended.stdout
-    assert len(ended.stdout.split()) > 30
-    if command in {"pull", "ls", "status", "agent"}:
-        assert f"cacheagent {command}" in ended.stdout
+    assert f"Usage: cacheagent {command} " in ended.stdout
+    _, _, examples = ended.stdout.partition("Example")
+    assert f"  cacheagent {command}" in examples
 
 
 def _bare(*arguments: str) -> subprocess.CompletedProcess[str]:
