@@ -10,6 +10,7 @@ import pytest
 from cacheagent.errors import OriginUnavailable
 from cacheagent.model import MIB, PIECE_SIZE_BYTES
 from cacheagent.spec import ModelSpec, SourceSpec
+from cacheagent.transfer.pool import TransferConfig
 from tests.fakes.faults import Drip, Fault, SlowFirstByte, Stall
 from tests.fakes.origin import Origin
 from tests.fakes.tls import Tls
@@ -22,6 +23,7 @@ from tests.faults.scene import (
     OnDisk,
     assert_claims_are_true,
     assert_published,
+    ensure,
     look,
     put_model,
     small_tree,
@@ -66,6 +68,7 @@ async def test_a_small_file_that_stalls(cache: Cache, origin: Origin) -> None:
     put_model(origin, "m", SMALL)
     origin.inject(Stall(after_bytes=5), path="m/config.json")
     got = await cache.recover(web_spec(origin, "m"), SMALL)
+    assert [each.fault for each in origin.requests if each.fault] == ["Stall"]
     assert_published(cache.root, {got.digest: SMALL})
 
 
@@ -109,6 +112,32 @@ async def test_an_origin_that_is_gone_for_a_while(cache: Cache, origin: Origin, 
     assert origin.body_bytes_sent(f"m/{SHARD}") < SIZE + PIECE_SIZE_BYTES
     assert any(name.startswith("retry ") for name in cache.observer.counts)
     assert_published(cache.root, {record.digest: FILES})
+
+
+@pytest.mark.slow
+async def test_an_origin_that_is_gone_for_a_minute(cache: Cache, origin: Origin) -> None:
+    """With the usual waits: both kinds of pull outlast it, and take up where they were within moments."""
+    names: tuple[Listing, ...] = ("sums", "index")
+    for name in names:
+        put_model(origin, name, FILES, name)
+    origin.pace.bytes_per_s = 20e6
+    cache.transfer = TransferConfig(workers=1, connections=2)
+    async with cache.node() as node:
+        pulls = [asyncio.create_task(ensure(node, web_spec(origin, name))) for name in names]
+        await until(lambda: cache.observer.bytes_done > 2 * PIECE_SIZE_BYTES, "the first pieces")
+        with origin.gone():
+            await asyncio.sleep(60)  # the length of the fault, not a wait for anything
+            assert not any(pull.done() for pull in pulls)
+            assert (look(cache.root).models, look(cache.root).records) == (frozenset(), frozenset())
+            assert_claims_are_true(cache.root, FILES[SHARD])
+            back_s = asyncio.get_running_loop().time()
+        records = await asyncio.gather(*pulls)
+    # At most the longest pause between two tries (10 s), and then what was missing, 20 MB a second.
+    assert asyncio.get_running_loop().time() - back_s < cache.transfer.backoff_cap_s + 30
+    origin.wait_until_idle()
+    for name in names:
+        assert origin.body_bytes_sent(f"{name}/{SHARD}") < SIZE + 2 * PIECE_SIZE_BYTES
+    assert_published(cache.root, {record.digest: FILES for record in records})
 
 
 @pytest.mark.parametrize("listing", ["sums", "index"])
