@@ -60,7 +60,12 @@ def refresh(model: str, timeout: float, kubeconfig: Path | None, context: str, o
 @click.argument("model")
 @cluster_options
 def pin(model: str, kubeconfig: Path | None, context: str, output: Format) -> None:
-    """Never evict a model on the nodes that it is assigned to (spec.pin)."""
+    """Never evict a model on the nodes that it is assigned to (spec.pin).
+
+    \b
+    Example:
+      cacheagent cluster pin llama-3-70b
+    """
     _set_pin(model, True, kubeconfig, context, output)
 
 
@@ -68,7 +73,12 @@ def pin(model: str, kubeconfig: Path | None, context: str, output: Format) -> No
 @click.argument("model")
 @cluster_options
 def unpin(model: str, kubeconfig: Path | None, context: str, output: Format) -> None:
-    """Let a pinned model be evicted again."""
+    """Let a pinned model be evicted again.
+
+    \b
+    Example:
+      cacheagent cluster unpin llama-3-70b
+    """
     _set_pin(model, False, kubeconfig, context, output)
 
 
@@ -90,6 +100,10 @@ def evict(model: str, kubeconfig: Path | None, context: str, output: Format) -> 
 
     Each node removes the bytes when it needs their room, never while a pod has them mounted. A pod that asks for the
     model has it fetched where it runs. `kubectl edit modelcache` (spec.prefetch) takes it back.
+
+    \b
+    Example:
+      cacheagent cluster evict llama-3-70b
     """
     from cacheagent.kube.ops.orders import end_warmups, order_spec
 
