@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 from dataclasses import replace
@@ -93,6 +94,18 @@ async def test_a_node_closes_although_a_source_hangs(
     assert_published(cache.root, {web.digest: NEW, got.digest: FILES})
 
 
+async def test_many_reads_are_in_flight(cache: Cache, faulty_disk: FaultyDisk, mounted: Path) -> None:
+    """Of one file and of several files: as many as there are connections wait for the server at a time."""
+    two = {**FILES, "weights/other.bin": NEW[SHARD]}
+    write_files(faulty_disk.backing / "m", {"weights/other.bin": NEW[SHARD]})
+    faulty_disk.inject(DiskFaults(paths="m/weights/*", hang_reads=True))
+    pull = asyncio.create_task(cache.recover(directory_spec(mounted), two, workers=2, connections=5, idle_timeout_s=60))
+    await until(lambda: _threads_in_the_kernel() == 5, "five reads at a time")
+    faulty_disk.heal()
+    got = await pull
+    assert_published(cache.root, {got.digest: two})
+
+
 async def test_a_slow_source_is_not_a_hung_one(cache: Cache, faulty_disk: FaultyDisk, mounted: Path) -> None:
     """The control: reads that take their time are waited for, and no worker is lost."""
     faulty_disk.inject(DiskFaults(paths="m/*", read_delay_s=0.1))
@@ -168,6 +181,16 @@ async def test_replaced_while_it_is_read(cache: Cache, faulty_disk: FaultyDisk, 
 
 def _is_worker(process: psutil.Process) -> bool:
     return process.status() != psutil.STATUS_ZOMBIE and "cacheagent.transfer.worker" in process.cmdline()
+
+
+def _threads_in_the_kernel() -> int:
+    """Of all workers: uninterruptible, as who waits for a file server is."""
+    states = []
+    for worker in filter(_is_worker, psutil.Process().children()):
+        for stat in Path(f"/proc/{worker.pid}/task").glob("*/stat"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                states.append(stat.read_text().rpartition(")")[2].split()[0])
+    return states.count("D")
 
 
 def _is_there(process: psutil.Process) -> bool:
