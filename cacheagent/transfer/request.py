@@ -57,18 +57,22 @@ def make_request(location: HttpLocation) -> Request:
     target = rest[cut:].partition("#")[0]
     if not target.startswith("/"):
         target = "/" + target
-    origin = _origin(scheme, rest[:cut], location.ca_bundle, location.refused_networks, tuple(location.headers.items()))
-    shown = origin.shown + target.partition("?")[0]
+    origin = _origin(scheme, rest[:cut], location.ca_bundle, location.refused_networks, tuple(location.headers))
+    for name, value in location.headers.items():
+        if not _can_be_sent(value):
+            raise _unfit_header(origin.authority, name)
+    shown = f"{scheme}://{origin.authority}" + target.partition("?")[0]
     if not _can_be_sent(target) or " " in target:
         raise OrderFailed("protocol", f"{shown!a}: a URL with characters that a request can't carry")
-    return Request(origin.endpoint, f"GET {target} HTTP/1.1\r\n{origin.lines}".encode(), shown, location)
+    own = "".join(f"{name}: {value}\r\n" for name, value in location.headers.items())
+    return Request(origin.endpoint, f"GET {target} HTTP/1.1\r\n{origin.lines}{own}".encode(), shown, location)
 
 
 class _Origin(NamedTuple):
-    """What all requests to one server have in common."""
+    """What all requests to one server have in common. `lines`: the headers that a location doesn't give itself."""
 
     endpoint: Endpoint
-    shown: str
+    authority: str
     lines: str
 
 
@@ -78,23 +82,27 @@ def _origin(
     authority: str,
     ca_bundle: str,
     refused_networks: tuple[str, ...],
-    headers: tuple[tuple[str, str], ...],
+    given: tuple[str, ...],
 ) -> _Origin:
+    """`given`: names of headers. Their values are no part of it: S3's `If-Match` is another one for each object."""
     authority = authority.rpartition("@")[2]
     host, colon, port = authority.rpartition(":")
     if not colon or authority.endswith("]"):  # no port, maybe an IPv6 address
         host, port = authority, ""
     if scheme not in _PORTS or not host or not (port.isdecimal() or not port) or not _can_be_sent(authority):
         raise OrderFailed("protocol", f"not an http or https URL: {scheme[:10]!a}, {authority[:80]!a}")
+    for name in given:
+        if not _can_be_sent(name):
+            raise _unfit_header(authority, name)
     common = {"Host": authority, "User-Agent": f"cacheagent/{__version__}", "Accept-Encoding": "identity"}
-    given = {name.lower() for name, _ in headers}
-    all_headers = [(name, value) for name, value in common.items() if name.lower() not in given] + list(headers)
-    for name, value in all_headers:
-        if not (_can_be_sent(name) and _can_be_sent(value)):
-            raise OrderFailed("protocol", f"{authority}: header {name!a} has characters that a request can't carry")
-    lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers)
+    lower = {name.lower() for name in given}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in common.items() if name.lower() not in lower)
     endpoint = Endpoint(scheme, host.strip("[]"), int(port or _PORTS[scheme]), ca_bundle, refused_networks)
-    return _Origin(endpoint, f"{scheme}://{authority}", lines)
+    return _Origin(endpoint, authority, lines)
+
+
+def _unfit_header(authority: str, name: str) -> OrderFailed:
+    return OrderFailed("protocol", f"{authority}: header {name!a} has characters that a request can't carry")
 
 
 def _can_be_sent(text: str) -> bool:

@@ -41,6 +41,16 @@ def test_a_locations_headers_win() -> None:
     assert "Accept-Encoding: identity\r\n" in text
 
 
+def test_headers_belong_to_one_location() -> None:
+    """What requests to one server share holds no value of theirs, and a value that can't be sent is refused whatever
+    was sent before it."""
+    for etag in ('"a"', '"b"', '"a"'):
+        request = make_request(HttpLocation(url="http://h/x", headers={"If-Match": etag}))
+        assert request.whole().decode().endswith(f"\r\nIf-Match: {etag}\r\n\r\n")
+    with pytest.raises(OrderFailed, match="header 'If-Match' has characters"):
+        make_request(HttpLocation(url="http://h/x", headers={"If-Match": '"a"\r\nX: y'}))
+
+
 @pytest.mark.parametrize(
     "location",
     [
