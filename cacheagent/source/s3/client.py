@@ -40,6 +40,7 @@ class Bucket:
     def __init__(self, address: BucketAddress) -> None:
         self._address = address
         self._connecting = threading.Lock()
+        self._signing = threading.Lock()
         self._connection: Connection | None = None
 
     def close(self) -> None:
@@ -100,8 +101,13 @@ class Bucket:
         return body
 
     def locate(self, files: Sequence[RemoteFile], *, method: Method = "GET") -> Sequence[HttpLocation]:
-        """Signed URLs, about 10 us of CPU each; public ones without credentials."""
+        """Signed URLs, about 10 us of CPU each; public ones without credentials. One call after the other: the files
+        of the first are fetched while the next ones are signed."""
         here = self._connect()
+        with self._signing:
+            return self._sign(here, files, method)
+
+    def _sign(self, here: Connection, files: Sequence[RemoteFile], method: Method) -> Sequence[HttpLocation]:
         with translated("signing", here.asker):
             sign_small, sign_large = (self._signer(here, method, checksum_mode=mode) for mode in (True, False))
         locations: list[HttpLocation] = []
