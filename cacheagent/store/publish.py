@@ -63,7 +63,7 @@ class Publisher:
                 _throw_tree_away(state, record.digest)
                 state.trash.sweep()
             raise
-        _move(state, staged)
+        _move(state, places)
         _show(state, record)
         with state.lock:
             state.index.add(record, blobs)
@@ -85,7 +85,7 @@ class Publisher:
 
 def finish(state: State, record: Record, blobs: tuple[str, ...], staged: Iterable[str]) -> None:
     """The steps after the record: they can begin again after a crash at any of them."""
-    _move(state, staged)
+    _move(state, {blob: state.staging.place(blob) for blob in staged})
     _throw_tree_away(state, record.digest)
     build_tree(state.layout, record.manifest, [state.layout.blob(blob) for blob in blobs])
     _show(state, record)
@@ -119,10 +119,10 @@ def _make_durable(state: State, places: Mapping[str, str]) -> None:
         raise
 
 
-def _move(state: State, staged: Iterable[str]) -> None:
-    for blob in staged:
+def _move(state: State, places: Mapping[str, str]) -> None:
+    for blob, place in places.items():
         with suppress(FileNotFoundError):  # moved already, by a publish that failed later; if not, no link can be made
-            os.rename(state.staging.place(blob), state.layout.blob(blob))
+            os.rename(place, state.layout.blob(blob))
     sync_directory(state.layout.blobs)
 
 
