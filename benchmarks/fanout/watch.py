@@ -75,7 +75,7 @@ class Watcher:
 
     def _watch(self) -> None:
         try:
-            _enter(self._hub)
+            enter(self._hub)
         except OSError as error:
             self._failure = error
             return
@@ -138,7 +138,7 @@ def _pss_bytes(pid: int) -> int:
     return 0
 
 
-def _enter(namespace: str) -> None:
+def enter(namespace: str) -> None:
     """Put this thread, and only this one, into a network namespace."""
     descriptor = os.open(NAMESPACES / namespace, os.O_RDONLY | os.O_CLOEXEC)
     try:
