@@ -30,6 +30,9 @@ class Line:
     def __init__(self) -> None:
         self._socket = socket.socket()
         self._poll = select.poll()
+        self._ahead = memoryview(bytearray(protocol.HEAD.size))
+        self._here = 0
+        """How many bytes of `_ahead` have come and were not asked for yet."""
         self._limit_ms: float | None = protocol.GREETING_S * 1000
 
     def connect(self, host: str, port: int) -> None:
@@ -80,23 +83,35 @@ class Line:
 
     def fill(self, view: memoryview) -> None:
         """One wake-up for all that is missing, not one for each packet: the kernel tells of less only at the end, or
-        when its buffers are full. Raises ConnectionOver, OSError.
+        when its buffers are full. The next head is taken along if it is here: it costs no wake-up of its own then.
+        Raises ConnectionOver, OSError.
 
         `recv` itself must not wait, as it would with MSG_WAITALL: what it had taken would count against the mark, and
         the rest never reach it.
         """
-        missing = len(view)
-        while True:
+        missing = len(view) - self._take_ahead(view)
+        while missing:
             try:
-                count = self._socket.recv_into(view[-missing:], missing, socket.MSG_DONTWAIT)
+                buffers = [view[-missing:], self._ahead]
+                count, *_ = self._socket.recvmsg_into(buffers, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                count = -1
+                self._wait(missing)
+                continue
             if count == 0:
                 raise ConnectionOver("reset", "the connection ended")
-            missing -= max(0, count)
-            if not missing:
-                return
-            self._wait(missing)
+            self._here = max(0, count - missing)
+            missing -= count - self._here
+            if missing:
+                self._wait(missing)
+
+    def _take_ahead(self, view: memoryview) -> int:
+        """What came with the bytes before."""
+        count = min(len(view), self._here)
+        if count:
+            view[:count] = self._ahead[:count]
+            self._here -= count
+            self._ahead[: self._here] = bytes(self._ahead[count : count + self._here])
+        return count
 
     def _wait(self, least: int) -> None:
         """For so many bytes, or the end."""
