@@ -14,8 +14,8 @@ from cacheagent.peers import protocol
 from cacheagent.peers.server_line import ServerLine
 from cacheagent.peers.shelf import Place, Shelf
 
-CHUNK_BYTES: Final = 256 * 1024
-"""What is sent in one go: 13 ms of a link of 20 MB/s, so that pieces that come side by side go side by side. Chosen."""
+CHUNK_BYTES: Final = 512 * 1024
+"""What is sent in one go: as much as a transfer worker tells of at once, 26 ms of a link of 20 MB/s. Chosen."""
 NO_PROGRESS_S: Final = 30
 """A subscriber that takes nothing for so long is dropped."""
 UNSENT_BYTES: Final = 512 * 1024

@@ -68,7 +68,7 @@ class ServerLine:
 
 class TlsServerLine(ServerLine):
     """Encrypted. OpenSSL works in memory, as `cacheagent.transfer.tls` has it. The main thread reads while a
-    subscriber's sends: `_lock` is held for as long as 256 KiB take to be encrypted, never while a socket is waited
+    subscriber's sends: `_lock` is held for as long as 512 KiB take to be encrypted, never while a socket is waited
     for."""
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext, channel: bytes) -> None:
