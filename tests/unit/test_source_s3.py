@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from botocore.exceptions import ClientError
+from botocore.loaders import JSONFileLoader, create_loader
 
 from cacheagent.errors import (
     ConfigError,
@@ -525,3 +526,12 @@ def test_a_malformed_answer_brings_no_signed_url_into_the_log(caplog: pytest.Log
         server.join()
         bucket.close()
     assert "5ec2e7" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["endpoints", "partitions", "s3/2006-03-01/service-2"])
+def test_descriptions_are_read_as_botocore_reads_them(name: str, tmp_path: Path) -> None:
+    theirs, ours = JSONFileLoader(), connection._JsonFiles()
+    (path,) = [path for folder in create_loader().search_paths if theirs.exists(path := f"{folder}/{name}")]
+    assert ours.load_file(path) == theirs.load_file(path)
+    assert ours.load_file(path)
+    assert ours.load_file(str(tmp_path / name)) is None
