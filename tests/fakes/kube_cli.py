@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from cacheagent.cli.cluster.group import cluster
-from cacheagent.cli.main import main
+from cacheagent.cli.root import run
 from cacheagent.kube import client
 from tests.fakes.kube_scene import Scene
 
@@ -87,6 +87,6 @@ class LivingScene(Scene):
         """`kubectl cacheagent …`."""
         self._monkeypatch.setattr(sys, "argv", ["kubectl-cacheagent", *arguments])
         with pytest.raises(SystemExit) as ended:
-            main(cluster)
+            run(cluster, "cacheagent")
         captured = self._capsys.readouterr()
         return Ended(int(ended.value.code or 0), captured.out, captured.err)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cacheagent.cli.main import cli
+from cacheagent.cli.root import cli
 from cacheagent.kube.api import LEASES, MODEL_CACHES, MODEL_WARMUPS, PODS, KubeRefused
 from cacheagent.kube.ops.placement import DEPLOYMENTS, REPLICA_SETS
 from cacheagent.kube.plan.times import written_time

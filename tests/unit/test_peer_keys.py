@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cacheagent.cli.main import cli
+from cacheagent.cli.root import cli
 from cacheagent.errors import StoreError
 from cacheagent.member import Member
 from cacheagent.peers.keys import is_signed, load_or_make_key

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cacheagent.cli.cluster.group import cluster
-from cacheagent.cli.main import cli
+from cacheagent.cli.root import cli
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/pipelines"
