@@ -48,7 +48,8 @@ from cacheagent.transfer.rate import SharedRate
 if TYPE_CHECKING:
     from cacheagent.peers.contexts import Papers
 
-MOST_CONNECTIONS: Final = 256
+MOST_CONNECTIONS: Final = 512
+"""Of all digests: 63 of a cohort and 128 below it, twice, and some. Chosen."""
 MOST_PER_MEMBER: Final = 4
 """Of one digest: a reconnection may be here before the old connection's end is."""
 MOST_PENDING: Final = 128
