@@ -29,19 +29,12 @@ class Member(Value):
         host, _, port = self.address.rpartition(":")
         if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
             raise ValueError(f"member {self.name}: expected an address such as 10.0.0.1:7411, got {self.address!r}")
-        try:
-            keys = self.keys
-        except binascii.Error as error:
-            raise ValueError(f"member {self.name}: its key is no base64: {error}") from error
-        if any(len(key) != KEY_BYTES for key in keys):
-            raise ValueError(
-                f"member {self.name}: expected a key of {KEY_BYTES} bytes in base64 (`cacheagent peers key`)"
-            )
+        keys_of(self.name, self.key)
 
     @property
     def keys(self) -> tuple[bytes, ...]:
         """Raw public keys, any of which may have signed."""
-        return tuple(base64.b64decode(key, validate=True) for key in self.key.split(","))
+        return _decoded(self.key)
 
     @property
     def host(self) -> str:
@@ -52,3 +45,18 @@ class Member(Value):
     def port(self) -> int:
         """TCP."""
         return int(self.address.rpartition(":")[2])
+
+
+def keys_of(name: str, text: str) -> tuple[bytes, ...]:
+    """A member's raw public keys, of how they are written. Raises ValueError."""
+    try:
+        keys = _decoded(text)
+    except binascii.Error as error:
+        raise ValueError(f"member {name}: its key is no base64: {error}") from error
+    if any(len(key) != KEY_BYTES for key in keys):
+        raise ValueError(f"member {name}: expected a key of {KEY_BYTES} bytes in base64 (`cacheagent peers key`)")
+    return keys
+
+
+def _decoded(text: str) -> tuple[bytes, ...]:
+    return tuple(base64.b64decode(key, validate=True) for key in text.split(","))

@@ -285,13 +285,24 @@ class PeerMember(KubeValue):
     zone: str = ""
 
 
+class PeerBelow(KubeValue):
+    """A node that this cohort feeds: by its key it is let in, and it is never called."""
+
+    name: str
+    key: str
+
+
 class ModelCachePeersSpec(KubeValue):
     """A cohort: nodes that all are to have all these versions. Written by the controller only; sorted. `nodes`: how
-    many there are in all cohorts, at most; 0: those of this one."""
+    many there are in all cohorts, at most; 0: those of this one. `level`: in their tree; 1: it is the root, 0: there is
+    none. `above`: members of the cohort that feeds it. `below`: those of the cohorts that it feeds."""
 
     digests: tuple[str, ...] = ()
     members: tuple[PeerMember, ...] = ()
     nodes: int = 0
+    level: int = 0
+    above: tuple[PeerMember, ...] = ()
+    below: tuple[PeerBelow, ...] = ()
 
 
 # --- ModelWarmup: what `cacheagent warm` creates, cluster scope

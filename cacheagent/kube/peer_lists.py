@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from cacheagent.cohorts import Circle
 from cacheagent.kube.api import MODEL_CACHE_PEERS, KubeApi, KubeError, Object
 from cacheagent.kube.convert import spec_of
 from cacheagent.kube.mirror import Mirror
 from cacheagent.kube.names import member_label
-from cacheagent.kube.objects import ModelCachePeersSpec
-from cacheagent.member import Member
+from cacheagent.kube.objects import ModelCachePeersSpec, PeerBelow, PeerMember
+from cacheagent.member import Member, keys_of
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -34,21 +35,20 @@ class PeerLists:
         """Called when the lists are others than before."""
         self._changed = changed
         self._hold_s = HOLD_S if hold_s is None else hold_s
-        self._members: dict[str, tuple[Member, ...]] = {}
-        self._nodes: dict[str, int] = {}
+        self._circles: dict[str, Circle] = {}
         self._until: dict[str, float] = {}
         self._released: set[str] = set()
         self._mirror = Mirror(api, MODEL_CACHE_PEERS, labels=member_label(me.name), on_change=self._heard)
 
-    def members(self, digest: str) -> tuple[Member, ...]:
-        """Who wants it, this node included; empty where nobody else does or nobody has said so."""
-        return self._members.get(digest, ())
+    def circle(self, digest: str) -> Circle:
+        """See Membership: nobody where nobody else wants it, or nobody has said so."""
+        return self._circles.get(digest, Circle())
 
     def sharers(self, digest: str) -> int:
-        """How many nodes take a version from its origin; 0: nobody has said so yet."""
-        if digest not in self._members:
+        """See `Circle.sharers`; 0: nobody has said so yet."""
+        if digest not in self._circles:
             return 1 if self._mirror.is_synced else 0
-        return max(self._nodes[digest], len(self._members[digest]))
+        return self._circles[digest].sharers
 
     def start(self, kept: Iterable[ModelCachePeersSpec]) -> None:
         """What was known when the last agent ended holds until the API server has been asked."""
@@ -70,7 +70,7 @@ class PeerLists:
         if digest not in self._until:
             self._until[digest] = now + self._hold_s
             asyncio.get_running_loop().call_later(self._hold_s, self._changed)
-        if self.me not in _without_zones(self.members(digest)) and now < self._until[digest]:
+        if self.me not in _without_zones(self.circle(digest).near) and now < self._until[digest]:
             return True
         self._until.pop(digest)
         self._released.add(digest)
@@ -95,16 +95,34 @@ class PeerLists:
     def _take(self, specs: Iterable[ModelCachePeersSpec]) -> None:
         """Where several name a version, the newest holds: the others are about to go."""
         self.specs = tuple(specs)
-        self._members, self._nodes = {}, {}
+        self._circles = {}
         for spec in self.specs:
-            members = _members_of(spec)
-            self._members.update(dict.fromkeys(spec.digests, members))
-            self._nodes.update(dict.fromkeys(spec.digests, spec.nodes))
+            self._circles.update(dict.fromkeys(spec.digests, _circle_of(spec)))
 
 
-def _members_of(spec: ModelCachePeersSpec) -> tuple[Member, ...]:
+def _circle_of(spec: ModelCachePeersSpec) -> Circle:
+    return Circle(
+        near=_members_of(spec.members),
+        above=_members_of(spec.above),
+        below=_keys_of(spec.below),
+        level=spec.level,
+        nodes=spec.nodes,
+    )
+
+
+def _keys_of(below: Iterable[PeerBelow]) -> dict[str, tuple[bytes, ...]]:
+    keys = {}
+    for each in below:
+        try:
+            keys[each.name] = keys_of(each.name, each.key)
+        except ValueError as error:
+            LOG.warning("a peer is left out: %s", error)
+    return keys
+
+
+def _members_of(listed: Iterable[PeerMember]) -> tuple[Member, ...]:
     members = []
-    for each in spec.members:
+    for each in listed:
         try:
             members.append(Member(name=each.name, address=each.address, key=each.key, zone=each.zone))
         except ValueError as error:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Final
 
 from cacheagent.checksum import find_cuts, needed_crcs
-from cacheagent.member import Member
+from cacheagent.cohorts import ROOT, Circle
 from cacheagent.model import piece_count
 from cacheagent.peers.answers import Answers
 from cacheagent.peers.link import Link, Subject
@@ -45,9 +45,7 @@ RETRY_S: Final = (0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 class Exchange:
     """Used on the event loop only. Owner of its links, keeper of its files."""
 
-    def __init__(
-        self, digest: str, blobs: dict[str, int], members: Sequence[Member], node: PeerNode, liars: set[str]
-    ) -> None:
+    def __init__(self, digest: str, blobs: dict[str, int], circle: Circle, node: PeerNode, liars: set[str]) -> None:
         """`blobs`: the large files in the order of their paths, and their sizes. `liars`: names of members that lied,
         which others add to."""
         self.digest = digest
@@ -61,10 +59,13 @@ class Exchange:
         self._pieces = starts[-1]
         self._first = dict(zip(blobs, starts, strict=False))
         self._files = {blob: number for number, blob in enumerate(blobs)}
-        self._zones = Zones(members, node.name, digest)
-        self._session = node.receiving.session(digest, self._keys(members))
+        self._zones = Zones(circle.near, node.name, digest, circle.above)
+        self._level = circle.level
+        self._session = node.receiving.session(digest, self._keys(circle))
         subject = Subject(digest, self._pieces, node.name, node.key, node.receiving, self._session)
-        self._links = {member.name: Link(member, subject, self) for member in members if member.name != node.name}
+        members = [member for member in (*circle.near, *circle.above) if member.name != node.name]
+        self._links = {member.name: Link(member, subject, self) for member in members}
+        self._above = [link for name, link in self._links.items() if name in self._zones.above]
         self._placement = Placement(self._zones, self._links, node.observer)
         self._pace = Pace(self._zones, self._links, self._placement)
         self._movement = Movement(time.monotonic())
@@ -87,10 +88,10 @@ class Exchange:
             if blob in shown.here:
                 self._placement.here.update(range(self._first[blob], self._first[blob] + piece_count(size)))
         for link in self._links.values():
-            if self._standing.is_welcome(link.name):
-                link.connect()
-            else:
+            if not self._standing.is_welcome(link.name):
                 self._placement.out.add(link.name)
+            elif link not in self._above:
+                link.connect()
         self._later(ANSWERS_WITHIN_S, self._open)
         self._later(TICK_S, self._tick)
 
@@ -128,12 +129,13 @@ class Exchange:
 
     @property
     def others(self) -> int:
-        """How many other members there are."""
-        return len(self._links)
+        """How many other members of the cohort there are."""
+        return len(self._zones.names) - 1
 
     def begin(self, share: BlobShare, missing: Iterable[int]) -> None:
         """See Keeper."""
         self._placement.begin(share, missing)
+        self._call_above()
 
     def came(self, piece: int, length: int) -> None:
         """See Keeper."""
@@ -168,9 +170,13 @@ class Exchange:
         return first
 
     def accuse(self, name: str, what: str) -> None:
-        """A member vouched for bytes that the origin does not have: it is left out for this agent's life."""
+        """A member vouched for bytes that the origin does not have: it is left out for this agent's life. One of a
+        cohort that is fed by another one may have been lied to by those who feed it: it is left out of this digest."""
         LOG.error("a peer lied", extra={"peer": name, "what": what, "digest": self.digest})
-        self._liars.add(name)
+        if name in self._zones.above and self._level > ROOT + 1:
+            self._standing.distrust(name)
+        else:
+            self._liars.add(name)
         self._node.observer.peer_lied()
         self._look_at_members()
         self._review()
@@ -205,7 +211,7 @@ class Exchange:
     def link_moved(self, link: Link, report: Progress) -> None:
         """See Owner."""
         self._movement.came(time.monotonic(), report.useful_bytes)
-        self._node.observer.peer_received(report.received_bytes, crosses=link.name not in self._zones.near)
+        self._node.observer.peer_received(report.received_bytes, crosses=self._zones.crosses(link.name))
 
     def link_down(self, link: Link, report: Ended) -> None:
         """See Owner."""
@@ -257,9 +263,11 @@ class Exchange:
                 self._placement.give_up(link)
         for link in self._pace.slow(now):
             self._relieve(link)
-        if self._movement.is_stalled(now):
+        self._call_above()
+        if self._movement.is_stalled(now, max(1, self._level - ROOT)):
             self._movement.restart(now)
-            for link in self._links.values():
+            feeders = [link for link in self._above if link.expected]
+            for link in feeders or self._links.values():  # the others of the cohort do the same, and bring the rest
                 self._placement.move_to_origin(link)
         if self._ticks % LOOK_TICKS == 0:
             self._look_at_members()
@@ -274,30 +282,41 @@ class Exchange:
         self._placement.move(link, pieces)
 
     def _answer(self, link: Link) -> None:
-        """What the others have is known as soon as enough have said so."""
+        """What the others of the cohort have is known as soon as enough have said so."""
+        if link in self._above:
+            return
         is_cold = link.is_up or (link.refusal is not None and link.refusal.code == "digest")
         self._answers.heard(link.name, has_some=link.is_up and (link.is_complete or bool(link.have)), is_cold=is_cold)
-        if self._answers.suffice(name for name in self._links if self._standing.is_welcome(name)):
+        cohort = [name for name in self._links if name not in self._zones.above]
+        if self._answers.suffice(name for name in cohort if self._standing.is_welcome(name)):
             self._open()
 
     def _open(self) -> None:
         if not self._is_open:
             self._is_open = True
             self._placement.open()
+            self._call_above()
+
+    def _call_above(self) -> None:
+        """Those of the cohort above of whom something is wanted, once; later ones when they are tried again."""
+        for link in self._above:
+            if link.expected and not link.failures:
+                self._connect(link)
 
     # --- members
 
     def _look_at_members(self) -> None:
-        members = {member.name: member for member in self._node.members(self.digest)}
-        if not members:
+        circle = self._node.membership.circle(self.digest)
+        if not circle.near:
             return  # nobody knows at the moment
+        members = {member.name: member for member in (*circle.near, *circle.above)}
         before = {name for name in self._links if self._standing.is_welcome(name)}
-        self._standing.relist(members, self._links)
+        self._standing.relist(circle.keys, self._links)
         for name, link in self._links.items():
             link.member = members.get(name, link.member)
             if name not in before and self._standing.is_welcome(name):
                 self._connect(link)  # it has come back
-        self._receiving.set_keys(self._session, self.digest, self._keys(members.values()))
+        self._receiving.set_keys(self._session, self.digest, self._keys(circle))
         self._review()
 
     def _review(self) -> None:
@@ -309,9 +328,9 @@ class Exchange:
                 if not link.is_connected:
                     self._placement.give_up(link)
 
-    def _keys(self, members: Iterable[Member]) -> dict[str, tuple[bytes, ...]]:
+    def _keys(self, circle: Circle) -> dict[str, tuple[bytes, ...]]:
         """Whose seals are good."""
-        return {member.name: member.keys for member in members if not self._standing.is_liar(member.name)}
+        return {name: keys for name, keys in circle.keys.items() if not self._standing.is_liar(name)}
 
     # --- small things
 

@@ -1,4 +1,4 @@
-"""Which member asks the origin for a piece: the same answer on every node, from names alone. Pure.
+"""Which member of a cohort brings a piece into it: the same answer on every node, from names alone. Pure.
 
 Rendezvous hashing with bounded load: each member has a score for each piece; a piece's home is the member with the
 highest score among those that are not ahead of the others. So every member has the same number of pieces, at any point
@@ -16,12 +16,6 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from blake3 import blake3
-
-from cacheagent.member import Member
-
-COHORT: Final = 64
-"""Members that exchange among each other. More of them make several cohorts, each of which costs the origin one copy:
-no node talks to thousands. Chosen, not measured."""
 
 AHEAD: Final = 2
 """How many pieces a member may be ahead of the average while pieces are given out in order: 1 would decide by the
@@ -52,17 +46,6 @@ def assign_zone_homes(homes: Sequence[str], near: Collection[str], digest: str) 
 def rank(names: Iterable[str], digest: str, piece: int) -> list[str]:
     """Who would be the piece's home, the first choice first, whatever their loads."""
     return sorted(names, key=lambda name: (_score(name, digest, piece), name), reverse=True)
-
-
-def cohort(members: Sequence[Member], name: str, digest: str) -> tuple[Member, ...]:
-    """Those among the members that this node exchanges with, itself included, by name."""
-    groups = -(-len(members) // COHORT)
-    if groups <= 1:
-        return tuple(sorted(members, key=lambda member: member.name))
-    ordered = sorted(members, key=lambda member: (_score(member.name, digest, 0), member.name))
-    place = next((at for at, member in enumerate(ordered) if member.name == name), 0)
-    mine = [member for at, member in enumerate(ordered) if at % groups == place % groups]
-    return tuple(sorted(mine, key=lambda member: member.name))
 
 
 def _give_out(order: Sequence[str], digest: str, pieces: Sequence[int]) -> list[str]:

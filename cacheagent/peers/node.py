@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cacheagent.member import Member
-from cacheagent.peers.homes import cohort
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
@@ -30,7 +28,3 @@ class PeerNode:
     observer: PeerObserver
     origin_share: Callable[[str], int] = lambda _digest: 0
     quiet: Quiet = field(default_factory=Quiet)
-
-    def members(self, digest: str) -> Sequence[Member]:
-        """With whom this node exchanges a digest, itself included."""
-        return cohort(self.membership.members(digest), self.name, digest)

@@ -41,9 +41,9 @@ class Have(Value, tag="have"):
 
 class Serve(Value, tag="serve"):
     """A digest, from now on; said again when something of it changed. `members`: raw public keys by name, this node's
-    own too. `sizes`: of the large files, in order. `paths`: where they are now; empty where one is not staged yet.
-    `hashes`: the raw BLAKE3 of all pieces if all are here, else empty. `seals`: of those among them for which others
-    vouch.
+    own too; of them, those of the cohorts `above` and `below`. `sizes`: of the large files, in order. `paths`: where
+    they are now; empty where one is not staged yet. `hashes`: the raw BLAKE3 of all pieces if all are here, else empty.
+    `seals`: of those among them for which others vouch.
     """
 
     digest: str
@@ -53,6 +53,8 @@ class Serve(Value, tag="serve"):
     paths: tuple[str, ...]
     hashes: bytes = b""
     seals: tuple[Have, ...] = ()
+    above: tuple[str, ...] = ()
+    below: tuple[str, ...] = ()
 
     def with_path(self, file: int, path: str) -> Serve:
         """One of the files lies there."""

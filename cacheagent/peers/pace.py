@@ -1,7 +1,7 @@
 """How fast each member brings what it owes, beside the others and beside what this node gets by itself.
 
-Members of this node's zone are judged beside each other by what came lately, those of other zones apart: each of them
-owes this node less, and a piece now and then.
+Members of this node's zone are judged beside each other by what came lately, those of other zones apart, and so are
+those of the cohort above: each of them owes this node less, and a piece now and then.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Pace:
         self._placement = placement
         self._links = links
         self._near = [link for name, link in links.items() if name in zones.near]
-        self._far = [link for name, link in links.items() if name not in zones.near]
+        self._above = [link for name, link in links.items() if name in zones.above]
+        self._far = [link for name, link in links.items() if name not in zones.near | zones.above]
         self._zone_size = len(zones.near)
         self._own = [piece for piece, home in enumerate(zones.homes) if home == zones.me]
         self._brought = [piece for piece, source in enumerate(zones.sources) if source == zones.me]
@@ -52,13 +53,15 @@ class Pace:
             self._own_since = now
         near = [self._home(link, now, link.rate()) for link in self._near if link.delivered or link.expected]
         found = find_slow(self._with_me(near, self._myself(self._brought, now), now), factor=self._factor())
-        return [self._links[name] for name in [*found, *self._slow_far(now)] if name != self._me]
+        return [
+            self._links[name] for name in [*found, *self._slow_far(now), *self._slow_above(now)] if name != self._me
+        ]
 
     def is_good(self, link: Link) -> bool:
         """It is there and not much slower than the others."""
         now = time.monotonic()
-        if link in self._far:
-            return link.is_up and link.name not in self._slow_far(now)
+        if link in self._far or link in self._above:
+            return link.is_up and link.name not in (*self._slow_far(now), *self._slow_above(now))
         rests = [self._home(other, now, other.rate()).rest_s for other in self._near if other is not link]
         usual = median(rests) if rests else 0.0
         return link.is_up and self._home(link, now, link.rate()).rest_s <= max(PATIENCE_S, self._factor() * usual)
@@ -67,7 +70,7 @@ class Pace:
         return self._flow.factor(sum(link.rate() for link in self._links.values()))
 
     def _slow_far(self, now: float) -> list[str]:
-        far = [self._far_home(link, now) for link in self._far if link.delivered or link.expected]
+        far = [self._far_home(link, self._far, now) for link in self._far if link.delivered or link.expected]
         if not far:
             return []
         me = self._myself(self._own, now)
@@ -76,9 +79,14 @@ class Pace:
             self._with_me(far, me._replace(delivered=me.delivered // part, rate=me.rate / part), now), is_far=True
         )
 
-    def _far_home(self, link: Link, now: float) -> Home:
-        """By all that it has brought, as long as it goes on."""
-        others = [other for other in self._far if other is not link]
+    def _slow_above(self, now: float) -> list[str]:
+        """Without this node: its own pieces come from them."""
+        asked = [link for link in self._above if link.delivered or link.expected]
+        return find_slow([self._far_home(link, asked, now) for link in asked], is_far=True)
+
+    def _far_home(self, link: Link, group: list[Link], now: float) -> Home:
+        """By all that it has brought, as long as it goes on. `group`: those that it is compared with."""
+        others = [other for other in group if other is not link]
         usual = sum(other.delivered for other in others) / max(1, len(others))
         last = self._last.get(link.name)
         if last is None or last.delivered != link.delivered:

@@ -35,6 +35,7 @@ class Placement:
         self._zones = zones
         self._me = zones.me
         self._links = links
+        self._cohort = [link for name, link in links.items() if name not in zones.above]
         self._observer = observer
         self._own = OwnPieces(self._ask_origin)
         self._moves = Moves()
@@ -190,9 +191,9 @@ class Placement:
         return heir
 
     def _queue(self, pieces: Iterable[int]) -> None:
-        """This node brings them, for its zone or for all: from whoever has them, from the home's zone, or from the
-        origin."""
-        there = [link for link in self._links.values() if link.is_up and link.name not in self.out]
+        """This node brings them, for its zone or for all: from whoever of its cohort has them, from the home's zone,
+        from the cohort above, or from the origin."""
+        there = [link for link in self._cohort if link.is_up and link.name not in self.out]
         partial = [link for link in there if link.have]
         holders = self._enough([link for link in there if link.is_complete])
         own: list[int] = []
@@ -202,7 +203,7 @@ class Placement:
             if able:
                 self._links[self._zones.first(piece, able)].want([piece])
             elif self._own.is_open and (far := self._zones.next_far(piece, self._may_bring(piece))):
-                self._ask(far, [piece], in_place=far != self._zones.homes[piece])
+                self._ask(far, [piece], in_place=not self._zones.is_first_asked(far, piece))
             else:
                 own.append(piece)
         self._own.add(own)

@@ -85,9 +85,9 @@ class Movement:
         """A piece is whole, or something is done about those that don't come."""
         self._since, self._bytes = now, 0
 
-    def is_stalled(self, now: float) -> bool:
-        """Too little, for too long."""
-        return now - self._since > NO_PROGRESS_S
+    def is_stalled(self, now: float, patience: int = 1) -> bool:
+        """Too little, for too long, or so many times longer."""
+        return now - self._since > NO_PROGRESS_S * patience
 
 
 def find_slow(homes: Sequence[Home], *, is_far: bool = False, factor: float = FACTOR) -> list[str]:

@@ -124,7 +124,7 @@ class Sender:
             if sent < here:
                 place = self.shelf.place(piece)
                 return Step(piece, sent, min(CHUNK_BYTES, here - sent), place, b"")
-            seal = self.shelf.seal(piece) if sent == self.shelf.length(piece) else None
+            seal = self.shelf.seal(piece, self.client) if sent == self.shelf.length(piece) else None
             if seal is not None:
                 self._done_with(piece)  # and this is the end of going through them
                 return Step(piece, 0, 0, self.shelf.place(piece), protocol.seal(piece, *seal))

@@ -147,12 +147,12 @@ class Service:
             self.withdraw(shown.digest)
         order = Serve(
             digest=shown.digest,
-            members=self._members(shown.digest),
+            members={},
             homes=homes,
             sizes=tuple(shown.blobs.values()),
             paths=tuple(shown.paths.get(blob, "") for blob in shown.blobs),
         )
-        self._say(order)
+        self._say(self._listed(order))
         piece = 0
         for blob, size in shown.blobs.items():
             for blake3 in shown.here.get(blob, ()):
@@ -220,7 +220,7 @@ class Service:
             self.withdraw(digest)
             self._vouchers.forget(digest)
             return
-        order = msgspec.structs.replace(served.order, members=self._members(digest))
+        order = self._listed(served.order)
         if record is not None and not served.order.hashes:
             self.published(record)
         elif order != served.order:
@@ -234,20 +234,23 @@ class Service:
             if digest not in self._served:
                 self._send(Withdraw(digest=digest))
             return
-        self._say(msgspec.structs.replace(order, members=self._members(digest)))
+        self._say(self._listed(order))
         self._served[digest].have.clear()
         if not order.seals:
             self._vouchers.forget(digest)
 
-    def _members(self, digest: str) -> dict[str, tuple[bytes, ...]]:
-        return {member.name: member.keys for member in self._membership.members(digest)}
+    def _listed(self, order: Serve) -> Serve:
+        """With those who are members now."""
+        circle = self._membership.circle(order.digest)
+        above = tuple(member.name for member in circle.above)
+        return msgspec.structs.replace(order, members=circle.keys, above=above, below=tuple(circle.below))
 
     def _tell_again(self, digest: str) -> None:
         self._told_again.discard(digest)
         served = self._served.get(digest)
         if served is not None:
             served.told_at = asyncio.get_running_loop().time()
-            served.order = msgspec.structs.replace(served.order, members=self._members(digest))
+            served.order = self._listed(served.order)
             self._send(msgspec.structs.replace(served.order, hashes=b"", seals=()))  # those it has
 
     @staticmethod
@@ -315,7 +318,7 @@ class Service:
                 asyncio.get_running_loop().call_later(self._pause_s(served), self._tell_again, digest)
             return
         record = self._store.record(digest)
-        if record is None or not self._members(digest):
+        if record is None or not self._membership.circle(digest).near:
             self._send(Withdraw(digest=digest))
         else:
             self.published(record)

@@ -47,6 +47,7 @@ class Shelf:
         self._files = [file for file, size in enumerate(order.sizes) for _ in range(piece_count(size))]
         self._here: dict[int, int] = {}
         self._hashes: dict[int, Seal | bytes] = {}
+        self._own_seals: dict[int, Seal] = {}
         self.order = order
         self.update(order)
 
@@ -112,18 +113,27 @@ class Shelf:
         """Pieces that are here. With the condition held."""
         return list(self._hashes)
 
-    def seal(self, piece: int) -> Seal | None:
-        """Who vouches for it; None while nobody does. With the condition held: this node signs when it is first asked,
-        50 us. It does so too where who vouched is no member any more, or has another key: nobody would believe that."""
+    def seal(self, piece: int, client: str = "") -> Seal | None:
+        """Who vouches for it, to a client; None while nobody does. With the condition held: this node signs when it is
+        first asked, 50 us. It does so too where who vouched is no member any more, or has another key, or is of the
+        cohort above while the client is of one below: nobody would believe that."""
         found = self._hashes.get(piece)
-        if isinstance(found, Seal) and found.signer != self._name and not self._is_believed(piece, found):
-            found = found.blake3
-        if isinstance(found, bytes):
-            signature = self._key.sign(protocol.seal_to_sign(self.digest, piece, self.length(piece), found))
-            found = self._hashes[piece] = Seal(found, signature, self._name)
-        return found
+        if found is None or (isinstance(found, Seal) and (self._is_own(found) or self._knows(client, piece, found))):
+            return found
+        blake3 = found.blake3 if isinstance(found, Seal) else found
+        own = self._own_seals.get(piece)
+        if own is None or own.blake3 != blake3:
+            signature = self._key.sign(protocol.seal_to_sign(self.digest, piece, self.length(piece), blake3))
+            own = self._own_seals[piece] = Seal(blake3, signature, self._name)
+        return own
 
-    def _is_believed(self, piece: int, seal: Seal) -> bool:
+    def _is_own(self, seal: Seal) -> bool:
+        return seal.signer == self._name
+
+    def _knows(self, client: str, piece: int, seal: Seal) -> bool:
+        """Whether it believes who vouches."""
+        if client in self.order.below and seal.signer in self.order.above:
+            return False
         signed = protocol.seal_to_sign(self.digest, piece, self.length(piece), seal.blake3)
         return is_signed(signed, seal.signature, self.order.members.get(seal.signer, ()))
 

@@ -65,6 +65,10 @@ class Standing:
         """It is to blame for the end of a connection."""
         self._faults[name] += 1
 
+    def distrust(self, name: str) -> None:
+        """It passed on what somebody else may have lied about."""
+        self._faults[name] = MOST_FAULTS
+
     def relist(self, listed: Collection[str], among: Iterable[str]) -> None:
         """Who of the members is on the list of those that want the digest now: who left it may come back."""
         self._unlisted = frozenset(name for name in among if name not in listed)

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from cacheagent.cohorts import COHORT, Circle
 from cacheagent.config import PeersSettings
-from cacheagent.member import Member
 from cacheagent.model import SMALL_FILE_BYTES, piece_count
 from cacheagent.peers.budget import share
 from cacheagent.peers.exchange import Exchange
@@ -47,12 +47,13 @@ class Swarm:
 
     async def join(self, digest: str, plan: Plan) -> Exchange | None:
         """Take part in the exchange of a digest, or not: nobody else wants it, or there is nothing to exchange."""
-        members = self._node.members(digest)
+        circle = self._node.membership.circle(digest)
         large = {blob: file.size_bytes for blob, file in plan.blobs.items() if file.size_bytes >= SMALL_FILE_BYTES}
-        alone = len(members) < 2 or self._node.name not in {member.name for member in members}
+        names = {member.name for member in (*circle.near, *circle.above)}
+        alone = len(names) < 2 or self._node.name not in names
         if alone or not plan.large or digest in self._exchanges or self._is_too_large(digest, large):
             return None
-        exchange = Exchange(digest, large, members, self._node, self._liars)
+        exchange = Exchange(digest, large, circle, self._node, self._liars)
         self._exchanges[digest] = exchange
         try:
             await exchange.start(self._shown(digest, large))
@@ -101,8 +102,9 @@ class Swarm:
 
 class NodePeers:
     """What an agent has of its peers. `membership`: who they are; the configuration's list until somebody knows
-    better. `sharers`: how many nodes take a digest from its origin; 0: not known. `is_private`: whether a digest of the
-    store is not to be exchanged, whoever is listed."""
+    better. `sharers`: for one of how many nodes this one counts at the origin of a digest; 0: not known. `is_private`:
+    whether a digest of the store is not to be exchanged, whoever is listed. `cohort`: members of one at most, where the
+    configuration says who they are."""
 
     def __init__(
         self,
@@ -110,9 +112,11 @@ class NodePeers:
         root: Path,
         observer: PeerObserver,
         is_private: Callable[[Store, str], bool],
+        cohort: int = COHORT,
     ) -> None:
-        self.membership: Membership = StaticMembership(settings.members)
-        self.sharers: Callable[[str], int] = lambda _digest: max(1, len(settings.members))
+        listed = StaticMembership(settings.members, settings.node_name, cohort)
+        self.membership: Membership = listed
+        self.sharers: Callable[[str], int] = lambda digest: listed.circle(digest).sharers
         self.key: NodeKey | None = None
         self.is_private = is_private
         self.service: Service | None = None
@@ -121,11 +125,11 @@ class NodePeers:
         self._observer = observer
         self._store: Store | None = None
 
-    def members(self, digest: str) -> tuple[Member, ...]:
+    def circle(self, digest: str) -> Circle:
         """See Membership."""
         if self._store is None or self.is_private(self._store, digest):
-            return ()
-        return self.membership.members(digest)
+            return Circle()
+        return self.membership.circle(digest)
 
     @asynccontextmanager
     async def open(self, store: Store, pool: WorkerPool) -> AsyncIterator[Swarm]:

@@ -21,6 +21,7 @@ from cacheagent.kube.objects import (
     NodeModel,
     NodeModelStatus,
     NodeUsage,
+    PeerBelow,
     PeerMember,
     Refusal,
     Source,
@@ -148,6 +149,9 @@ PEERS: Final = ModelCachePeersSpec(
     digests=(DIGEST, OTHER),
     members=(PeerMember(name="node-1", address="10.0.0.1:7411", key="c2VjcmV0", zone="a"),),
     nodes=128,
+    level=2,
+    above=(PeerMember(name="node-2", address="10.0.0.2:7411", key="c2VjcmV0", zone="a"),),
+    below=(PeerBelow(name="node-3", key="c2VjcmV0"),),
 )
 WARMUP: Final = ModelWarmupSpec(
     model="llama",

@@ -7,15 +7,25 @@ import os
 import socket
 import ssl
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from typing import Protocol
 
 import msgspec
 
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import NodeKey
-from tests.fakes.peer_agents import PeerAgents
 
 PATIENCE_S = 90.0
+
+
+class Fleet(Protocol):
+    """Nodes by name: their peer ports on loopback, and their keys."""
+
+    @property
+    def ports(self) -> Mapping[str, int]: ...
+    @property
+    def keys(self) -> Mapping[str, NodeKey]: ...
 
 
 class NotGreeted(Exception):
@@ -28,12 +38,13 @@ class NotGreeted(Exception):
 
 
 class Caller(AbstractContextManager["Caller"]):
-    """A connection to n0's peer port, by whoever says what; over TLS with a context."""
+    """A connection to n0's peer port, or another one's, by whoever says what; over TLS with a context."""
 
-    def __init__(self, fleet: PeerAgents, context: ssl.SSLContext | None = None) -> None:
+    def __init__(self, fleet: Fleet, context: ssl.SSLContext | None = None, *, to: str = "n0") -> None:
         self.fleet = fleet
+        self.to = to
         self.channel = b""
-        self.socket = socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S)
+        self.socket = socket.create_connection(("127.0.0.1", fleet.ports[to]), PATIENCE_S)
         if context is not None:
             try:
                 self.socket = wrapped = context.wrap_socket(self.socket)
@@ -63,7 +74,7 @@ class Caller(AbstractContextManager["Caller"]):
             version=1,
             digest=digest,
             client="n1",
-            server="n0",
+            server=self.to,
             time_s=int(time.time()),
             server_nonce=self.hello.nonce,
             client_nonce=os.urandom(32),

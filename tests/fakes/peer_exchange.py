@@ -10,6 +10,7 @@ from typing import Self
 
 from blake3 import blake3
 
+from cacheagent.cohorts import Circle
 from cacheagent.member import Member
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
@@ -173,7 +174,7 @@ class FakeJob:
 
 class ExchangeScene:
     """Node n0, which lacks `files` files of so many pieces each. `listed` may be changed: who is on the list now.
-    `zones`: of members by name, where they have any."""
+    `zones`: of members by name, where they have any. `above`: those of them that are of the cohort above."""
 
     def __init__(
         self,
@@ -181,6 +182,7 @@ class ExchangeScene:
         names: Sequence[str] = ("n0", "n1"),
         files: Sequence[int] = (8,),
         zones: Mapping[str, str] | None = None,
+        above: Sequence[str] = (),
     ) -> None:
         self.keys = {name: NodeKey(name.encode().ljust(32, b"-")) for name in names}
         self.listed = {
@@ -194,7 +196,10 @@ class ExchangeScene:
         self.service = FakeService(self.vouchers)
         self.liars: set[str] = set()
         self.files = files
-        self.zones = Zones(self.listed.values(), "n0", DIGEST)
+        self.level = 2
+        self.above = above
+        circle = self.circle(DIGEST)
+        self.zones = Zones(circle.near, "n0", DIGEST, circle.above)
         self.zones.assign(sum(files))
         self._store = Store.open(path, NO_FLOOR)
         self._blobs = {f"{number:064x}": pieces * PIECE_SIZE_BYTES for number, pieces in enumerate(files)}
@@ -216,13 +221,15 @@ class ExchangeScene:
             membership=self,
             observer=CountingObserver(),
         )
-        exchange = Exchange(digest, self._blobs, tuple(self.listed.values()), node, self.liars)
+        exchange = Exchange(digest, self._blobs, self.circle(digest), node, self.liars)
         await exchange.start(Shown(digest=digest, blobs=self._blobs, paths={}, here={}))
         return exchange
 
-    def members(self, digest: str) -> tuple[Member, ...]:
+    def circle(self, digest: str) -> Circle:
         """See Membership."""
-        return tuple(self.listed.values())
+        near = tuple(member for name, member in self.listed.items() if name not in self.above)
+        above = tuple(member for name, member in self.listed.items() if name in self.above)
+        return Circle(near=near, above=above, level=self.level if above else 0)
 
     def begin(self, exchange: Exchange, number: int = 0) -> tuple[FakeJob, BlobShare]:
         """A job for one file."""

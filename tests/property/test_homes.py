@@ -9,8 +9,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cacheagent.member import Member
-from cacheagent.peers.homes import AHEAD, COHORT, assign_homes, cohort, rank
+from cacheagent.cohorts import COHORT
+from cacheagent.peers.homes import AHEAD, assign_homes, rank
 
 NAMES = st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=20, unique=True)
 PIECES = st.integers(0, 300)
@@ -56,13 +56,3 @@ def test_a_large_cohort_is_assigned_within_two_seconds() -> None:
     assert time.process_time() - began < 2
     firsts = sum(rank(names, "sha256:aa", piece)[0] == homes[piece] for piece in range(0, 62_500, 125))
     assert firsts > 250
-
-
-def test_more_members_than_a_cohort_make_several() -> None:
-    """150 members are three cohorts; each node finds itself in exactly the one that its companions find."""
-    key = "A" * 43 + "="
-    members = [Member(name=f"n{number}", address="10.0.0.1:7411", key=key) for number in range(150)]
-    groups = {tuple(member.name for member in cohort(members, each.name, "sha256:aa")) for each in members}
-    assert sorted(len(group) for group in groups) == [50, 50, 50]
-    assert all(each.name in {m.name for m in cohort(members, each.name, "sha256:aa")} for each in members)
-    assert cohort(members[:3], "n1", "sha256:aa") == tuple(members[:3])

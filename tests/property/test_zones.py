@@ -9,8 +9,9 @@ from itertools import count
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cacheagent.cohorts import COHORT
 from cacheagent.member import Member
-from cacheagent.peers.homes import AHEAD, COHORT, assign_homes, assign_zone_homes
+from cacheagent.peers.homes import AHEAD, assign_homes, assign_zone_homes
 from cacheagent.peers.zones import Zones
 
 DIGEST = "sha256:aa"

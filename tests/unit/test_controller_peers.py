@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Iterable
 
-import hypothesis.strategies as st
 import msgspec
 import pytest
-from hypothesis import given, settings
 
+from cacheagent.cohorts import COHORT
 from cacheagent.kube.api import MODEL_CACHE_NODES, MODEL_CACHE_PEERS, MODEL_CACHES, NODES
 from cacheagent.kube.names import REFRESH, member_label
-from cacheagent.kube.objects import ModelCachePeersSpec
-from cacheagent.kube.plan.peers import COHORT, GATHER_S, ZONE, cohorts_of
+from cacheagent.kube.objects import ModelCachePeersSpec, PeerBelow, PeerMember
+from cacheagent.kube.plan.peers import GATHER_S, ZONE
 from tests.fakes.kube_scene import Scene
 from tests.fakes.node_agents import digest_of
 
@@ -193,8 +193,8 @@ def test_a_new_version_gets_its_own_list_and_the_old_one_loses_it() -> None:
 
 
 def test_lists_say_how_many_nodes_take_from_one_origin() -> None:
-    """Where there are several for a version, rounded up, so that a node more rewrites its own list alone; where there
-    is one, its members are all."""
+    """Where there are several for a version, rounded up, so that a node more rewrites its own list and those that hang
+    together with it alone; where there is one, its members are all."""
     scene = fleet(COHORT)
     scene.model("llama", digest=A1)
     scene.settle()
@@ -206,11 +206,82 @@ def test_lists_say_how_many_nodes_take_from_one_origin() -> None:
     writes(scene)
     join(scene, COHORT + 1)
     scene.settle()
-    assert [each[0] for each in writes(scene) if each[1] == "modelcachepeers"] == ["patch"]
+    assert [each[0] for each in writes(scene) if each[1] == "modelcachepeers"] == ["patch", "patch"]
     scene.kube.remove(NODES, "n0")
     scene.kube.remove(NODES, "n1")
     scene.settle()
     assert [spec.nodes for spec in lists(scene).values()] == [0]
+
+
+def names_of(members: Iterable[PeerMember | PeerBelow]) -> list[str]:
+    """Of a list's part."""
+    return [each.name for each in members]
+
+
+def require_tree(specs: Iterable[ModelCachePeersSpec]) -> None:
+    """One root; everybody else has the members of one list above, which lists them below, with their keys."""
+    by_members = {tuple(names_of(spec.members)): spec for spec in specs}
+    keys = {member.name: member.key for spec in by_members.values() for member in spec.members}
+    below: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
+    roots = [spec for spec in by_members.values() if not spec.above]
+    assert [spec.level for spec in roots] == [1]
+    for members, spec in by_members.items():
+        assert len(members) <= COHORT
+        assert len(spec.below) <= 2 * COHORT
+        assert all(keys[each.name] == each.key for each in spec.below)
+        if spec.above:
+            above = by_members[tuple(names_of(spec.above))]
+            assert (spec.level, spec.above) == (above.level + 1, above.members)
+            below[tuple(names_of(spec.above))] += members
+    for members, spec in by_members.items():
+        assert names_of(spec.below) == sorted(below[members])
+
+
+def test_lists_hang_together_in_a_tree() -> None:
+    """Each says who feeds it and whom it feeds; another address is known to the node's own list and to those below it,
+    another node to the one above it too, and so few lists are written."""
+    scene = fleet(250)
+    scene.model("llama", digest=A1)
+    scene.settle()
+    assert len(lists(scene)) >= 5
+    require_tree(lists(scene).values())
+    writes(scene)
+    for number in range(3):
+        scene.agents[f"n{number}"].peer_address = f"10.9.9.{number}:7411"
+        scene.report(f"n{number}")
+        scene.settle()
+        assert 1 <= len([each for each in writes(scene) if each[1] == "modelcachepeers"]) <= 3
+        join(scene, 250 + number)
+        scene.settle()
+        assert 2 <= len([each for each in writes(scene) if each[1] == "modelcachepeers"]) <= 4
+        require_tree(lists(scene).values())
+
+
+def test_nodes_of_a_large_zone_are_on_lists_of_their_own() -> None:
+    """A piece then comes into it once. Those of small ones are together."""
+    scene = fleet(150)
+    zones = {f"n{number}": "a" if number < 100 else "bc"[number % 2] for number in range(150)}
+    for name, zone in zones.items():
+        scene.relabel(name, **{ZONE: zone})
+    scene.model("llama", digest=A1)
+    scene.settle()
+    require_tree(lists(scene).values())
+    found = sorted("".join(sorted({each.zone for each in spec.members})) for spec in lists(scene).values())
+    assert found == ["a", "a", "bc"]
+
+
+def test_a_list_whose_feeder_can_not_be_reached_says_so() -> None:
+    """Its nodes then ask the origin; they are told that they are not the root all the same."""
+    scene = fleet(COHORT + 1)
+    scene.model("llama", digest=A1)
+    scene.settle()
+    (root,) = [spec for spec in lists(scene).values() if spec.level == 1]
+    for name in names_of(root.members):
+        scene.agents[name].public_key = ""
+        scene.report(name)
+    scene.settle()
+    ((spec),) = lists(scene).values()
+    assert (spec.level, spec.above, spec.below) == (2, (), ())
 
 
 def test_models_of_different_nodes_have_different_lists() -> None:
@@ -236,45 +307,3 @@ def test_lists_that_nobody_needs_go() -> None:
     scene.settle()
     assert lists(scene) == {}
     assert not scene.entry("n0", "llama").shared
-
-
-names = st.lists(st.integers(0, 5000).map(lambda number: f"gpu-{number:04}"), unique=True, max_size=400)
-
-
-@given(names, names)
-@settings(max_examples=60, deadline=None)
-def test_cohorts_are_bounded_and_the_same_for_everybody(some: list[str], others: list[str]) -> None:
-    """Every node is in one cohort of at most 64, the order in which they are named does not matter, and what came and
-    went before does not either."""
-    for nodes in (some, some + [name for name in others if name not in some]):
-        cohorts = cohorts_of(nodes)
-        assert sorted(name for cohort in cohorts.values() for name in cohort) == sorted(nodes)
-        assert all(0 < len(cohort) <= COHORT for cohort in cohorts.values())
-        turned = cohorts_of(nodes[::-1])
-        assert {prefix: sorted(cohort) for prefix, cohort in turned.items()} == {
-            prefix: sorted(cohort) for prefix, cohort in cohorts.items()
-        }
-        assert len(nodes) > COHORT or len(cohorts) <= 1, "few nodes are one cohort"
-
-
-@given(st.lists(st.integers(0, 10**6).map(lambda number: f"gpu-{number}"), unique=True, min_size=1, max_size=300))
-@settings(max_examples=30, deadline=None)
-def test_one_node_more_changes_its_own_cohort_alone(nodes: list[str]) -> None:
-    """Others keep theirs, but for one that is parted because it would be too large; the same backwards for one that
-    leaves."""
-    for count, more in pairwise(range(len(nodes) + 1)):
-        before = {frozenset(cohort) for cohort in cohorts_of(nodes[:count]).values()}
-        after = {frozenset(cohort) for cohort in cohorts_of(nodes[:more]).values()}
-        assert len(before - after) <= 1
-        mine = next(cohort for cohort in after if nodes[count] in cohort)
-        if before - after:
-            (left,) = before - after
-            assert frozenset().union(*(after - before)) == left | {nodes[count]}
-            assert mine in after - before
-
-
-def test_cohorts_of_thousands_are_not_too_small() -> None:
-    """Each costs the origin one copy: on average they are at least half full."""
-    for count in (65, 100, 500, 2000, 5000):
-        cohorts = cohorts_of([f"gpu-node-{number:05}.cluster.example" for number in range(count)])
-        assert count / len(cohorts) >= COHORT / 2

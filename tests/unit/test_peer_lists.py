@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from base64 import b64decode
 
+import msgspec
 import pytest
 
 from cacheagent.kube.api import MODEL_CACHE_PEERS, KubeUnavailable, Object
 from cacheagent.kube.convert import to_json
 from cacheagent.kube.names import member_label
-from cacheagent.kube.objects import ModelCachePeersSpec, PeerMember
+from cacheagent.kube.objects import ModelCachePeersSpec, PeerBelow, PeerMember
 from cacheagent.kube.peer_lists import PeerLists
 from cacheagent.member import Member
 from tests.fakes.kube import FakeKube
@@ -54,7 +56,7 @@ class Lists:
 
     def names(self, digest: str = A1) -> list[str]:
         """Who is known to want it."""
-        return [each.name for each in self.lists.members(digest)]
+        return [each.name for each in self.lists.circle(digest).near]
 
 
 async def test_how_many_take_from_one_origin() -> None:
@@ -71,6 +73,32 @@ async def test_how_many_take_from_one_origin() -> None:
         assert [here.lists.sharers(digest) for digest in (A1, B1, digest_of("c1"))] == [2, 128, 1]
 
 
+async def test_it_knows_who_is_above_and_below() -> None:
+    """From the one list that it is on; a key that is none spoils nothing. In a tree the root has half of what an
+    origin may be asked, and all have the other half."""
+    scene = Lists()
+    spec = ModelCachePeersSpec(
+        digests=(A1,),
+        members=(member("n1"), member("n2")),
+        nodes=128,
+        level=2,
+        above=(member("n3"),),
+        below=(PeerBelow(name="n4", key=key_of("n4")), PeerBelow(name="n5", key="none")),
+    )
+    root = msgspec.structs.replace(spec, digests=(B1,), level=1, above=())
+    for name, each in (("one", spec), ("two", root)):
+        written_so = {**written(name, member("n1"), member("n2")), "spec": to_json(each)}
+        scene.kube.put(MODEL_CACHE_PEERS, written_so)
+    async with running(scene.lists.run()):
+        await until(lambda: scene.names() == ["n1", "n2"], "it knows")
+        circle = scene.lists.circle(A1)
+        assert [each.name for each in circle.above] == ["n3"]
+        assert circle.keys.keys() == {"n1", "n2", "n3", "n4"}
+        assert circle.below == {"n4": (b64decode(key_of("n4")),)}
+        assert (circle.level, scene.lists.circle(B1).level) == (2, 1)
+        assert (scene.lists.sharers(A1), scene.lists.sharers(B1)) == (256, 4)
+
+
 async def test_it_knows_the_lists_that_it_is_on() -> None:
     """And no other; as they change; one that it is taken off is gone."""
     scene = Lists()
@@ -79,7 +107,9 @@ async def test_it_knows_the_lists_that_it_is_on() -> None:
     async with running(scene.lists.run()):
         await until(lambda: scene.names() == ["n1", "n2"], "it knows")
         assert scene.names(B1) == ["n1", "n2"]
-        assert scene.lists.members(A1)[1] == Member(name="n2", address="n2.example:7411", key=key_of("n2"), zone="a")
+        assert scene.lists.circle(A1).near[1] == Member(
+            name="n2", address="n2.example:7411", key=key_of("n2"), zone="a"
+        )
         scene.kube.put(MODEL_CACHE_PEERS, written("one", member("n1"), member("n2"), member("n5")))
         await until(lambda: scene.names() == ["n1", "n2", "n5"], "it knows")
         assert scene.names(B1) == []

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from cacheagent.cohorts import Circle
 from cacheagent.config import Address, PeersSettings
 from cacheagent.member import Member
 from cacheagent.model import SMALL_FILE_BYTES, blob_id
@@ -53,10 +54,13 @@ class Scene:
         self.service = Service(settings, ME, self.store, self.vouchers, self, self.observer)
         return self.service
 
-    def members(self, digest: str) -> tuple[Member, ...]:
+    def circle(self, digest: str) -> Circle:
         """See Membership."""
-        return tuple(
-            Member(name=name, address=f"{name}.example:7411", key=key.public_text) for name, key in self.keys.items()
+        return Circle(
+            tuple(
+                Member(name=name, address=f"{name}.example:7411", key=key.public_text)
+                for name, key in self.keys.items()
+            )
         )
 
     def keep(self, seal: Have) -> None:
@@ -265,7 +269,7 @@ async def test_what_is_private_has_no_members(scene: Scene, tmp_path: Path) -> N
     peers = NodePeers(
         PeersSettings(members=(listed,)), tmp_path, CountingObserver(), lambda _store, digest: digest == "a"
     )
-    assert peers.members("b") == ()
+    assert peers.circle("b").near == ()
     peers._store = scene.store
-    assert peers.members("a") == ()
-    assert peers.members("b") == (listed,)
+    assert peers.circle("a").near == ()
+    assert peers.circle("b").near == (listed,)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import random
 from collections import Counter
 from typing import Literal
@@ -10,12 +9,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cacheagent.member import Member
+from cacheagent.cohorts import COHORT
 from cacheagent.model import Value
-from cacheagent.peers.homes import COHORT, assign_homes, cohort
+from cacheagent.peers.homes import assign_homes, rank
 
 DIGEST = "sha256:" + "0" * 64
-NO_KEY = base64.b64encode(bytes(32)).decode()
 
 Shape = Literal["tree", "apart"]
 """How several cohorts get their copies: the homes of one from the homes of another, in a tree of that breadth, so that
@@ -77,23 +75,21 @@ def above(scene: Scene, number: int) -> int:
 
 
 def cohorts(scene: Scene) -> list[list[tuple[str, int]]]:
-    """(name, zone) of the members of each cohort. In a tree they are of one zone where zones are large enough, and
-    zones hang together; apart they are the product's.
+    """(name, zone) of the members of each cohort, all of the same size, while the product's have between half of that
+    and all of it. In a tree they are of one zone where zones are large enough, and zones hang together; apart they are
+    drawn from all.
     """
     nodes = [(f"node-{number}", number % scene.zones) for number in range(scene.nodes)]
+    count = -(-scene.nodes // COHORT)
     if scene.shape == "tree":
         nodes.sort(key=lambda node: node[1])
-        count = -(-scene.nodes // COHORT)
         return [nodes[scene.nodes * n // count : scene.nodes * (n + 1) // count] for n in range(count)]
     zones = dict(nodes)
-    left = {name: Member(name=name, address="198.19.0.1:7411", key=NO_KEY) for name in zones}
-    members, found = tuple(left.values()), []
-    while left:
-        group = cohort(members, next(iter(left)), DIGEST)
-        found.append([(member.name, zones[member.name]) for member in group])
-        for member in group:
-            del left[member.name]
-    return found
+    ordered = rank(zones, DIGEST, 0)[::-1]
+    groups = [sorted(ordered[number::count]) for number in range(count)]
+    place = {name: at for at, name in enumerate(zones)}
+    groups.sort(key=lambda names: min(place[name] for name in names))
+    return [[(name, zones[name]) for name in names] for names in groups]
 
 
 def groups_zones(groups: list[list[tuple[str, int]]]) -> list[Counter[int]]:

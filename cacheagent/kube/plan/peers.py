@@ -1,23 +1,23 @@
 """Which nodes exchange which versions with each other: the ModelCachePeers. Pure.
 
-Versions that the same nodes are to have share their lists, and a list has 64 nodes at most. So a node that comes, goes
-or gets another address is one write for each pool of models that it has, however many models and nodes there are.
+Versions that the same nodes are to have share their lists, and a list has 64 nodes at most; where there are several,
+they hang together in a tree, and each says who is above and below. So a node that comes, goes or gets another address
+is one write for each pool of models that it has, and with a tree four at most, however many models and nodes there are.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import msgspec
 
+from cacheagent.cohorts import tree_of
 from cacheagent.kube.api import MODEL_CACHE_PEERS, Object
 from cacheagent.kube.names import API_VERSION, MANAGED_BY, MANAGED_BY_US, member_label, short_digest
-from cacheagent.kube.objects import ModelCachePeersSpec, PeerMember
+from cacheagent.kube.objects import ModelCachePeersSpec, PeerBelow, PeerMember
 from cacheagent.kube.plan.assign import Assignment
 from cacheagent.kube.plan.changes import STEERS, TIDIES, Change, merge_patch
 from cacheagent.kube.plan.digests import is_digest
@@ -26,13 +26,10 @@ from cacheagent.kube.plan.views import CacheNode, Node
 from cacheagent.kube.plan.world import World
 from cacheagent.member import Member
 
-COHORT: Final = 64
-"""Nodes of one list at most: nobody talks to thousands. Each list costs the origin one copy. Chosen, not measured."""
 GATHER_S: Final = 1.0
 """A list that was just written is written again after so long: nodes come, and roll, in flocks. Chosen: short against
 a download, and against what an agent waits for its list."""
 ZONE: Final = "topology.kubernetes.io/zone"
-_BITS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +45,43 @@ def plan_peers(
 ) -> Sharing:
     """The lists as they shall be, against those that are there."""
     groups = _groups(facts, assignment) if world.settings.peers else {}
-    reachable: dict[str, PeerMember] = {}
+    zones = {name: world.nodes[name].meta.labels.get(ZONE, "") for name in {each for names in groups for each in names}}
+    found = {name: _member(nodes[name], world.nodes[name], zone) for name, zone in zones.items()}
+    reachable = {name: member for name, member in found.items() if member is not None}
     wanted: dict[str, ModelCachePeersSpec] = {}
     for names, digests in groups.items():
-        cohorts = cohorts_of(names)
-        total = 1 << (len(names) - 1).bit_length() if len(cohorts) > 1 else 0  # rounded up: one more changes no list
-        for prefix, cohort in cohorts.items():
-            for name in cohort:
-                if name not in reachable and (member := _member(nodes[name], world.nodes[name])) is not None:
-                    reachable[name] = member
-            members = tuple(reachable[name] for name in sorted(cohort) if name in reachable)
-            if members:
-                wanted[_name(digests, prefix)] = ModelCachePeersSpec(digests=digests, members=members, nodes=total)
+        wanted |= _lists(digests, {name: zones[name] for name in names}, reachable)
     return Sharing(
         shared=frozenset(digest for digests in groups.values() for digest in digests),
         changes=tuple(_changes(wanted, world)),
     )
+
+
+def _lists(
+    digests: tuple[str, ...], zones: Mapping[str, str], reachable: Mapping[str, PeerMember]
+) -> dict[str, ModelCachePeersSpec]:
+    """Of the same nodes, by name. One where nobody can be reached is none, and who is below it has nobody above."""
+    tree = tree_of(zones)
+    members = {
+        key: tuple(reachable[name] for name in cohort.names if name in reachable) for key, cohort in tree.items()
+    }
+    below: defaultdict[str, list[PeerBelow]] = defaultdict(list)
+    for key, cohort in tree.items():
+        if cohort.above is not None:
+            below[cohort.above] += [PeerBelow(name=member.name, key=member.key) for member in members[key]]
+    nodes = 1 << (len(zones) - 1).bit_length() if len(tree) > 1 else 0  # rounded up: one more changes no list
+    return {
+        _name(digests, key): ModelCachePeersSpec(
+            digests=digests,
+            members=members[key],
+            nodes=nodes,
+            level=cohort.level,
+            above=members[cohort.above] if cohort.above is not None else (),
+            below=tuple(sorted(below[key], key=lambda each: each.name)),
+        )
+        for key, cohort in tree.items()
+        if members[key]
+    }
 
 
 def _groups(facts: Mapping[str, Facts], assignment: Assignment) -> dict[tuple[str, ...], tuple[str, ...]]:
@@ -86,33 +104,7 @@ def _groups(facts: Mapping[str, Facts], assignment: Assignment) -> dict[tuple[st
     return {names: tuple(digests) for names, digests in groups.items()}
 
 
-def cohorts_of(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Parts of at most 64 names, by what the bits of their names' hashes begin with: a part that is too large is parted
-    by the next bit. So the same names come to the same parts, whatever was before, and one name more or less changes
-    its own part alone, unless that has to be parted or can be made one with its other half.
-    """
-    parts: dict[str, tuple[str, ...]] = {}
-    open_ended: list[tuple[str, Sequence[str]]] = [("", names)]
-    while open_ended:
-        prefix, inside = open_ended.pop()
-        if len(inside) <= COHORT or len(prefix) == _BITS:
-            if inside:
-                parts[prefix] = tuple(inside)
-            continue
-        bit = _BITS - 1 - len(prefix)
-        halves: tuple[list[str], list[str]] = [], []
-        for name in inside:
-            halves[_hash(name) >> bit & 1].append(name)
-        open_ended += [(f"{prefix}{half}", inside) for half, inside in enumerate(halves)]
-    return parts
-
-
-@lru_cache(maxsize=16384)  # a plan asks it of every node, again and again
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[: _BITS // 8], "big")
-
-
-def _member(node: CacheNode, kube_node: Node) -> PeerMember | None:
+def _member(node: CacheNode, kube_node: Node, zone: str) -> PeerMember | None:
     """None for a node that can't be reached: its agent has not said how, or the Node is not ready."""
     status = node.status
     if not status.public_key or not kube_node.ready:
@@ -121,17 +113,12 @@ def _member(node: CacheNode, kube_node: Node) -> PeerMember | None:
         Member(name=node.name, address=status.peer_address, key=status.public_key)
     except ValueError:  # whatever an agent writes must not stop the plan
         return None
-    return PeerMember(
-        name=node.name,
-        address=status.peer_address,
-        key=status.public_key,
-        zone=kube_node.meta.labels.get(ZONE, ""),
-    )
+    return PeerMember(name=node.name, address=status.peer_address, key=status.public_key, zone=zone)
 
 
-def _name(digests: Sequence[str], prefix: str) -> str:
+def _name(digests: Sequence[str], cohort: str) -> str:
     """By the first of the versions, which stays the first whatever nodes come and go."""
-    return f"{short_digest(digests[0])}-{prefix}" if prefix else short_digest(digests[0])
+    return f"{short_digest(digests[0])}-{cohort}" if cohort else short_digest(digests[0])
 
 
 def _changes(wanted: Mapping[str, ModelCachePeersSpec], world: World) -> Iterable[Change]:
@@ -148,7 +135,8 @@ def _changes(wanted: Mapping[str, ModelCachePeersSpec], world: World) -> Iterabl
             }
             yield Change(verb="create", resource=MODEL_CACHE_PEERS, name=name, body=body, urgency=STEERS)
         elif not present.meta.deleting and (spec != present.spec or labels != present.meta.labels):
-            body = {"spec": msgspec.to_builtins(spec), "metadata": {"labels": merge_patch(labels, present.meta.labels)}}
+            news = merge_patch(msgspec.to_builtins(spec), msgspec.to_builtins(present.spec))
+            body = {"spec": news, "metadata": {"labels": merge_patch(labels, present.meta.labels)}}
             yield Change(
                 verb="patch", resource=MODEL_CACHE_PEERS, name=name, body=body, urgency=STEERS, lazy_s=GATHER_S
             )
