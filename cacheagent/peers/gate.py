@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cacheagent.peers import protocol
-from cacheagent.peers.keys import is_signed
+from cacheagent.peers.keys import is_signed, signing_key
 from cacheagent.peers.shelf import Shelf
 
 
@@ -26,8 +26,9 @@ class Judge:
         self._now = now
         self._channel = channel
 
-    def judge(self, ask: protocol.Ask, shelf: Shelf) -> None:
-        """Raises Turned. The signature comes last: everything that it covers has been judged then."""
+    def judge(self, ask: protocol.Ask, shelf: Shelf) -> bytes:
+        """The public key that it signed with. Raises Turned. The signature comes last: everything that it covers has
+        been judged then."""
         if ask.version not in protocol.VERSIONS:
             raise Turned("version", f"this node speaks {list(protocol.VERSIONS)} of the protocol")
         keys = shelf.order.members.get(ask.client)
@@ -39,10 +40,12 @@ class Judge:
             raise Turned("time", f"the clocks differ by more than {protocol.CLOCK_SKEW_S} s")
         if ask.server_nonce != self._nonce or len(ask.client_nonce) != protocol.NONCE_BYTES:
             raise Turned("nonce", "that is not what this connection was asked to sign")
-        if not is_signed(protocol.ask_to_sign(ask, self._channel), ask.signature, keys):
+        key = signing_key(protocol.ask_to_sign(ask, self._channel), ask.signature, keys)
+        if key is None:
             raise Turned("signature", "the signature is not that member's")
         if ask.pieces != shelf.pieces:
             raise Turned("wants", f"it counts {ask.pieces} pieces, this node {shelf.pieces}")
+        return key
 
     @staticmethod
     def require_signed(more: protocol.More, session: protocol.Session, shelf: Shelf) -> None:

@@ -54,7 +54,12 @@ class NodeKey:
 
 def is_signed(message: bytes, signature: bytes, keys: tuple[bytes, ...]) -> bool:
     """Whether one of these public keys signed it."""
-    return any(_agrees(message, signature, key) for key in keys)
+    return signing_key(message, signature, keys) is not None
+
+
+def signing_key(message: bytes, signature: bytes, keys: tuple[bytes, ...]) -> bytes | None:
+    """Which of these public keys signed it."""
+    return next((key for key in keys if _agrees(message, signature, key)), None)
 
 
 def load_or_make_key(root: Path) -> NodeKey:

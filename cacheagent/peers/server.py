@@ -59,13 +59,14 @@ COUNTS_S: Final = 1.0
 
 
 class Member:
-    """A connection that was let in."""
+    """A connection that was let in. `key`: the public one that it was let in by."""
 
-    def __init__(self, pending: Pending, sender: Sender, session: protocol.Session) -> None:
+    def __init__(self, pending: Pending, sender: Sender, session: protocol.Session, key: bytes) -> None:
         self.socket = pending.socket
         self.inbox = pending.inbox
         self.sender = sender
         self.session = session
+        self.key = key
         self.number = 0
         self.is_over = False
 
@@ -156,9 +157,10 @@ class Server:
         self._answer_waiting(order.digest)
 
     def _drop_removed(self, order: Serve) -> None:
-        """Who is no member any more gets nothing more."""
+        """Who is no member any more, or has other keys by now, gets nothing more on this connection."""
         for member in self._members:
-            if member.session.digest == order.digest and member.session.client not in order.members:
+            keys = order.members.get(member.session.client, ())
+            if member.session.digest == order.digest and member.key not in keys:
                 member.sender.stop()
 
     def _answer_waiting(self, digest: str) -> None:
@@ -227,7 +229,7 @@ class Server:
         try:
             if shelf is None:
                 raise Turned("digest", "this node does not want that digest, or not yet")
-            Judge(self._name, pending.nonce, time.time(), pending.line.channel).judge(ask, shelf)
+            key = Judge(self._name, pending.nonce, time.time(), pending.line.channel).judge(ask, shelf)
             self._require_room(ask)
             wants = protocol.unpack_set(ask.wants, shelf.pieces)
             adopt = protocol.unpack_set(ask.adopt, shelf.pieces)
@@ -237,7 +239,7 @@ class Server:
         except protocol.ProtocolError as error:
             self._refuse(pending, "wants", str(error))
             return
-        self._let_in(pending, ask, shelf, wants)
+        self._let_in(pending, ask, key, wants)
         self._pass_on(shelf, ask.client, adopt)
 
     def _require_room(self, ask: protocol.Ask) -> None:
@@ -245,7 +247,8 @@ class Server:
         if len(self._members) >= MOST_CONNECTIONS or mine[ask.client, ask.digest] >= MOST_PER_MEMBER:
             raise Turned("busy", "too many connections")
 
-    def _let_in(self, pending: Pending, ask: protocol.Ask, shelf: Shelf, wants: list[int]) -> None:
+    def _let_in(self, pending: Pending, ask: protocol.Ask, key: bytes, wants: list[int]) -> None:
+        shelf = self._shelves[ask.digest]
         session = protocol.session_of(ask, pending.line.channel)
         with shelf.condition:
             welcome = protocol.Welcome(
@@ -258,7 +261,7 @@ class Server:
         signed = protocol.signed(welcome, signature)
         self._pending.remove(pending)
         sender = Sender(pending.line, shelf, ask.client, wants, self._egress.reserve)
-        member = Member(pending, sender, session)
+        member = Member(pending, sender, session, key)
         self._members.append(member)
         self._selector.modify(pending.socket, selectors.EVENT_READ, member)
         try:

@@ -1,0 +1,209 @@
+"""The server of pieces from outside, with the test as its agent: who gets how much, and who nothing any more."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from blake3 import blake3
+from msgspec import structs
+
+from cacheagent.peers import protocol, sender
+from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.orders import Counts, Have, Part, Serve, ServerOrder, ServerReport, Sought, Start
+from cacheagent.peers.server import Server
+from cacheagent.transfer.channel import Channel
+from tests.fakes.peer_caller import PATIENCE_S, Caller
+
+DIGEST = "sha256:" + "ab" * 32
+MB = 1_000_000
+R = TypeVar("R", bound=ServerReport)
+
+
+class Port(AbstractContextManager["Port"]):
+    """n0's server, in a thread. Two files of one piece each, of which nothing is here at first; n1 and n2 are
+    members."""
+
+    def __init__(self, path: Path, size: int, **start: Any) -> None:
+        self.keys = {name: NodeKey(name.encode().ljust(32, b"-")) for name in ("n0", "n1", "n2")}
+        self.data = tuple(os.urandom(size) for _ in range(2))
+        self.order = Serve(
+            digest=DIGEST,
+            members={name: (key.public,) for name, key in self.keys.items()},
+            homes=(),
+            sizes=(size, size),
+            paths=(str(path / "0"), str(path / "1")),
+        )
+        for place, data in zip(self.order.paths, self.data, strict=True):
+            Path(place).write_bytes(data)
+        self._stack = ExitStack()
+        ours, theirs = socket.socketpair()
+        listening = socket.create_server(("127.0.0.1", 0))
+        for sock in (ours, theirs, listening):
+            self._stack.enter_context(sock)
+        self.ports: dict[str, int] = {"n0": listening.getsockname()[1]}
+        self._channel: Channel[ServerReport] = Channel(ours, ServerReport)
+        ours.settimeout(PATIENCE_S)
+        begin = Start(name="n0", seed=self.keys["n0"].seed, root=str(path), **start)
+        self._server = Server(Channel(theirs, ServerOrder), listening, begin)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self._thread.start()
+        self.tell(self.order)
+
+    def tell(self, order: ServerOrder) -> None:
+        """What the agent says."""
+        self._channel.send(order)
+
+    def list(self, **keys: NodeKey) -> None:
+        """These are the members from now on."""
+        self.tell(structs.replace(self.order, members={name: (key.public,) for name, key in keys.items()}))
+
+    def show(self, piece: int) -> None:
+        """It is here and proved."""
+        self.tell(Part(digest=DIGEST, piece=piece, length=len(self.data[piece])))
+        self.tell(Have(digest=DIGEST, piece=piece, blake3=blake3(self.data[piece]).digest()))
+
+    def hear(self, kind: type[R], holds: Callable[[R], bool] = lambda _: True) -> R:
+        """The next report of a kind of which something holds."""
+        while reports := self._channel.read():
+            for report in reports:
+                if isinstance(report, kind) and holds(report):
+                    return report
+        raise EOFError
+
+    def call(self, name: str = "n1", key: NodeKey | None = None) -> Caller:
+        """Somebody who asks for everything."""
+        caller = self._stack.enter_context(Caller(self))
+        caller.say(caller.ask(DIGEST, client=name, key=key or self.keys[name]))
+        return caller
+
+    def __exit__(self, *error: object) -> None:
+        # Its end of the channel first: a server that speaks to nobody ends the process that it is in.
+        self._channel.socket.shutdown(socket.SHUT_WR)
+        self._thread.join(PATIENCE_S)
+        for member in self._server._members:
+            member.sender.stop()
+        for each in (*self._server._members, *self._server._pending):
+            each.socket.close()
+        self._stack.close()
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[Port]:
+    with Port(tmp_path, 300_000) as made:
+        yield made
+
+
+def is_let_in(caller: Caller) -> bool:
+    return isinstance(caller.note(), protocol.Welcome)
+
+
+def refusal(caller: Caller) -> str:
+    """The code with which somebody is sent away."""
+    note = caller.note()
+    assert isinstance(note, protocol.Refusal)
+    assert caller.is_closed()
+    return note.code
+
+
+def piece(caller: Caller) -> tuple[int, bytes]:
+    """The next whole one that comes."""
+    data = b""
+    while (message := caller.message())[0] == protocol.CHUNK:
+        assert message[2] == len(data)
+        data += message[3]
+    assert protocol.read_seal(message[3])[0] == blake3(data).digest()
+    return message[1], data
+
+
+def test_who_is_taken_off_the_list_gets_nothing_more(port: Port) -> None:
+    """In the middle of a download, nor when it asks anew. The control is who stays."""
+    removed, stays = port.call("n1"), port.call("n2")
+    port.show(0)
+    for caller in (removed, stays):
+        assert is_let_in(caller)
+        assert piece(caller) == (0, port.data[0])
+    port.list(n0=port.keys["n0"], n2=port.keys["n2"])
+    assert removed.is_closed()
+    port.show(1)
+    assert piece(stays) == (1, port.data[1])
+    again = port.call("n1")
+    port.hear(Sought)
+    port.list(n0=port.keys["n0"], n2=port.keys["n2"])
+    assert refusal(again) == "member"
+
+
+def test_who_has_another_key_by_now_comes_anew(port: Port) -> None:
+    """What was let in by the key of before, which somebody may have stolen, ends; the new key is good. The control is
+    a member whose key stays."""
+    before, stays = port.call("n1"), port.call("n2")
+    assert is_let_in(before)
+    assert is_let_in(stays)
+    new = NodeKey(b"new" + bytes(29))
+    port.list(**{**port.keys, "n1": new})
+    assert before.is_closed()
+    assert refusal(port.call("n1")) == "signature"
+    after = port.call("n1", new)
+    assert is_let_in(after)
+    port.show(0)
+    for caller in (after, stays):
+        assert piece(caller) == (0, port.data[0])
+
+
+def test_both_keys_of_a_member_are_good_while_it_changes_them(port: Port) -> None:
+    """Nobody is interrupted: the list names two, and then the new one alone."""
+    new = NodeKey(b"new" + bytes(29))
+    before = port.call("n1")
+    assert is_let_in(before)
+    members = {**port.order.members, "n1": (port.keys["n1"].public, new.public)}
+    port.tell(structs.replace(port.order, members=members))
+    after = port.call("n1", new)
+    assert is_let_in(after)
+    port.show(0)
+    for caller in (before, after):
+        assert piece(caller) == (0, port.data[0])
+    port.list(**{**port.keys, "n1": new})
+    assert before.is_closed()
+    port.show(1)
+    assert piece(after) == (1, port.data[1])
+
+
+def test_who_reads_nothing_holds_nobody_up_and_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others get every byte meanwhile, and stay."""
+    monkeypatch.setattr(sender, "NO_PROGRESS_S", 2)
+    with Port(tmp_path, 16 * MB) as port:
+        port.show(0)
+        slow, reads = port.call("n1"), port.call("n2")
+        assert is_let_in(slow)
+        assert is_let_in(reads)
+        assert piece(reads) == (0, port.data[0])
+        port.hear(Counts, lambda counts: counts.connections == 2)
+        port.hear(Counts, lambda counts: counts.connections == 1)
+        with pytest.raises((EOFError, ConnectionResetError)):
+            piece(slow)
+        port.show(1)
+        assert piece(reads) == (1, port.data[1])
+
+
+def test_all_together_get_no_more_than_the_cap(tmp_path: Path) -> None:
+    """However many connections there are. Without one, which is the control, it takes less time."""
+    times = []
+    for cap in (2 * MB, 0):
+        with Port(tmp_path, int(1.5 * MB), egress_cap_bytes_per_s=cap) as port:
+            callers = [port.call("n1"), port.call("n2")]
+            assert all(map(is_let_in, callers))
+            began = time.monotonic()
+            port.show(0)
+            for caller in callers:
+                assert piece(caller) == (0, port.data[0])
+            times.append(time.monotonic() - began)
+    capped, free = times
+    assert capped >= 0.7 * 2 * 1.5 / 2
+    assert free < capped
