@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
+import psutil
 import pytest
 from blake3 import blake3
+from msgspec import structs
 
 from cacheagent.peers import protocol
-from cacheagent.peers.keys import is_signed
+from cacheagent.peers.keys import NodeKey, is_signed
+from cacheagent.peers.server import MOST_CONNECTIONS, MOST_PENDING
+from tests.conftest import missing
 from tests.fakes.origin import Origin
 from tests.fakes.peer_agents import MODEL, PeerAgents, shards
 from tests.fakes.peer_caller import PATIENCE_S, Caller
+
+CROWD = 10_000
+STRANGER = NodeKey(b"s" * 32)
 
 
 @pytest.fixture
@@ -65,7 +73,8 @@ def test_a_member_gets_every_byte(served: tuple[PeerAgents, bytes, str], call: C
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
-        ({"client": "n7"}, "member"),
+        ({"key": STRANGER}, "signature"),
+        ({"client": "n7", "key": STRANGER}, "member"),
         ({"server": "n1"}, "member"),
         ({"time_s": 1_000_000}, "time"),
         ({"server_nonce": b"r" * 32}, "nonce"),
@@ -76,7 +85,7 @@ def test_a_member_gets_every_byte(served: tuple[PeerAgents, bytes, str], call: C
 def test_who_says_something_wrong_gets_a_reason_and_no_byte(
     served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller], changes: dict[str, object], code: str
 ) -> None:
-    """Signed rightly, and still refused; the connection is closed after the reason."""
+    """Signed rightly but for the first, and still refused; the connection is closed after the reason."""
     _fleet, _, digest = served
     caller = call()
     caller.say(caller.ask(digest, **changes))  # type: ignore[arg-type]
@@ -87,16 +96,18 @@ def test_who_says_something_wrong_gets_a_reason_and_no_byte(
 
 
 def test_what_was_signed_once_is_good_once(served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller]) -> None:
-    """A recorded request on a second connection, one without a signature, and one for another model."""
+    """A recorded request on a second connection, one without a signature, one for a model that is not here, and one
+    that was signed for another model than it names."""
     fleet, _, digest = served
-    first, second, third, fourth = (call() for _ in range(4))
+    first, second, third, fourth, fifth = (call() for _ in range(5))
     recorded = first.ask(digest)
     first.say(recorded)
     assert isinstance(first.note(), protocol.Welcome)
     second.say(recorded)
     third.say(protocol.signed(third.ask(digest), b""))
     fourth.say(fourth.ask("sha256:" + "0" * 64))
-    for caller, code in ((second, "nonce"), (third, "signature"), (fourth, "digest")):
+    fifth.say(structs.replace(fifth.ask("sha256:" + "0" * 64), digest=digest))
+    for caller, code in ((second, "nonce"), (third, "signature"), (fourth, "digest"), (fifth, "signature")):
         refusal = caller.note()
         assert isinstance(refusal, protocol.Refusal)
         assert refusal.code == code
@@ -133,15 +144,34 @@ def test_frames_without_end_and_requests_out_of_turn_end_the_connection(
 def test_a_crowd_that_says_nothing_keeps_no_member_out(
     served: tuple[PeerAgents, bytes, str], call: Callable[[], Caller]
 ) -> None:
-    """400 silent connections; an honest one is answered among them, and the agent serves on."""
+    """10,000 silent connections; an honest one is answered among them, most are sent away, and the agent serves on."""
     fleet, _, digest = served
-    with ExitStack() as stack:
-        for _ in range(400):
+    agent = fleet.agents["n0"]
+    (server,) = (
+        child for child in psutil.Process(agent.process.pid).children() if "cacheagent.peers.server" in child.cmdline()
+    )
+    with many_descriptors(CROWD + 1000), ExitStack() as stack:
+        for _ in range(CROWD):
             stack.enter_context(socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S))
         caller = call()
         caller.say(caller.ask(digest))
         assert isinstance(caller.note(), protocol.Welcome)
-    assert fleet.agents["n0"].get("/healthz")[0] == 200
+        agent.wait_until(lambda: server.num_fds() <= MOST_PENDING + MOST_CONNECTIONS)
+    assert agent.get("/healthz")[0] == 200
+    agent.wait_until(lambda: fleet.metric("n0", 'cacheagent_peer_refusals_total{result="busy"}') > CROWD / 2)
+
+
+@contextmanager
+def many_descriptors(count: int) -> Iterator[None]:
+    """For this process, if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        missing("room for descriptors", f"ulimit -Hn says {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_member_has_a_few_connections_and_not_more(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -181,6 +182,64 @@ def test_a_forged_seal_ends_the_connection(bench: Bench) -> None:
     *_, ended = bench.until(Ended)
     assert isinstance(ended, Ended)
     assert ended.kind == "forged"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_seal_is_of_one_piece(bench: Bench, number: int) -> None:
+    """Right bytes of another piece, with the right seal of that one: it is worth nothing here. The control is the seal
+    of the piece that was asked for."""
+    bench.chunk(0, len(DATA))
+    hashed = blake3(DATA).digest()
+    bench.server.sendall(
+        protocol.seal(0, hashed, KEY.sign(protocol.seal_to_sign(DIGEST, number, len(DATA), hashed)), "n1")
+    )
+    *_, last = bench.until(Ended if number else Arrived)
+    assert isinstance(last, Arrived) or (isinstance(last, Ended) and last.kind == "forged")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        (protocol.CHUNK, 0, len(DATA), HALF),
+        (protocol.CHUNK, 0, 0, protocol.CHUNK_LIMIT_BYTES + 1),
+        (protocol.SEAL, 0, 0, 2**40),
+        (protocol.NOTE, 0, 0, 2**63),
+        (9, 0, 0, 1),
+    ],
+    ids=["beyond the piece", "a part without end", "a seal without end", "words without end", "nothing known"],
+)
+def test_what_is_too_much_ends_the_connection(bench: Bench, head: tuple[int, int, int, int]) -> None:
+    """At its head, before there is room made for it; the file is as long as it was. What came before was taken."""
+    bench.chunk(0, len(DATA))
+    bench.until(Progress)
+    bench.server.sendall(protocol.HEAD.pack(*head) + bytes(HALF))
+    *_, ended = bench.until(Ended)
+    assert isinstance(ended, Ended)
+    assert ended.kind == "protocol"
+    assert bench.target.read_bytes() == DATA
+
+
+def test_pieces_of_others_count_for_the_cap_of_what_comes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take no less time than it permits; without one, which is the control, they take less."""
+    monkeypatch.setattr(receiver, "PROGRESS_S", 0.0)
+    times = []
+    for cap in (len(DATA), 0):
+        shared = SharedRate.create(1, cap)
+        (tmp_path / f"{cap}").mkdir()
+        bench = Bench(tmp_path / f"{cap}", shared)
+        began = time.monotonic()
+        for _ in range(3):
+            bench.chunk(0, len(DATA))
+        bench.seal()
+        bench.until(Arrived)
+        times.append(time.monotonic() - began)
+        bench.receiver.accept(Disconnect(id=7))
+        bench.until(Ended)
+        bench.server.close()
+        shared.close()
+    capped, free = times
+    assert capped >= 0.7 * 3
+    assert free < capped
 
 
 def test_a_seal_of_somebody_else_is_judged_by_itself(bench: Bench) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 
+from cacheagent import sharing
 from cacheagent.errors import ChecksumMismatch
 from cacheagent.location import HttpLocation, Location
 from cacheagent.model import Checksum, FileHashes
@@ -38,6 +42,27 @@ class Origin:
         for index, blake3 in enumerate(RIGHT):
             on_piece(index, blake3, 1, "kept" if index in order.claimed else "fetched")
         return FileHashes(pieces=RIGHT)
+
+
+class Sampled(Origin):
+    """Where nothing but chance finds what a member altered: pieces come from it, and one at a time may be asked of the
+    origin again. `checked`: which were."""
+
+    def __init__(self, wrong: int, right: int) -> None:
+        super().__init__({})
+        self.pieces = ["wrong"] * wrong + ["right"] * right
+        self.checked: list[int] = []
+
+    async def fetch(
+        self, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: Share | None = None
+    ) -> FileHashes:
+        for index, blake3 in enumerate(self.pieces):
+            on_piece(index, "right" if share is None else blake3, 1, "fetched" if share is None else "peer")
+        return FileHashes(pieces=("right",) * len(self.pieces))
+
+    async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> str:
+        self.checked.append(index)
+        return "right"
 
 
 class Exchange:
@@ -103,3 +128,28 @@ async def test_who_said_something_else_is_not_named() -> None:
     with pytest.raises(ChecksumMismatch):
         await fetch_shared(cast("Transport", origin), ORDER, locate, lambda *_: None, share)
     assert share.accused == []
+
+
+@pytest.mark.parametrize(("others", "altered"), [(1, 100), (15, 1000)], ids=["N = 2", "N = 16"])
+async def test_spot_checks_find_a_liar_as_often_as_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: int, altered: int
+) -> None:
+    """Whoever alters k pieces is named with the probability that the documentation gives, 1 - (1 - 0.01 / (N - 1))^k.
+    Who alters none never is, and is checked as often. Seeded, so it comes out alike every time."""
+    monkeypatch.setattr(random, "random", random.Random(5).random)
+    monkeypatch.setattr(sharing, "make_scratch", lambda *_: None)
+    monkeypatch.setattr(sharing, "remove_scratch", lambda *_: None)
+    order = msgspec.structs.replace(ORDER, checksums=(), target=str(tmp_path / "t"))
+    tries, found, checks = 100, 0, 0
+    for wrong in (altered, 0):
+        for _ in range(tries):
+            origin = Sampled(wrong, altered - wrong)
+            share = Exchange(dict.fromkeys(range(altered), ("liar", "wrong")))
+            share.others = others
+            await fetch_shared(cast("Transport", origin), order, locate, lambda *_: None, share)
+            checks += len(origin.checked)
+            assert share.accused == (["liar"] if wrong and origin.checked else [])
+            found += len(share.accused)
+    said = 1 - (1 - 0.01 / others) ** altered
+    assert found / tries == pytest.approx(said, abs=3 * (said * (1 - said) / tries) ** 0.5)
+    assert checks / (2 * tries) == pytest.approx(altered * 0.01 / others, rel=0.3)
