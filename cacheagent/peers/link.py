@@ -161,9 +161,10 @@ class Link:
             else:
                 self.refusal = note
                 self.disconnect()  # whatever else it says
+        except protocol.NoCommonVersion as error:
+            self._refuse("version", error)
         except protocol.ProtocolError as error:
-            self.refusal = protocol.Refusal(code="signature", message=f"{error}"[:200])
-            self.disconnect()
+            self._refuse("signature", error)
 
     def arrived(self, report: Arrived) -> None:
         """See Listener."""
@@ -200,6 +201,10 @@ class Link:
             self._gathering.cancel()
             self._gathering = None
         self._owner.link_down(self, report)
+
+    def _refuse(self, code: protocol.RefusalCode, error: protocol.ProtocolError) -> None:
+        self.refusal = protocol.Refusal(code=code, message=f"{error}"[:200])
+        self.disconnect()
 
     def _is_over(self, piece: int) -> None:
         """It came, whatever it is worth: the member writes it no more."""

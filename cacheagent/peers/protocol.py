@@ -74,12 +74,17 @@ class ProtocolError(ValueError):
     """The other side said something that the protocol does not allow."""
 
 
+class NoCommonVersion(ProtocolError):
+    """Both speak the protocol, and no version of it that the other one does."""
+
+
 class SpeaksTls(ProtocolError):
     """Somebody began with TLS where that is not spoken."""
 
 
-class Hello(Value, tag="hello"):
-    """The server's first words."""
+class Hello(Value, tag="hello", forbid_unknown_fields=False):
+    """The server's first words. Another version may say more in them, as in a refusal: they come before both know which
+    one they speak, so what is not known is passed over."""
 
     versions: tuple[int, ...]
     nonce: bytes
@@ -98,7 +103,7 @@ class Welcome(Value, tag="welcome"):
     signature: bytes
 
 
-class Refusal(Value, tag="refusal"):
+class Refusal(Value, tag="refusal", forbid_unknown_fields=False):
     """The server closes after it."""
 
     code: RefusalCode
@@ -251,10 +256,10 @@ def unpack_set(bits: bytes, pieces: int) -> list[int]:
 
 
 def highest_version(offered: Iterable[int]) -> int:
-    """Raises ProtocolError where there is none in common."""
+    """Raises NoCommonVersion."""
     common = set(offered) & set(VERSIONS)
     if not common:
-        raise ProtocolError(f"it speaks versions {sorted(offered)} of the protocol, this agent {list(VERSIONS)}")
+        raise NoCommonVersion(f"it speaks versions {sorted(offered)} of the protocol, this agent {list(VERSIONS)}")
     return max(common)
 
 

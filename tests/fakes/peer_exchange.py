@@ -250,19 +250,22 @@ class ExchangeScene:
         """The last one."""
         return self.receiving.connections[name][-1]
 
+    def take(self, name: str, *versions: int) -> None:
+        """The member takes the connection, and says what it speaks."""
+        self.connection(name).listener.said(_body(protocol.Hello(versions=versions, nonce=b"n" * 32)), b"")
+
     def greet(self, name: str) -> protocol.Ask:
-        """The member takes the connection, and hears what is wanted."""
-        connection = self.connection(name)
-        connection.listener.said(_body(protocol.Hello(versions=protocol.VERSIONS, nonce=b"n" * 32)), b"")
-        (ask,) = connection.asks
+        """As `take`, and it hears what is wanted."""
+        self.take(name, *protocol.VERSIONS)
+        (ask,) = self.connection(name).asks
         assert isinstance(ask, protocol.Ask)
         return ask
 
-    def let_in(self, name: str, *, complete: bool = False) -> None:
-        """And lets this node in."""
+    def let_in(self, name: str, *, complete: bool = False, have: Iterable[int] = ()) -> None:
+        """And lets this node in. `have`: what it has by now."""
         ask = self.greet(name)
         session = protocol.Session(ask.digest, ask.client, ask.server, ask.client_nonce, ask.server_nonce)
-        welcome = protocol.Welcome(complete=complete, have=b"", homes=(), signature=b"")
+        welcome = protocol.Welcome(complete=complete, have=protocol.pack_set(have), homes=(), signature=b"")
         signature = self.keys[name].sign(protocol.welcome_to_sign(session, welcome))
         self.connection(name).listener.said(_body(protocol.signed(welcome, signature)), b"")
 

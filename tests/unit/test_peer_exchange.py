@@ -241,6 +241,20 @@ async def test_who_leaves_the_list_of_one_version_may_come_back(scene: ExchangeS
     await running.leave()
 
 
+async def test_who_has_a_part_serves_that_part(tmp_path: Path) -> None:
+    """Of what this node is the home of, it asks each member for what that one has, and the origin for the rest."""
+    with ExchangeScene(tmp_path / "cache", ("n0", "n1", "n2"), (30,)) as scene:
+        running = await scene.start()
+        job, _share = scene.begin(running)
+        first, second, *rest = sorted(scene.of("n0"))
+        scene.let_in("n1", have={first, *scene.of("n2")})
+        scene.let_in("n2", have={second})
+        await until(lambda: set(job.wanted) == set(rest), "the origin is asked for what nobody has")
+        assert running._links["n1"].expected == scene.of("n1") | {first}
+        assert running._links["n2"].expected == scene.of("n2") | {second}
+        await running.leave()
+
+
 @pytest.mark.parametrize("brought", [0, 4 * PIECE_SIZE_BYTES])
 async def test_a_home_has_seconds_to_fill_the_link_that_own_pieces_leave(scene: ExchangeScene, brought: int) -> None:
     """Until then the origin had it. Who brings nothing in those seconds is slow, who brings something is not."""
@@ -365,4 +379,24 @@ async def test_a_member_that_does_not_speak_as_this_node_is_not_waited_for(
     scene.end("n1", "tls")
     await until(lambda: set(job.wanted) == set(range(8)), "the rest is asked of the origin")
     assert caplog.messages.count("a peer is no help") == 2
+    await running.leave()
+
+
+async def test_a_member_of_another_version_is_not_waited_for(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that speaks none of ours: it is told nothing, and what it owes is asked of the origin at once. It is tried
+    again, and is counted on when its agent is another one."""
+    monkeypatch.setattr(exchange, "TICK_S", 1e9)  # nothing comes of waiting
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.take("n1", 2, 3)
+    assert scene.connection("n1").is_told_to_end
+    assert not scene.connection("n1").asks
+    scene.end("n1", "closed")
+    await until(lambda: set(job.wanted) == set(range(8)), "the rest is asked of the origin")
+    assert caplog.messages.count("a peer is no help") == 1
+    await called(scene, 2)
+    scene.take("n1", 1, 2)
+    assert len(scene.connection("n1").asks) == 1
     await running.leave()

@@ -135,6 +135,20 @@ def test_versions_agree_on_the_highest() -> None:
         protocol.highest_version((2, 3))
 
 
+def test_a_greeting_of_another_version_is_understood() -> None:
+    """And a refusal, whatever more they say: there is no version yet that both have agreed on. Of what is said
+    afterwards, which is of that version, nothing unknown is passed over."""
+    words = {"type": "hello", "versions": (1, 2), "nonce": NONCE, "magic": protocol.MAGIC}
+    said = msgspec.msgpack.encode({**words, "more": "of it"})
+    assert protocol.read_note(said) == protocol.Hello(versions=(1, 2), nonce=NONCE)
+    refusal = {"type": "refusal", "code": "busy", "message": "", "more": "of it"}
+    assert protocol.read_note(msgspec.msgpack.encode(refusal)) == protocol.Refusal(code="busy", message="")
+    welcome = {"type": "welcome", "complete": True, "have": b"", "homes": (), "signature": b""}
+    assert isinstance(protocol.read_note(msgspec.msgpack.encode(welcome)), protocol.Welcome)
+    with pytest.raises(protocol.ProtocolError):
+        protocol.read_note(msgspec.msgpack.encode({**welcome, "more": "of it"}))
+
+
 def test_a_piece_is_vouched_for_by_whoever_sealed_it() -> None:
     """What came from another member goes on under its seal; what this node fetched goes under its own."""
     mine = shelf()
