@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 from msgspec import structs
 
-from cacheagent.peers import protocol, sender
+from cacheagent.peers import protocol, sender, server
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import Counts, Have, Part, Serve, ServerOrder, ServerReport, Sought, Start
 from cacheagent.peers.server import Server
@@ -138,6 +138,34 @@ def test_who_is_taken_off_the_list_gets_nothing_more(port: Port) -> None:
     port.hear(Sought)
     port.list(n0=port.keys["n0"], n2=port.keys["n2"])
     assert refusal(again) == "member"
+
+
+def test_who_comes_in_the_middle_is_let_in_when_it_is_known(port: Port) -> None:
+    """It may ask before the list is here that names it: it waits for that, and gets what is here and what comes. One
+    whom the list does not name, which is the control, is sent away."""
+    port.show(0)
+    new, stranger = NodeKey(b"3" * 32), NodeKey(b"4" * 32)
+    joins = port.call("n3", new)
+    port.hear(Sought)
+    other = port.call("n4", stranger)
+    port.hear(Sought)
+    port.list(**port.keys, n3=new)
+    assert refusal(other) == "member"
+    assert is_let_in(joins)
+    port.show(1)
+    assert dict(piece(joins) for _ in range(2)) == dict(enumerate(port.data))
+
+
+def test_there_are_so_many_connections_and_not_more(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is told so; when somebody has gone there is room again."""
+    monkeypatch.setattr(server, "MOST_CONNECTIONS", 2)
+    first, second = port.call("n1"), port.call("n2")
+    assert is_let_in(first)
+    assert is_let_in(second)
+    assert refusal(port.call("n1")) == "busy"
+    first.socket.close()
+    port.hear(Counts, lambda counts: counts.connections == 1)
+    assert is_let_in(port.call("n1"))
 
 
 def test_who_has_another_key_by_now_comes_anew(port: Port) -> None:
