@@ -165,7 +165,7 @@ async def serve(config_path: Path, config: AgentConfig, orders: Orders, cluster:
             )
             if peers is not None and member.peers is not None:
                 peers.membership, peers.sharers = member.peers, member.peers.sharers
-                member.peers.told = peers.look
+                member.peers.told, member.liars = peers.look, peers.liars
             member.start()
             volumes.asking = member.asking
             listeners.append(member.heard)

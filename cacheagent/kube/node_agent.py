@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 from functools import partial
 from typing import Final
 
@@ -91,6 +92,8 @@ class NodeAgent:
         self._lookups = Lookups(flights.look_up, policy, changed=self._found)
         self.peers = PeerLists(api, me, changed=self._news.tell) if me is not None else None
         """With whom this node exchanges what, if with anybody."""
+        self.liars: Collection[str] = ()
+        """Peers that were caught: told in the status."""
 
     def start(self) -> None:
         """Follow what is known from before. Blocking: it reads a small file. Raises DiskFault."""
@@ -263,6 +266,7 @@ class NodeAgent:
                 reported_at=now_text(),
                 public_key=self.peers.me.key if self.peers is not None else "",
                 peer_address=self.peers.me.address if self.peers is not None else "",
+                liars=self.liars,
             )
         )
 

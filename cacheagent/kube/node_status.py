@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +27,8 @@ from cacheagent.spec import ModelSpec
 from cacheagent.store import Lease, Record, Usage
 
 LONGEST_MESSAGE: Final = 500
+MOST_LIARS: Final = 64
+"""A cohort."""
 AT_DEMAND: Final = "when a pod here asks for it"
 """When a model is fetched that nobody wants here in advance."""
 FREE_STEPS: Final = 50
@@ -37,7 +39,8 @@ FREE_STEPS: Final = 50
 class Seen:
     """Everything that a report is made of, at one moment. `found`, `errors`: answers to the controller's questions by
     token; `wrong`: models that can't be understood or are refused, by name; `job`, `retry_in_s`: of a model's spec.
-    `public_key`, `peer_address`: how peers know and reach this node; empty without any.
+    `public_key`, `peer_address`: how peers know and reach this node; empty without any. `liars`: names of peers that
+    were caught.
     """
 
     spec: ModelCacheNodeSpec
@@ -58,6 +61,7 @@ class Seen:
     reported_at: str
     public_key: str = ""
     peer_address: str = ""
+    liars: Collection[str] = ()
 
 
 def status_of(seen: Seen) -> ModelCacheNodeStatus:
@@ -88,6 +92,7 @@ def status_of(seen: Seen) -> ModelCacheNodeStatus:
         evicting=seen.evicting,
         public_key=seen.public_key,
         peer_address=seen.peer_address,
+        liars=tuple(sorted(seen.liars)[:MOST_LIARS]),
     )
 
 

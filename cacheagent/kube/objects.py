@@ -249,7 +249,8 @@ class ModelCacheNodeStatus(KubeValue):
     """Written by the node's own agent only (server-side apply). `models`: what is assigned, and every version on disk.
     `incarnation`: changes when the cache directory was made anew (a wiped disk), so that the node counts as cold again.
     `observed_generation`: the spec that the agent has taken in. `public_key` (Ed25519, base64) and `peer_address`
-    (`host:port`): how other agents know and reach this one; empty while it exchanges nothing. `ready` and `free` ("3/4"
+    (`host:port`): how other agents know and reach this one; empty while it exchanges nothing. `liars`: nodes that this
+    one has caught, and asks for nothing; its word alone, which nobody else goes by. `ready` and `free` ("3/4"
     models, "1.2 TB") follow the other fields by themselves.
     """
 
@@ -263,6 +264,7 @@ class ModelCacheNodeStatus(KubeValue):
     evicting: tuple[str, ...] = ()
     public_key: str = ""
     peer_address: str = ""
+    liars: tuple[str, ...] = ()
     ready: str = ""
     free: str = ""
 

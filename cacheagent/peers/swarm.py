@@ -39,10 +39,11 @@ is said to the server process in one message, of 2 MB then. Chosen."""
 class Swarm:
     """Used on the event loop only."""
 
-    def __init__(self, node: PeerNode) -> None:
+    def __init__(self, node: PeerNode, liars: set[str]) -> None:
+        """`liars`: names of members that were caught, which exchanges add to."""
         self._node = node
         self._exchanges: dict[str, Exchange] = {}
-        self._liars: set[str] = set()
+        self._liars = liars
         node.service.on_adopt = self._adopt
 
     async def join(self, digest: str, plan: Plan) -> Exchange | None:
@@ -104,7 +105,8 @@ class NodePeers:
     """What an agent has of its peers. `membership`: who they are; the configuration's list until somebody knows
     better. `sharers`: for one of how many nodes this one counts at the origin of a digest; 0: not known. `is_private`:
     whether a digest of the store is not to be exchanged, whoever is listed. `cohort`: members of one at most, where the
-    configuration says who they are."""
+    configuration says who they are. `liars`: names of members that vouched for bytes which the origin does not have,
+    since this began."""
 
     def __init__(
         self,
@@ -119,6 +121,7 @@ class NodePeers:
         self.sharers: Callable[[str], int] = lambda digest: listed.circle(digest).sharers
         self.key: NodeKey | None = None
         self.is_private = is_private
+        self.liars: set[str] = set()
         self.service: Service | None = None
         self._settings = settings
         self._root = root
@@ -154,7 +157,7 @@ class NodePeers:
         )
         LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text, "tls": tls})
         try:
-            yield Swarm(node)
+            yield Swarm(node, self.liars)
         finally:
             await self.service.close()
             await receiving.close()

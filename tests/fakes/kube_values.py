@@ -144,6 +144,7 @@ NODE_STATUS: Final = ModelCacheNodeStatus(
     evicting=(OTHER,),
     public_key="c2VjcmV0",
     peer_address="10.0.0.1:7411",
+    liars=("n2",),
 )
 PEERS: Final = ModelCachePeersSpec(
     digests=(DIGEST, OTHER),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager
@@ -31,9 +32,12 @@ from cacheagent.kube.objects import (
     Refusal,
     Source,
 )
+from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.peers.keys import NodeKey
 from cacheagent.running import Orders
 from cacheagent.store import Store
 from tests.fakes.kube import FakeKube
+from tests.fakes.lying_peer import LyingPeer, lengths_of
 from tests.fakes.origin import Origin
 
 pytestmark = pytest.mark.asyncio
@@ -333,3 +337,37 @@ async def test_a_version_that_others_want_too_waits_for_its_list(scene: Scene, m
         scene.kube.put(MODEL_CACHE_PEERS, {"metadata": {"name": "list", "labels": labels}, "spec": spec})
         await until(lambda: scene.entry("llama", "ready") is not None)
         assert (await ask(client)).state == "ready"
+
+
+@pytest.mark.parametrize("is_honest", [True, False])
+async def test_a_peer_that_lies_is_named_in_the_status(scene: Scene, *, is_honest: bool) -> None:
+    """Where the one who looks after the cluster sees it; one that does not is not."""
+    data = os.urandom(2 * PIECE_SIZE_BYTES)
+    scene.origin.put("large/weights.bin", data)
+    scene.origin.add_sums("large")
+    scene.configure(peers={"listen": "127.0.0.1:0"})
+    key = NodeKey(b"2" * 32)
+
+    def gives(piece: int, length: int) -> bytes:
+        return data[piece * PIECE_SIZE_BYTES :][:length] if is_honest else bytes(length)
+
+    async with scene.agent():
+        scene.assign(scene.model("large", resolve="question-1"))
+        await until(lambda: (entry := scene.entry("large")) is not None and entry.resolved_for == "question-1")
+        entry = scene.entry("large")
+        assert entry is not None
+        with LyingPeer(0, "gpu-2", key, lengths_of(len(data)), gives) as peer:
+            members = (
+                PeerMember(name=NODE, address=scene.status.peer_address, key=scene.status.public_key),
+                PeerMember(name="gpu-2", address=f"127.0.0.1:{peer.port}", key=key.public_text),
+            )
+            spec = to_json(ModelCachePeersSpec(digests=(entry.digest,), members=members))
+            scene.kube.put(
+                MODEL_CACHE_PEERS, {"metadata": {"name": "l", "labels": {member_label(NODE): ""}}, "spec": spec}
+            )
+            scene.assign(scene.model("large", digest=entry.digest, shared=True))
+            await until(lambda: scene.entry("large", "ready") is not None)
+            assert peer.asks
+        assert scene.status.liars == (() if is_honest else ("gpu-2",))
+    (tree,) = (scene.root / "models").iterdir()
+    assert (tree / "files" / "weights.bin").read_bytes() == data

@@ -97,6 +97,12 @@ CASES = {
         mended="90m",
         labels={"node": "n1", "source": "s3", "result": "checksum-mismatch", "severity": "critical"},
     ),
+    "CacheagentPeerLied": Case(
+        series={f"cacheagent_peer_lies_total{{{AGENT}}}": counted()},
+        fires="15m",
+        mended="90m",
+        labels={"node": "n1", "severity": "critical"},
+    ),
     "CacheagentDiskRots": Case(
         series={f"cacheagent_scrub_lost_blobs_total{{{AGENT}}}": counted()},
         fires="15m",

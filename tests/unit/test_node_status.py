@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from cacheagent.errors import OriginForbidden, UsageError
 from cacheagent.kube.node_models import Found, NodePolicy, assignment_of
-from cacheagent.kube.node_status import Seen, progress_of, state_of, status_of
+from cacheagent.kube.node_status import MOST_LIARS, Seen, progress_of, state_of, status_of
 from cacheagent.kube.objects import ModelCacheNodeSpec, ModelCacheNodeStatus, NodeModel, NodeModelStatus, Source
 from cacheagent.progress import JobStatus
 from cacheagent.store import Lease, Record, Store, Usage
@@ -151,3 +151,12 @@ def test_what_is_news(record: Record) -> None:
     )
     assert state_of(ready) != state_of(mounted)
     assert isinstance(ready.models[0], NodeModelStatus)
+
+
+def test_who_lied_is_news(record: Record) -> None:
+    """In order, and a bounded number of them: what a report holds must not grow with what happens to a node."""
+    before = status_of(seen(model(), records=[record]))
+    after = status_of(seen(model(), records=[record], liars={"n3", "n2"}))
+    assert (before.liars, after.liars) == ((), ("n2", "n3"))
+    assert state_of(before) != state_of(after)
+    assert len(status_of(seen(model(), liars={f"n{number}" for number in range(1000)})).liars) == MOST_LIARS
