@@ -258,6 +258,7 @@ class Exchange:
         self._ticks += 1
         now = time.monotonic()
         self._review()
+        self._placement.offer()
         for link in self._links.values():
             if link.expected and link.keeps_out and now - self._pace.started > OUT_AFTER_S:
                 self._placement.give_up(link)

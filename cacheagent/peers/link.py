@@ -86,6 +86,7 @@ class Link:
         self._number = 0
         self._asked: set[int] = set()
         self._drop: set[int] = set()
+        self._offered: set[int] = set()
         self._gathering: asyncio.TimerHandle | None = None
         self._arrivals: deque[tuple[float, int]] = deque()
 
@@ -120,6 +121,12 @@ class Link:
         self.expected |= fresh
         if adopt:
             self.adopt |= fresh
+        self._gather()
+
+    def offer(self, pieces: Iterable[int]) -> None:
+        """This node would take over some of these, which the member is the home of: asked to adopt them, it says
+        which."""
+        self._offered.update(pieces)
         self._gather()
 
     def let_go(self, pieces: Collection[int]) -> tuple[frozenset[int], Callable[[], Awaitable[None]]]:
@@ -197,6 +204,7 @@ class Link:
         self.failures += 1
         self._asked.clear()
         self._drop.clear()
+        self._offered.clear()
         if self._gathering is not None:
             self._gathering.cancel()
             self._gathering = None
@@ -261,13 +269,15 @@ class Link:
         adopt = self.adopt & fresh
         again = self._drop & self.expected  # dropped and wanted again: from its first byte
         drop = set(self._drop)
-        if self._connection is None or self._session is None or not (fresh or drop):
+        offered = self._offered & self.expected
+        self._offered.clear()
+        if self._connection is None or self._session is None or not (fresh or drop or offered):
             return
         self._number += 1
         unsigned = protocol.More(
             number=self._number,
             wants=protocol.pack_set(fresh | again),
-            adopt=protocol.pack_set(adopt),
+            adopt=protocol.pack_set(adopt | offered),
             drop=protocol.pack_set(drop),
             signature=b"",
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 AT_ORIGIN: Final = 2
@@ -25,6 +25,22 @@ class OwnPieces:
         for piece in pieces:
             heapq.heappush(self._waiting, piece)
         self._feed()
+
+    @property
+    def waiting(self) -> Collection[int]:
+        """What the origin has not been asked for yet."""
+        return self._waiting
+
+    @property
+    def is_idle(self) -> bool:
+        """The origin is asked, and has been asked for all."""
+        return self.is_open and not self._waiting
+
+    def give(self, among: Collection[int], most: int) -> list[int]:
+        """Somebody else asks for these: the last of those that wait, at most so many."""
+        given = sorted(piece for piece in self._waiting if piece in among)[-most:] if most else []
+        self._waiting = sorted(set(self._waiting).difference(given))  # which is a heap
+        return given
 
     def open(self) -> list[int]:
         """From now on the origin is asked. What was waiting is given back: others may have it."""

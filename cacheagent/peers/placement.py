@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final
 
 from cacheagent.errors import TargetAbandoned
+from cacheagent.peers.handing import Handing
 from cacheagent.peers.link import Link
 from cacheagent.peers.moves import Move, Moves
 from cacheagent.peers.observer import PeerObserver
@@ -38,6 +39,7 @@ class Placement:
         self._cohort = [link for name, link in links.items() if name not in zones.above]
         self._observer = observer
         self._own = OwnPieces(self._ask_origin)
+        self._handing = Handing(zones, links, self._own)
         self._moves = Moves()
         self._share_of: dict[int, BlobShare] = {}
         self._adopted: set[int] = set()
@@ -61,6 +63,7 @@ class Placement:
         """It is on disk and proved, wherever it came from."""
         self.here.add(piece)
         self._own.done([piece])
+        self.offer()
 
     def lose(self, pieces: Iterable[int]) -> None:
         """They are not what they should be."""
@@ -102,15 +105,36 @@ class Placement:
 
     # --- elsewhere
 
-    def adopt(self, pieces: Iterable[int], client: str, is_good: Callable[[Link], bool]) -> None:
-        """A member asks this node to fetch pieces if nobody else brings them."""
+    def offer(self) -> None:
+        """To take pieces over from homes that have not asked for them yet, if this node has asked for all of its own.
+        Who has everything needs no help."""
+        if self._handing.is_due():
+            there = [link for link in self._links.values() if link.is_up and not link.is_complete]
+            self._handing.offer({link: set(self.untried(link)) for link in there if link.name not in self.out})
+
+    def adopt(self, pieces: Collection[int], client: str, is_good: Callable[[Link], bool]) -> None:
+        """A member asks this node to fetch pieces if nobody else brings them; by asking for those that this node is the
+        home of it offers to take some."""
+        if handed := self._handing.part_for(client, pieces):
+            self._adopted.update(handed)
+            self._ask(client, handed, in_place=True)
+        waiting = set(self._own.waiting)
         for piece in pieces:
-            if piece in self.here or piece in self._own.at_origin:
+            if piece in self.here or piece in self._own.at_origin or piece in self._handing.handed:
                 continue
             self._adopted.add(piece)
-            holder = next((link for link in self._links.values() if piece in link.expected), None)
-            if holder is not None and (holder.name == client or not is_good(holder)):
-                self.move(holder, [piece])
+            if piece not in waiting:
+                self._take_over(piece, client, is_good)
+
+    def _take_over(self, piece: int, client: str, is_good: Callable[[Link], bool]) -> None:
+        holder = next((link for link in self._links.values() if piece in link.expected), None)
+        if holder is None:
+            return
+        is_handed = piece in self._handing.offered and client == self._zones.homes[piece]
+        if is_handed or holder.name == client or not is_good(holder):
+            if is_handed:
+                self._handing.taken()
+            self.move(holder, [piece])
 
     def move(self, link: Link, pieces: Collection[int]) -> None:
         """To others: away from a member that may still be writing them."""
