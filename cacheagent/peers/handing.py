@@ -19,8 +19,13 @@ from cacheagent.peers.zones import Zones
 
 AT_ONCE: Final = 4
 """Pieces that are handed over at once: who has asked for these asks for more. Chosen."""
+MOST_OFFERED: Final = 256
+"""Of each home's pieces, the last: homes ask for them in their order, so these are the ones that may be waiting. As many
+as 64 members take at once. Chosen."""
 AGAIN_S: Final = 0.5
-"""Between two questions of which the first brought nothing. Chosen."""
+MOST_AGAIN_S: Final = 8.0
+"""Between two questions of which the first brought nothing; twice as long each time, since what waits only becomes
+less. Chosen."""
 
 
 class Handing:
@@ -35,23 +40,26 @@ class Handing:
         self._links = links
         self._own = own
         self._asked_at = -math.inf
+        self._again_s = AGAIN_S
 
     def is_due(self) -> bool:
         """This node has nothing left to ask for, and has not just said so."""
-        return self._own.is_idle and time.monotonic() - self._asked_at >= AGAIN_S
+        return self._own.is_idle and time.monotonic() - self._asked_at >= self._again_s
 
     def offer(self, expected: Mapping[Link, set[int]]) -> None:
         """To the homes among these members, of which so much is still expected."""
+        if self._asked_at > -math.inf:
+            self._again_s = min(2 * self._again_s, MOST_AGAIN_S)
         self._asked_at = time.monotonic()
         for link, pieces in expected.items():
-            owed = {piece for piece in pieces if self._zones.homes[piece] == link.name}
+            owed = [piece for piece in sorted(pieces) if self._zones.homes[piece] == link.name][-MOST_OFFERED:]
             if owed and link.name in self._zones.near:
-                self.offered |= owed
+                self.offered.update(owed)
                 link.offer(owed)
 
     def taken(self) -> None:
         """Somebody handed something over: the next question need not wait."""
-        self._asked_at = -math.inf
+        self._asked_at, self._again_s = -math.inf, AGAIN_S
 
     def part_for(self, client: str, pieces: Iterable[int]) -> list[int]:
         """What is handed to a member that offers to take these: its part of what waits, from the end."""

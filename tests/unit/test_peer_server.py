@@ -90,8 +90,9 @@ class Port(AbstractContextManager["Port"]):
         self._thread.join(PATIENCE_S)
         for member in self._server._members:
             member.sender.stop()
-        for each in (*self._server._members, *self._server._pending):
-            each.socket.close()
+        sockets = [each.socket for each in self._server._members] + [each.socket for each in self._server._pending]
+        for each in sockets:
+            each.close()
         self._stack.close()
 
 

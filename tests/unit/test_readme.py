@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from cacheagent.cli.main import cli
+from cacheagent.cli.root import cli
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
