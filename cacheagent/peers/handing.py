@@ -20,7 +20,7 @@ from cacheagent.peers.zones import Zones
 AT_ONCE: Final = 4
 """Pieces that are handed over at once: who has asked for these asks for more. Chosen."""
 MOST_OFFERED: Final = 256
-"""Of each home's pieces, the last: homes ask for them in their order, so these are the ones that may be waiting. As many
+"""Of each home's pieces, the last: homes ask for them in their order, so these may be waiting still. As many
 as 64 members take at once. Chosen."""
 AGAIN_S: Final = 0.5
 MOST_AGAIN_S: Final = 8.0
