@@ -8,7 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
-from cacheagent.errors import ChecksumMismatch, LocationExpired, SourceChanged, TargetAbandoned
+from cacheagent.errors import CacheAgentError, ChecksumMismatch, LocationExpired, SourceChanged, TargetAbandoned
 from cacheagent.lanes import in_lanes
 from cacheagent.location import Location
 from cacheagent.model import SMALL_FILE_BYTES, RemoteFile
@@ -247,6 +247,7 @@ class BlobFlights:
             if not file.checksums:  # a server may have written to the file while it answered: is it still the one?
                 await source.describe([file])
         except BaseException as error:
+            _name(error, file.path)
             if _is_worthless(error):
                 await in_thread(staged.discard)
             raise
@@ -290,6 +291,12 @@ def _chunks(items: Iterable[str], size: int) -> Iterable[tuple[str, ...]]:
     iterator = iter(items)
     while chunk := tuple(islice(iterator, size)):
         yield chunk
+
+
+def _name(error: BaseException, path: str) -> None:
+    """People know a file by its path. What the workers name, where it comes from, may be a hash (the Hub's storage)."""
+    if isinstance(error, CacheAgentError) and path not in error.message:
+        error.message = f"{path}: {error.message}"
 
 
 def _is_worthless(error: BaseException) -> bool:

@@ -69,7 +69,8 @@ def permanent_error(failed: Failed, what: str, tries: int) -> CacheAgentError | 
             return _changed(said)
         case "mismatch":
             return ChecksumMismatch(
-                said, hint="the bytes were damaged on the way or at the origin; nothing of the file was kept"
+                failed.message,  # whose hash it is says it already
+                hint="the bytes were damaged on the way or at the origin; nothing of the file was kept",
             )
         case "disk-full":
             return DiskFault(said, hint="something else took the room that was reserved; free some and try again")

@@ -52,7 +52,7 @@ def test_it_opens_what_is_there_and_ends(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(read_ahead, "COMMANDS", ("first_of_all/inner", "no_such_package"))
     monkeypatch.setattr(read_ahead, "S3", ("only_for_s3/inner",))
-    monkeypatch.setattr(read_ahead.os, "open", note)
+    monkeypatch.setattr(os, "open", note)
     for arguments, expected in (
         (["pull", "file:///x"], {"first_of_all"}),
         (["pull", "s3://b/x"], {"first_of_all", "only_for_s3"}),

@@ -56,7 +56,7 @@ def status(number: int, **details: Any) -> Failed:
         (status(301), OriginWrong, "answered 301"),
         (status(405), OriginWrong, "answered 405"),
         (failure("changed"), SourceChanged, "a.bin: scripted changed"),
-        (failure("mismatch"), ChecksumMismatch, "a.bin: scripted mismatch"),
+        (failure("mismatch"), ChecksumMismatch, "scripted mismatch"),
         (failure("disk-full"), DiskFault, "a.bin: scripted disk-full"),
         (failure("disk-fault"), DiskFault, "a.bin: scripted disk-fault"),
         (failure("source-io", errno=errno.ENOENT), OriginNotFound, "scripted source-io"),
