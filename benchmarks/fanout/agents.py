@@ -14,7 +14,7 @@ from typing import Any
 import cacheagent
 from benchmarks import engine
 from benchmarks.cgroup import Cgroup, new_cgroup
-from benchmarks.fanout.cell import Source
+from benchmarks.fanout.cell import Cell, Source
 from benchmarks.fanout.fleet import FetchFailed, Ground, kill
 from benchmarks.fanout.identities import peer_settings
 from benchmarks.pacing import Link
@@ -81,7 +81,7 @@ def agents(ground: Ground) -> Iterator[Agents]:
         roots = [folder / "root" for folder in folders]
         peers = peer_settings(ground.network.nodes, roots) if cell.variant == "peers" else [None] * cell.nodes
         groups = []
-        for place, folder, settings in zip(ground.network.nodes, folders, peers, strict=True):
+        for node, (place, folder, settings) in enumerate(zip(ground.network.nodes, folders, peers, strict=True)):
             folder.mkdir(exist_ok=True)
             config = folder / "models.yaml"
             config.write_text(
@@ -89,7 +89,7 @@ def agents(ground: Ground) -> Iterator[Agents]:
             )  # JSON is YAML
             group = stack.enter_context(new_cgroup(place.port))
             command = place.entering([engine.PROGRAM, "agent", "--config", str(config)])
-            environment = target.environment() | _piece_environment(cell.piece_bytes)
+            environment = target.environment() | _environment(cell, node)
             child = running_child(group.entering(command), log_path=folder / "log", environment=environment)
             stack.enter_context(child)
             groups.append(group)
@@ -124,9 +124,10 @@ def _source(target: Target, source: Source) -> dict[str, str]:
     return {"uri": target.s3_uri, "endpoint": target.endpoint, "region": REGION}
 
 
-def _piece_environment(piece_bytes: int) -> dict[str, str]:
-    """Of the same product as ours."""
-    return {"PYTHONPATH": f"{PIECES}{os.pathsep}{PRODUCT}", "FANOUT_PIECE_BYTES": str(piece_bytes)}
+def _environment(cell: Cell, node: int) -> dict[str, str]:
+    """Of the same product as ours; what is changed in it is in `PIECES`."""
+    lies = {"FANOUT_LIES": "1"} if cell.scenario == "lying" and node == cell.disturbed else {}
+    return {"PYTHONPATH": f"{PIECES}{os.pathsep}{PRODUCT}", "FANOUT_PIECE_BYTES": str(cell.piece_bytes)} | lies
 
 
 async def _answers(client: AgentClient, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from cacheagent.model import Value
 
 Variant = Literal["direct", "peers", "aria2"]
-Scenario = Literal["undisturbed", "killed", "slow"]
+Scenario = Literal["undisturbed", "killed", "slow", "lying"]
 Source = Literal["s3", "sha256"]
 Tcp = Literal["cubic", "bbr"]
 
@@ -15,9 +15,10 @@ Tcp = Literal["cubic", "bbr"]
 class Cell(Value):
     """`rate_bytes_per_s`: of each node's link, both ways. `origin_links`: the origin's link in links of a node.
     `piece_bytes`: the agent's piece; smaller than the real one, as the model is. `scenario`: `killed`: one member is
-    killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate. `source`:
-    how the agents ask the origin: objects with CRCs, of which members spot-check each other, or files with a list of
-    SHA-256, which are hashed whole at the end. `tcp`: congestion control of all sides; cubic is Linux's default.
+    killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate; `lying`:
+    one member sends the first piece of each file in place of all others. `source`: how the agents ask the origin:
+    objects with CRCs, of which members spot-check each other, or files with a list of SHA-256, which are hashed whole
+    at the end. `tcp`: congestion control of all sides; cubic is Linux's default.
     """
 
     variant: Variant
@@ -42,7 +43,7 @@ class Cell(Value):
 
     @property
     def disturbed(self) -> int | None:
-        """Index of the node that is killed or slow; its own time does not count."""
+        """Index of the node that is killed, slow or lying; its own time does not count."""
         return None if self.scenario == "undisturbed" else self.nodes // 2
 
     def __str__(self) -> str:

@@ -90,7 +90,7 @@ def _flat(summaries: Sequence[Summary], nodes: int, bar: float, worst_bar: float
 def _copies(proved: Sequence[Summary], summaries: Sequence[Summary]) -> Iterator[Figure]:
     quiet = [each for each in _peers(proved) if each.cell.nodes > 1]
     ours = [each for each in summaries if each.cell.variant == "peers"]
-    loud = [each.origin_copies for each in ours if each.cell.disturbed is not None]
+    loud = [each.origin_copies for each in ours if each.cell.scenario in {"killed", "slow"}]
     how = "the most of all cells' medians; bytes on the origin's link, headers and what is sent twice included"
     checks = f", spot checks {'not needed' if quiet and quiet[0].cell.source == 'sha256' else 'too'}"
     most = max((each.origin_copies for each in quiet), default=None)
@@ -113,7 +113,7 @@ def _alone(summaries: Sequence[Summary]) -> Iterator[Figure]:
 
 
 def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
-    scenarios: tuple[Scenario, ...] = ("killed", "slow")
+    scenarios: tuple[Scenario, ...] = ("killed", "slow", "lying")
     for scenario in scenarios:
         ours = (each for each in summaries if each.cell.variant == "peers")
         hurt = next((each for each in ours if each.cell.scenario == scenario), None)
@@ -162,7 +162,7 @@ def _links(cell: Cell) -> tuple[float, float, int]:
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
-    scenarios = ("undisturbed", "killed", "slow")
+    scenarios = ("undisturbed", "killed", "slow", "lying")
     variants = ("direct", "aria2", "peers")
     rates = (cell.source, -cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes)
     return (variants.index(cell.variant), scenarios.index(cell.scenario), *rates, cell.nodes)

@@ -132,6 +132,25 @@ def test_an_agent_that_is_rolled_in_the_middle(exchanging: Cluster) -> None:
         assert node_status(exchanging, "n2")["peerAddress"] != before
 
 
+def test_a_node_that_is_gone_in_the_middle(exchanging: Cluster) -> None:
+    """Its power is cut: the others bring what it was to bring. With its power and its disk it goes on where it was."""
+    with download(exchanging, "gone", seed=65) as gone:
+        gone.reach(0.35)
+        exchanging.cut_power("n3")
+        try:
+            wait_until(
+                lambda: all(node_model(exchanging, node, "gone").get("phase") == "ready" for node in ("n1", "n2")),
+                "the nodes that are there have it",
+                120,
+            )
+            assert node_model(exchanging, "n3", "gone").get("phase") != "ready"
+            assert gone.copies <= WITH_ONE_THIRD_LOST, f"{gone.copies:.2f} copies"
+        finally:
+            exchanging.power_on("n3")
+        wait_until(lambda: node_model(exchanging, "n3", "gone").get("phase") == "ready", "n3 goes on", 180)
+        gone.end()
+
+
 def test_a_key_that_is_renewed_in_the_middle(exchanging: Cluster) -> None:
     """The file is removed and the agent restarted: its new key is reported, listed, and believed by the others."""
     with download(exchanging, "renewed", seed=64) as renewed:

@@ -136,6 +136,7 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
                     run(CELL, 10.0, 10.8, 12.0, copies=1.01),
                     run(CELL, 1.0, failure="gone"),
                     run(replace(CELL, scenario="killed"), 12.0, 13.0, 14.17, copies=1.1),
+                    run(replace(CELL, scenario="lying"), 11.99, copies=1.5),
                     run(replace(CELL, origin_links=0.25), 44.0),
                     run(replace(CELL, variant="aria2"), 21.8),
                 ]
@@ -150,6 +151,7 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
     assert round(found["origin of a quarter of a link, 16 nodes"] or 0, 3) == 1.1
     assert round(found["one member of 16 killed, worst of all runs"] or 0, 3) == 1.3
     assert found["one member of 16 slow, median"] is None
+    assert round(found["one member of 16 lying, median"] or 0, 3) == 1.1
     assert found["CPU to send"] == 0.3
     assert found["against aria2"] == 2.0
 
