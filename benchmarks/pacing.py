@@ -46,6 +46,9 @@ def link(rate_bytes_per_s: float | None) -> Iterator[Link]:
             _shape(name, theirs, rate_bytes_per_s)
         yield Link(namespace=name, interface=ours, server_address=SERVER_ADDRESS)
     finally:
+        # Both ends go at once with ours; those of a namespace that is deleted only some time later, and the next link
+        # has the same names.
+        subprocess.run(("ip", "link", "del", ours), check=False)
         _run("ip", "netns", "del", name)
 
 

@@ -127,7 +127,8 @@ def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
 
 
 def _sending(summaries: Sequence[Summary]) -> Figure:
-    found = [each.send_cpu_s_per_gb for each in _peers(summaries) if each.cell.nodes == 16]
+    quick = [each for each in _peers(summaries) if each.cell.nodes == 16 and each.cell.origin_links >= 1]
+    found = [each.send_cpu_s_per_gb for each in quick]
     how = "CPU seconds of the sending processes by what the nodes sent, 16 nodes"
     return _figure("CPU to send", max(found, default=None), 0.45, "CPU-s/GB", how)
 

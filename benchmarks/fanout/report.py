@@ -10,13 +10,13 @@ import matplotlib as mpl
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.fanout.cell import Run
+from benchmarks.fanout.cell import Run, Variant
 from benchmarks.fanout.figures import Summary, figures, summarize
 from benchmarks.fanout.results import Runs
 from benchmarks.outcome import Outcome, Table
 
 TITLE = "a cold fleet behind shaped links, on one machine"
-COLORS = {"direct": "tab:gray", "aria2": "tab:orange", "peers": "tab:green"}
+COLORS: dict[Variant, str] = {"direct": "tab:gray", "aria2": "tab:orange", "peers": "tab:green"}
 COLUMNS = (
     "variant",
     "nodes",
@@ -60,17 +60,14 @@ def workload(runs: Sequence[Run]) -> str:
 
 
 def plot(summaries: Sequence[Summary], path: Path) -> None:
-    """Time over what the links permit, and copies that the origin sent, by the number of nodes."""
+    """Time over what the links permit, and copies that the origin sent, by the number of nodes; nothing,
+    where every run was disturbed."""
+    drawn = {variant: cells for variant in COLORS if (cells := _line(summaries, variant))}
+    if not drawn:
+        return
     figure, (times, copies) = plt.subplots(1, 2, figsize=(12, 4.5))
-    for variant, color in COLORS.items():
-        cells = sorted(
-            (
-                each
-                for each in summaries
-                if each.cell.variant == variant and each.cell.disturbed is None and each.cell.origin_links >= 1
-            ),
-            key=lambda each: each.cell.nodes,
-        )
+    for variant, cells in drawn.items():
+        color = COLORS[variant]
         nodes = [each.cell.nodes for each in cells]
         times.plot(nodes, [each.links for each in cells], "o-", color=color, label=f"{variant}, median node")
         worst = [each.worst_s / each.cell.limit_s for each in cells]
@@ -86,6 +83,16 @@ def plot(summaries: Sequence[Summary], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _line(summaries: Sequence[Summary], variant: Variant) -> list[Summary]:
+    """Where nobody is disturbed and the nodes' links are the limit: for each number of nodes the first, which is of S3
+    and of the fastest links."""
+    cells: dict[int, Summary] = {}
+    for each in summaries:
+        if each.cell.variant == variant and each.cell.disturbed is None and each.cell.origin_links >= 1:
+            cells.setdefault(each.cell.nodes, each)
+    return [cells[nodes] for nodes in sorted(cells)]
 
 
 def _row(each: Summary) -> tuple[str, ...]:
