@@ -11,10 +11,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 from benchmarks.arena import say
-from benchmarks.fanout.cell import Cell, Run, Scenario
+from benchmarks.fanout.cell import SCENARIOS, Cell, Run
 from benchmarks.fanout.figures import summarize
 from benchmarks.fanout.fleet import FetchFailed
 from benchmarks.fanout.measure import FLEETS, datasets, measure
@@ -95,7 +94,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--piece-mib", type=float, default=1.0, help="of the agents' pieces [%(default)s]")
     parser.add_argument("--rate-mb", type=float, default=20.0, help="of a node's link, MB/s each way [%(default)s]")
     parser.add_argument("--origin-links", type=float, default=2.0, help="the origin's link in such links [%(default)s]")
-    parser.add_argument("--scenario", choices=get_args(Scenario), default="undisturbed")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="undisturbed")
     parser.add_argument("--source", choices=("s3", "sha256"), default="s3", help="[%(default)s]")
     parser.add_argument("--tcp", choices=("cubic", "bbr"), default="cubic", help="congestion control [%(default)s]")
     parser.add_argument("--workdir", type=Path, default=Path("/var/tmp"), help="on the disk under test [%(default)s]")

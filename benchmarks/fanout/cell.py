@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal, get_args
 
 from cacheagent.model import Value
 
 Variant = Literal["direct", "peers", "aria2"]
 Scenario = Literal["undisturbed", "killed", "slow", "lying"]
+SCENARIOS: Final[tuple[Scenario, ...]] = get_args(Scenario)
 Source = Literal["s3", "sha256"]
 Tcp = Literal["cubic", "bbr"]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 
-from benchmarks.fanout.cell import Cell, Run, Scenario, Source, Variant
+from benchmarks.fanout.cell import SCENARIOS, Cell, Run, Source, Variant
 from benchmarks.outcome import Figure
 from cacheagent.model import Value
 
@@ -113,8 +113,7 @@ def _alone(summaries: Sequence[Summary]) -> Iterator[Figure]:
 
 
 def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
-    scenarios: tuple[Scenario, ...] = ("killed", "slow", "lying")
-    for scenario in scenarios:
+    for scenario in (each for each in SCENARIOS if each != "undisturbed"):
         ours = (each for each in summaries if each.cell.variant == "peers")
         hurt = next((each for each in ours if each.cell.scenario == scenario), None)
         quiet = find(summaries, "peers", hurt.cell.nodes, hurt.cell) if hurt else None
@@ -163,10 +162,9 @@ def _links(cell: Cell) -> tuple[float, float, int]:
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
-    scenarios = ("undisturbed", "killed", "slow", "lying")
     variants = ("direct", "aria2", "peers")
     rates = (cell.source, -cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes)
-    return (variants.index(cell.variant), scenarios.index(cell.scenario), *rates, cell.nodes)
+    return (variants.index(cell.variant), SCENARIOS.index(cell.scenario), *rates, cell.nodes)
 
 
 def _summary(cell: Cell, runs: Sequence[Run]) -> Summary:

@@ -38,8 +38,8 @@ def read_ahead(arguments: Sequence[str]) -> None:
 
 
 def _read(folders: deque[str]) -> None:
-    with suppress(IndexError, OSError):
-        while True:
+    while folders:
+        with suppress(IndexError, OSError):  # another thread took the last; what is not there is no concern of this one
             package, _, below = folders.popleft().partition("/")
             spec = PathFinder.find_spec(package)
             for location in (spec and spec.submodule_search_locations) or ():

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from cacheagent import __version__
 from cacheagent.assignment import Assignment
+from cacheagent.cohorts import COHORT
 from cacheagent.errors import CacheAgentError
 from cacheagent.kube.node_models import UNDECIDED, Found, version_of
 from cacheagent.kube.objects import (
@@ -27,8 +28,8 @@ from cacheagent.spec import ModelSpec
 from cacheagent.store import Lease, Record, Usage
 
 LONGEST_MESSAGE: Final = 500
-MOST_LIARS: Final = 64
-"""A cohort."""
+MOST_LIARS: Final = COHORT
+"""With more than these no node exchanges at a time."""
 AT_DEMAND: Final = "when a pod here asks for it"
 """When a model is fetched that nobody wants here in advance."""
 FREE_STEPS: Final = 50

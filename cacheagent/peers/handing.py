@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from cacheagent.peers.link import Link
@@ -46,16 +46,17 @@ class Handing:
         """This node has nothing left to ask for, and has not just said so."""
         return self._own.is_idle and time.monotonic() - self._asked_at >= self._again_s
 
-    def offer(self, expected: Mapping[Link, set[int]]) -> None:
+    def offer(self, expected: Mapping[Link, Collection[int]]) -> None:
         """To the homes among these members, of which so much is still expected."""
         if self._asked_at > -math.inf:
             self._again_s = min(2 * self._again_s, MOST_AGAIN_S)
         self._asked_at = time.monotonic()
         for link, pieces in expected.items():
-            owed = [piece for piece in sorted(pieces) if self._zones.homes[piece] == link.name][-MOST_OFFERED:]
-            if owed and link.name in self._zones.near:
-                self.offered.update(owed)
-                link.offer(owed)
+            if link.name in self._zones.near:
+                owed = sorted(piece for piece in pieces if self._zones.homes[piece] == link.name)[-MOST_OFFERED:]
+                if owed:
+                    self.offered.update(owed)
+                    link.offer(owed)
 
     def taken(self) -> None:
         """Somebody handed something over: the next question need not wait."""

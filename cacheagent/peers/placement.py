@@ -110,7 +110,7 @@ class Placement:
         Who has everything needs no help."""
         if self._handing.is_due():
             there = [link for link in self._links.values() if link.is_up and not link.is_complete]
-            self._handing.offer({link: set(self.untried(link)) for link in there if link.name not in self.out})
+            self._handing.offer({link: self.untried(link) for link in there if link.name not in self.out})
 
     def adopt(self, pieces: Collection[int], client: str, is_good: Callable[[Link], bool]) -> None:
         """A member asks this node to fetch pieces if nobody else brings them; by asking for those that this node is the

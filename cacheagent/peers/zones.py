@@ -95,8 +95,10 @@ class Zones:
     def _next_above(self, piece: int, is_able: Callable[[str], bool]) -> str:
         """Whom of the cohort above, if there is one: in the order in which its own members ask each other, those of
         this zone first."""
-        if not self._above or is_able(self._feeders[piece]):
-            return self._feeders[piece] if self._above else ""
+        if not self._above:
+            return ""
+        if is_able(self._feeders[piece]):
+            return self._feeders[piece]
         home = self._homes_above[piece]
         order = rank(self._above, self._digest, piece)
         beside = [name for name in order if name in self._beside]

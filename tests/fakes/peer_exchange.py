@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+import pytest
 from blake3 import blake3
 
 from cacheagent.cohorts import Circle
 from cacheagent.member import Member
 from cacheagent.model import PIECE_SIZE_BYTES
-from cacheagent.peers import protocol
+from cacheagent.peers import exchange, protocol, rules
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.node import PeerNode
@@ -29,6 +30,7 @@ from cacheagent.store.layout import Layout
 from cacheagent.transfer.base import BlobOrder
 from cacheagent.transfer.orders import PieceHash
 from tests.fakes.cache import NO_FLOOR
+from tests.fakes.running import until
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -244,6 +246,14 @@ class ExchangeScene:
         """Pieces whose home is this member."""
         return {piece for piece, home in enumerate(self.zones.homes) if home == name}
 
+    async def expects(self, **pieces: set[int]) -> None:
+        """Wait until each member is to bring these, and nothing else."""
+
+        def as_said() -> bool:
+            return {name: self.connection(name).expected for name in pieces} == pieces
+
+        await until(as_said, f"they are asked for {pieces}")
+
     # --- what happens at the others
 
     def connection(self, name: str) -> Connection:
@@ -283,6 +293,11 @@ class ExchangeScene:
         number = connection.number
         connection.listener.arrived(Arrived(id=number, number=piece, piece=sealed, signer=signer, signature=signature))
 
+    def die(self, name: str) -> None:
+        """Its connection breaks, and there is no other one."""
+        self.end(name, "reset")
+        self.end(name, "connect")
+
     def send_unproved(self, name: str, piece: int, signer: str) -> None:
         """A piece comes whose seal is of somebody whom nobody knows."""
         connection = self.connection(name)
@@ -307,3 +322,12 @@ def hash_of(piece: int) -> str:
 
 def _body(note: protocol.Note) -> bytes:
     return protocol.note(note)[protocol.HEAD.size :]
+
+
+def be_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ticks of milliseconds; nobody is given up, or slow, unless a test says so."""
+    monkeypatch.setattr(exchange, "TICK_S", 0.005)
+    monkeypatch.setattr(exchange, "ANSWERS_WITHIN_S", 0.005)
+    monkeypatch.setattr(exchange, "OUT_AFTER_S", 1e9)
+    monkeypatch.setattr(rules, "PATIENCE_S", 1e9)
+    monkeypatch.setattr(rules, "NO_PROGRESS_S", 1e9)

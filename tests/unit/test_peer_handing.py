@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cacheagent.peers import exchange, handing, rules
+from cacheagent.peers import exchange, handing
 from cacheagent.peers.orders import Adopt
 from cacheagent.peers.own import AT_ORIGIN, OwnPieces
 from cacheagent.peers.protocol import pack_set, unpack_set
-from tests.fakes.peer_exchange import DIGEST, ExchangeScene
+from tests.fakes.peer_exchange import DIGEST, ExchangeScene, be_quick
 from tests.fakes.running import until
 
 PIECES = 40
@@ -21,11 +21,7 @@ PIECES = 40
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks of milliseconds; nobody is given up, or slow."""
-    monkeypatch.setattr(exchange, "TICK_S", 0.005)
-    monkeypatch.setattr(exchange, "ANSWERS_WITHIN_S", 0.005)
-    monkeypatch.setattr(exchange, "OUT_AFTER_S", 1e9)
-    monkeypatch.setattr(rules, "PATIENCE_S", 1e9)
-    monkeypatch.setattr(rules, "NO_PROGRESS_S", 1e9)
+    be_quick(monkeypatch)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from cacheagent.peers.orders import Have, Serve
 from cacheagent.peers.protocol import seal_to_sign, unpack_set
 from cacheagent.peers.rules import NO_PROGRESS_S, PATIENCE_S, Movement
 from cacheagent.peers.shelf import Shelf
-from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob
+from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, be_quick
 from tests.fakes.running import until
 
 pytestmark = pytest.mark.asyncio
@@ -28,12 +28,8 @@ ABOVE = ("a0", "a1", "a2")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks of milliseconds; nobody is given up, or slow, unless a test says so."""
-    monkeypatch.setattr(exchange, "TICK_S", 0.005)
-    monkeypatch.setattr(exchange, "ANSWERS_WITHIN_S", 0.005)
+    be_quick(monkeypatch)
     monkeypatch.setattr(exchange, "RETRY_S", (60.0,))
-    monkeypatch.setattr(exchange, "OUT_AFTER_S", 1e9)
-    monkeypatch.setattr(rules, "PATIENCE_S", 1e9)
-    monkeypatch.setattr(rules, "NO_PROGRESS_S", 1e9)
 
 
 @pytest.fixture
@@ -60,25 +56,10 @@ async def begin(scene: ExchangeScene) -> tuple[Exchange, FakeJob]:
     return running, job
 
 
-async def expects(scene: ExchangeScene, **pieces: set[int]) -> None:
-    """Each member is to bring these, and nothing else."""
-
-    def as_said() -> bool:
-        return {name: scene.connection(name).expected for name in pieces} == pieces
-
-    await until(as_said, f"they are asked for {pieces}")
-
-
-def die(scene: ExchangeScene, name: str) -> None:
-    """Its connection breaks, and there is no other one."""
-    scene.end(name, "reset")
-    scene.end(name, "connect")
-
-
 async def test_own_pieces_are_asked_of_their_homes_above(scene: ExchangeScene) -> None:
     """And nothing of the origin; those of the other member of it, as ever."""
     running, job = await begin(scene)
-    await expects(scene, n1=scene.of("n1"), **{name: fed_by(scene, name) for name in ABOVE})
+    await scene.expects(n1=scene.of("n1"), **{name: fed_by(scene, name) for name in ABOVE})
     assert all(fed_by(scene, name) for name in ABOVE)
     assert not job.wanted
     await running.leave()
@@ -99,8 +80,8 @@ async def test_who_dies_above_is_followed_by_the_next_there_and_at_last_by_the_o
     """That one is asked to adopt the pieces. What the home in this cohort owes is not asked of anybody else."""
     running, job = await begin(scene)
     first, second, third = ABOVE
-    await expects(scene, **{name: fed_by(scene, name) for name in ABOVE})
-    die(scene, first)
+    await scene.expects(**{name: fed_by(scene, name) for name in ABOVE})
+    scene.die(first)
     await until(
         lambda: scene.connection(second).expected | scene.connection(third).expected == scene.of("n0"), "by the others"
     )
@@ -111,10 +92,10 @@ async def test_who_dies_above_is_followed_by_the_next_there_and_at_last_by_the_o
         for piece in unpack_set(ask.adopt, PIECES)
     }
     assert adopted == fed_by(scene, first)
-    die(scene, second)
-    await expects(scene, **{third: scene.of("n0")})
+    scene.die(second)
+    await scene.expects(**{third: scene.of("n0")})
     assert not job.wanted
-    die(scene, third)
+    scene.die(third)
     await until(lambda: set(job.wanted) == scene.of("n0"), "the origin is asked")
     assert scene.connection("n1").expected == scene.of("n1")
     await running.leave()
@@ -123,8 +104,8 @@ async def test_who_dies_above_is_followed_by_the_next_there_and_at_last_by_the_o
 async def test_who_takes_over_in_the_cohort_goes_above_first(scene: ExchangeScene) -> None:
     """The other member dies: all of its pieces are asked of their homes above."""
     running, job = await begin(scene)
-    die(scene, "n1")
-    await expects(scene, **{name: fed_by(scene, name) | fed_by(scene, name, "n1") for name in ABOVE})
+    scene.die("n1")
+    await scene.expects(**{name: fed_by(scene, name) | fed_by(scene, name, "n1") for name in ABOVE})
     assert not job.wanted
     await running.leave()
 
@@ -155,7 +136,7 @@ async def test_deep_cohorts_are_patient() -> None:
 async def test_who_stops_above_is_relieved(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compared with the others above only; before there was time for anything nobody is slow."""
     running, _job = await begin(scene)
-    await expects(scene, **{name: fed_by(scene, name) for name in ABOVE})
+    await scene.expects(**{name: fed_by(scene, name) for name in ABOVE})
     for name in ABOVE[1:]:
         size = len(fed_by(scene, name)) * PIECE_SIZE_BYTES
         scene.move(name, size, size)

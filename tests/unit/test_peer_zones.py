@@ -14,7 +14,7 @@ from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.orders import Adopt
 from cacheagent.peers.protocol import More, pack_set, unpack_set
 from cacheagent.peers.rules import FAR_BYTES, PATIENCE_S, Home, find_slow
-from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob
+from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, be_quick
 from tests.fakes.running import until
 
 pytestmark = pytest.mark.asyncio
@@ -25,12 +25,8 @@ PIECES = 40
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks of milliseconds; nobody is given up, or slow, unless a test says so."""
-    monkeypatch.setattr(exchange, "TICK_S", 0.005)
-    monkeypatch.setattr(exchange, "ANSWERS_WITHIN_S", 0.005)
+    be_quick(monkeypatch)
     monkeypatch.setattr(exchange, "RETRY_S", (60.0,))
-    monkeypatch.setattr(exchange, "OUT_AFTER_S", 1e9)
-    monkeypatch.setattr(rules, "PATIENCE_S", 1e9)
-    monkeypatch.setattr(rules, "NO_PROGRESS_S", 1e9)
 
 
 @pytest.fixture
@@ -61,27 +57,12 @@ def from_mate(scene: ExchangeScene, home: str) -> set[int]:
     return {piece for piece in scene.of(home) if scene.zones.sources[piece] == "n1"}
 
 
-async def expects(scene: ExchangeScene, **pieces: set[int]) -> None:
-    """Each member is to bring these, and nothing else."""
-
-    def as_said() -> bool:
-        return {name: scene.connection(name).expected for name in pieces} == pieces
-
-    await until(as_said, f"they are asked for {pieces}")
-
-
-def die(scene: ExchangeScene, name: str) -> None:
-    """Its connection breaks, and there is no other one."""
-    scene.end(name, "reset")
-    scene.end(name, "connect")
-
-
 async def test_a_piece_is_asked_for_beyond_the_zone_by_one_member(scene: ExchangeScene) -> None:
     """This node asks the homes there for half of what they have, its zone's other member for the rest, the origin for
     its own."""
     running, job = await begin(scene)
     homes = {name: brought(scene, name) for name in ("n2", "n3")}
-    await expects(scene, n1=from_mate(scene, "n1") | from_mate(scene, "n2") | from_mate(scene, "n3"), **homes)
+    await scene.expects(n1=from_mate(scene, "n1") | from_mate(scene, "n2") | from_mate(scene, "n3"), **homes)
     assert scene.of("n1") == from_mate(scene, "n1")
     assert abs(len(homes["n2"] | homes["n3"]) - PIECES / 4) <= 1
     await until(lambda: set(job.wanted) == scene.of("n0"), "this node's own pieces")
@@ -91,7 +72,7 @@ async def test_a_piece_is_asked_for_beyond_the_zone_by_one_member(scene: Exchang
 async def test_what_a_member_of_the_zone_has_does_not_cross_again(scene: ExchangeScene) -> None:
     """It has everything: nothing is asked of others, near or far, nor of the origin."""
     running, job = await begin(scene, complete="n1")
-    await expects(scene, n1=set(range(PIECES)), n2=set(), n3=set())
+    await scene.expects(n1=set(range(PIECES)), n2=set(), n3=set())
     assert not job.wanted
     await running.leave()
 
@@ -99,8 +80,8 @@ async def test_what_a_member_of_the_zone_has_does_not_cross_again(scene: Exchang
 async def test_a_zone_home_that_dies_is_followed_by_the_next_in_its_zone(scene: ExchangeScene) -> None:
     """Which asks the homes for what it brought from there, and the origin for what it was itself the home of."""
     running, job = await begin(scene)
-    die(scene, "n1")
-    await expects(scene, n2=scene.of("n2"), n3=scene.of("n3"))
+    scene.die("n1")
+    await scene.expects(n2=scene.of("n2"), n3=scene.of("n3"))
     await until(lambda: set(job.wanted) == scene.of("n0") | scene.of("n1"), "its own")
     await running.leave()
 
@@ -112,7 +93,7 @@ async def test_who_takes_over_goes_to_the_home_before_the_origin(scene: Exchange
     await until(lambda: set(job.wanted) == scene.of("n0"), "this node's own pieces")
     piece, own = min(from_mate(scene, "n2")), min(from_mate(scene, "n1"))
     running.adopt(Adopt(digest=DIGEST, client="n1", pieces=pack_set({piece, own})))
-    await expects(scene, n2=brought(scene, "n2") | {piece}, n3=brought(scene, "n3"))
+    await scene.expects(n2=brought(scene, "n2") | {piece}, n3=brought(scene, "n3"))
     await until(lambda: set(job.wanted) == scene.of("n0") | {own}, "the control")
     await running.leave()
 
@@ -120,9 +101,9 @@ async def test_who_takes_over_goes_to_the_home_before_the_origin(scene: Exchange
 async def test_what_is_about_to_come_from_the_home_is_not_moved(scene: ExchangeScene) -> None:
     """The zone's other member asks this node to take over what it brings already: nothing changes."""
     running, job = await begin(scene)
-    await expects(scene, n2=brought(scene, "n2"), n3=brought(scene, "n3"))
+    await scene.expects(n2=brought(scene, "n2"), n3=brought(scene, "n3"))
     running.adopt(Adopt(digest=DIGEST, client="n1", pieces=pack_set(brought(scene, "n2"))))
-    await expects(scene, n2=brought(scene, "n2"), n3=brought(scene, "n3"))
+    await scene.expects(n2=brought(scene, "n2"), n3=brought(scene, "n3"))
     assert not scene.receiving.releases
     assert set(job.wanted) <= scene.of("n0")
     await running.leave()
@@ -131,14 +112,14 @@ async def test_what_is_about_to_come_from_the_home_is_not_moved(scene: ExchangeS
 async def test_a_home_that_dies_is_followed_by_the_next_in_its_own_zone(scene: ExchangeScene) -> None:
     """So that the origin is asked once, whatever the zones; it is asked by this node only when nobody is left there."""
     running, job = await begin(scene)
-    await expects(scene, n2=brought(scene, "n2"), n3=brought(scene, "n3"))
-    die(scene, "n2")
-    await expects(scene, n3=brought(scene, "n2") | brought(scene, "n3"))
+    await scene.expects(n2=brought(scene, "n2"), n3=brought(scene, "n3"))
+    scene.die("n2")
+    await scene.expects(n3=brought(scene, "n2") | brought(scene, "n3"))
     more = scene.connection("n3").asks[-1]
     assert isinstance(more, More)
     assert set(unpack_set(more.adopt, PIECES)) == brought(scene, "n2")
     assert set(job.wanted) <= scene.of("n0")
-    die(scene, "n3")
+    scene.die("n3")
     rest = brought(scene, "n2") | brought(scene, "n3")
     await until(lambda: set(job.wanted) == scene.of("n0") | rest, "the origin is asked")
     await running.leave()
@@ -169,7 +150,7 @@ async def test_a_home_in_another_zone_that_stops_is_relieved(tmp_path: Path, mon
     zones = {"n0": "a", "n1": "b", "n2": "b", "n3": "b"}
     with ExchangeScene(tmp_path / "cache", tuple(zones), (80,), zones) as scene:
         running, _job = await begin(scene)
-        await expects(scene, **{name: scene.of(name) for name in ("n1", "n2", "n3")})
+        await scene.expects(**{name: scene.of(name) for name in ("n1", "n2", "n3")})
         monkeypatch.setattr(rules, "PATIENCE_S", PATIENCE_S)
         now = time.monotonic() + 10
 
