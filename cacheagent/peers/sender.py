@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import struct
@@ -27,9 +28,10 @@ _TCP_NOTSENT_LOWAT: Final = 25
 
 
 class Step(NamedTuple):
-    """What is sent next of a piece: bytes, or its seal."""
+    """What is sent next of a piece: bytes, or its seal. `want`: which time it is wanted."""
 
     piece: int
+    want: int
     offset: int
     length: int
     place: Place
@@ -47,7 +49,9 @@ class Sender:
         self.sent_bytes = 0
         self._line = line
         self._wait_for = wait_for
-        self._wants: set[int] = set()
+        self._wants: dict[int, int] = {}
+        """And which of all wants each is: who drops a piece and wants it again gets it from its first byte."""
+        self._numbers = itertools.count()
         self._sent: dict[int, int] = {}
         self._begun: dict[int, None] = {}
         """Pieces of which something is here, in the order in which they are sent; each once."""
@@ -94,14 +98,13 @@ class Sender:
                 self.shelf.wanted.subtract(self._wants)
 
     def _want(self, pieces: list[int]) -> None:
-        self._wants.update(pieces)
+        self._wants.update((piece, next(self._numbers)) for piece in pieces)
         self.shelf.wanted.update(pieces)
 
     def _done_with(self, piece: int) -> None:
         self._sent.pop(piece, None)
         self._begun.pop(piece, None)
-        if piece in self._wants:
-            self._wants.discard(piece)
+        if self._wants.pop(piece, None) is not None:
             self.shelf.wanted[piece] -= 1
 
     def _next(self) -> Step | None:
@@ -120,14 +123,14 @@ class Sender:
                 self._begun[arrived[self._seen]] = None
             self._seen += 1
         for piece in self._begun:
-            sent, here = self._sent.get(piece, 0), self.shelf.available(piece)
+            want, sent, here = self._wants[piece], self._sent.get(piece, 0), self.shelf.available(piece)
             if sent < here:
                 place = self.shelf.place(piece)
-                return Step(piece, sent, min(CHUNK_BYTES, here - sent), place, b"")
+                return Step(piece, want, sent, min(CHUNK_BYTES, here - sent), place, b"")
             seal = self.shelf.seal(piece, self.client) if sent == self.shelf.length(piece) else None
             if seal is not None:
                 self._done_with(piece)  # and this is the end of going through them
-                return Step(piece, 0, 0, self.shelf.place(piece), protocol.seal(piece, *seal))
+                return Step(piece, want, 0, 0, self.shelf.place(piece), protocol.seal(piece, *seal))
         return None
 
     def _send(self, step: Step) -> None:
@@ -144,7 +147,7 @@ class Sender:
         head = protocol.HEAD.pack(protocol.CHUNK, step.piece, step.offset, step.length)
         self._line.send_file(head, file, step.place.offset + step.offset, step.length, self._sent_more)
         with self.shelf.condition:
-            if step.piece in self._wants and self._sent.get(step.piece, 0) == step.offset:
+            if self._wants.get(step.piece) == step.want:  # else it begins anew
                 self._sent[step.piece] = step.offset + step.length
 
     def _sent_more(self, count: int) -> None:

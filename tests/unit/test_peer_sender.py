@@ -169,3 +169,30 @@ def test_what_is_dropped_and_wanted_over_and_over_waits_once(
         found = sending._find()
     assert found is not None
     assert found.piece == 1, "the others begin anew, behind it"
+
+
+def test_what_is_wanted_again_while_a_part_of_it_is_sent_begins_anew(
+    tmp_path: Path, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """The client took no notice of that part."""
+    data = os.urandom(2 * CHUNK_BYTES)
+    (tmp_path / "data").write_bytes(data)
+    shown, again = shelf(tmp_path / "data", len(data)), [True]
+
+    def wait_for(_length: int) -> float:
+        if again and again.pop():
+            sending.more([0], [0])
+        return 0.0
+
+    shown.part(0, len(data))
+    shown.have(Have(digest=DIGEST, piece=0, blake3=blake3(data).digest()))
+    sending = Sender(ServerLine(pair[0]), shown, "n2", [0], wait_for)
+    thread = threading.Thread(target=sending.run)
+    thread.start()
+    heads = [message(pair[1])[:3] for _ in range(4)]
+    sent = [(protocol.CHUNK, 0, offset) for offset in (0, 0, CHUNK_BYTES)]
+    assert heads == [*sent, (protocol.SEAL, 0, 0)]
+    sending.stop()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert shown.wanted[0] == 0
