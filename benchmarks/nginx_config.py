@@ -26,12 +26,13 @@ PAGE_KEYS = 1000
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Addresses to listen on, and the certificate when it is TLS."""
+    """Addresses to listen on, the certificate when it is TLS, and what a connection gives at most (0: no limit)."""
 
     host: str
     s3_port: int
     hub_port: int
     certificate: Path | None = None
+    connection_bytes_per_s: int = 0
 
     @property
     def scheme(self) -> str:
@@ -173,6 +174,7 @@ http {{
   map $s3_crc $s3_crc_type {{ default "FULL_OBJECT"; "" ""; }}
   server {{
     listen {listener.host}:{listener.s3_port}{suffix};
+    limit_rate {listener.connection_bytes_per_s};
     root {dataset.root.parent.parent};
     location ~ ^/{BUCKET}/?$ {{
       root {meta}/listing; default_type application/xml; etag off; try_files /$page.xml =404;

@@ -41,13 +41,22 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @contextlib.contextmanager
-def nginx(dataset: Dataset, scratch: Path, *, link: Link | None = None, tls: bool = False) -> Iterator[Server]:
-    """nginx serving the dataset as S3 objects, plain files and a Hub repository; behind the link if there is one."""
+def nginx(
+    dataset: Dataset, scratch: Path, *, link: Link | None = None, tls: bool = False, connection_bytes_per_s: int = 0
+) -> Iterator[Server]:
+    """nginx serving the dataset as S3 objects, plain files and a Hub repository; behind the link if there is one, with
+    so much for each connection (0: no limit)."""
     meta = scratch / "nginx"
     meta.mkdir()
     host = link.server_address if link else "127.0.0.1"
     s3_port, hub_port = free_ports(2)
-    listener = Listener(host=host, s3_port=s3_port, hub_port=hub_port, certificate=meta / "server.pem" if tls else None)
+    listener = Listener(
+        host=host,
+        s3_port=s3_port,
+        hub_port=hub_port,
+        certificate=meta / "server.pem" if tls else None,
+        connection_bytes_per_s=connection_bytes_per_s,
+    )
     _write_certificates(meta, host)
     command = ["/usr/sbin/nginx", "-p", str(meta), "-c", str(write_nginx_tree(meta, dataset, listener)), "-e", "stderr"]
     if link:

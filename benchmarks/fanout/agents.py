@@ -105,7 +105,8 @@ def _origin(ground: Ground, name: str) -> Iterator[Target]:
     scratch.mkdir()
     origin = ground.network.origin
     link = Link(namespace=origin.namespace, interface=origin.port, server_address=origin.address)
-    with nginx(getattr(ground, name), scratch, link=link) as server:
+    thin = ground.cell.connection_bytes_per_s
+    with nginx(getattr(ground, name), scratch, link=link, connection_bytes_per_s=thin) as server:
         yield server.target
 
 

@@ -19,7 +19,8 @@ class Cell(Value):
     killed with SIGKILL when the others should have half; `slow`: one member's link has a tenth of the rate; `lying`:
     one member sends the first piece of each file in place of all others. `source`: how the agents ask the origin:
     objects with CRCs, of which members spot-check each other, or files with a list of SHA-256, which are hashed whole
-    at the end. `tcp`: congestion control of all sides; cubic is Linux's default.
+    at the end. `tcp`: congestion control of all sides; cubic is Linux's default. `connection_bytes_per_s`: what the
+    origin gives one connection, as object storage does; 0: no limit.
     """
 
     variant: Variant
@@ -31,11 +32,17 @@ class Cell(Value):
     scenario: Scenario = "undisturbed"
     source: Source = "s3"
     tcp: Tcp = "cubic"
+    connection_bytes_per_s: int = 0
 
     @property
     def limit_s(self) -> float:
         """What no peer can be faster than: one copy through the origin's link, one through each node's."""
         return self.size_bytes / (self.rate_bytes_per_s * min(1.0, self.origin_links))
+
+    @property
+    def is_bound_by_links(self) -> bool:
+        """The nodes' own links are what permits no more."""
+        return self.origin_links >= 1 and not self.connection_bytes_per_s
 
     @property
     def origin_rate_bytes_per_s(self) -> float:
@@ -48,10 +55,11 @@ class Cell(Value):
         return None if self.scenario == "undisturbed" else self.nodes // 2
 
     def __str__(self) -> str:
+        thin = f", {self.connection_bytes_per_s / 1e6:g} MB/s a connection" if self.connection_bytes_per_s else ""
         return (
             f"{self.variant}, {self.nodes} nodes, {self.size_bytes / 1e6:.0f} MB, "
             f"{self.rate_bytes_per_s / 1e6:g} MB/s, "
-            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}, {self.tcp}"
+            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}, {self.tcp}{thin}"
         )
 
 

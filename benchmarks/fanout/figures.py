@@ -70,13 +70,14 @@ def figures(summaries: Sequence[Summary]) -> Iterator[Figure]:
     yield from _copies(proved, summaries)
     yield _slow_origin(summaries)
     yield from _alone(summaries)
+    yield _thin(summaries)
     yield from _disturbed(summaries)
     yield _sending(summaries)
     yield _against_aria2(summaries)
 
 
 def _flat(summaries: Sequence[Summary], nodes: int, bar: float, worst_bar: float) -> Iterator[Figure]:
-    many = next((each for each in _peers(summaries) if each.cell.nodes == nodes and each.cell.origin_links >= 1), None)
+    many = next((each for each in _peers(summaries) if each.cell.nodes == nodes and each.cell.is_bound_by_links), None)
     one = find(summaries, "peers", 1, many.cell) if many else None
     how = "peers; the node's own link bounds T(1)"
     for what, value, bound in (
@@ -112,6 +113,15 @@ def _alone(summaries: Sequence[Summary]) -> Iterator[Figure]:
         yield _figure(f"N = {nodes}, peers on against off", value, 1.02, "", "median nodes of both")
 
 
+def _thin(summaries: Sequence[Summary]) -> Figure:
+    """What object storage gives a connection is a part of a link; without peers a node opens many."""
+    thin = (each for each in summaries if each.cell.variant == "peers" and each.cell.connection_bytes_per_s)
+    pairs = [(on, off) for on in thin if (off := find(summaries, "direct", on.cell.nodes, on.cell))]
+    how = f"median nodes of both, the most of N = {', '.join(str(on.cell.nodes) for on, _ in pairs)}"
+    most = max((on.median_s / off.median_s for on, off in pairs), default=None)
+    return _figure("thin connections to the origin, peers on against off", most, 1.1, "", how)
+
+
 def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
     for scenario in (each for each in SCENARIOS if each != "undisturbed"):
         ours = (each for each in summaries if each.cell.variant == "peers")
@@ -126,7 +136,7 @@ def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
 
 
 def _sending(summaries: Sequence[Summary]) -> Figure:
-    quick = [each for each in _peers(summaries) if each.cell.nodes == 16 and each.cell.origin_links >= 1]
+    quick = [each for each in _peers(summaries) if each.cell.nodes == 16 and each.cell.is_bound_by_links]
     found = [each.send_cpu_s_per_gb for each in quick]
     how = "CPU seconds of the sending processes by what the nodes sent, 16 nodes"
     return _figure("CPU to send", max(found, default=None), 0.45, "CPU-s/GB", how)
@@ -154,17 +164,19 @@ def _figure(title: str, value: float | None, bar: float, unit: str, how: str) ->
 
 
 def _peers(summaries: Sequence[Summary]) -> list[Summary]:
-    return [each for each in summaries if each.cell.variant == "peers" and each.cell.disturbed is None]
+    """Undisturbed, from an origin that gives each connection what its link carries."""
+    ours = (each for each in summaries if each.cell.variant == "peers" and each.cell.disturbed is None)
+    return [each for each in ours if not each.cell.connection_bytes_per_s]
 
 
-def _links(cell: Cell) -> tuple[float, float, int]:
-    return cell.rate_bytes_per_s, cell.origin_links, cell.size_bytes
+def _links(cell: Cell) -> tuple[float, float, int, int]:
+    return cell.rate_bytes_per_s, cell.origin_links, cell.size_bytes, cell.connection_bytes_per_s
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
     variants = ("direct", "aria2", "peers")
-    rates = (cell.source, -cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes)
-    return (variants.index(cell.variant), SCENARIOS.index(cell.scenario), *rates, cell.nodes)
+    links = (-cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes, -cell.connection_bytes_per_s)
+    return (variants.index(cell.variant), SCENARIOS.index(cell.scenario), cell.source, *links, cell.nodes)
 
 
 def _summary(cell: Cell, runs: Sequence[Run]) -> Summary:

@@ -90,13 +90,13 @@ def _line(summaries: Sequence[Summary], variant: Variant) -> list[Summary]:
     and of the fastest links."""
     cells: dict[int, Summary] = {}
     for each in summaries:
-        if each.cell.variant == variant and each.cell.disturbed is None and each.cell.origin_links >= 1:
+        if each.cell.variant == variant and each.cell.disturbed is None and each.cell.is_bound_by_links:
             cells.setdefault(each.cell.nodes, each)
     return [cells[nodes] for nodes in sorted(cells)]
 
 
 def _row(each: Summary) -> tuple[str, ...]:
-    cell = each.cell
+    cell, thin = each.cell, each.cell.connection_bytes_per_s
     name = cell.variant if cell.variant == "aria2" else f"{cell.variant}, {cell.source}"
     if cell.disturbed is not None:
         name = f"{name}, one {cell.scenario}"
@@ -105,7 +105,7 @@ def _row(each: Summary) -> tuple[str, ...]:
         str(cell.nodes),
         f"{cell.size_bytes / 1e6:.0f}",
         f"{cell.rate_bytes_per_s / 1e6:g}",
-        f"{cell.origin_links:g}",
+        f"{cell.origin_links:g}" + (f" of {thin / 1e6:g} MB/s a connection" if thin else ""),
         f"{each.runs}" + (f" ({each.failures} failed)" if each.failures else ""),
         f"{each.median_s:.2f}",
         f"{each.worst_s:.2f}",

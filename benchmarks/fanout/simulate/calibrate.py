@@ -40,7 +40,7 @@ def calibrate(runs: Sequence[Run]) -> tuple[Parameters, list[Check]]:
     Raises LookupError where those runs are missing.
     """
     cells = [each for each in summarize(runs) if each.cell.variant == "peers" and each.cell.disturbed is None]
-    cells = [each for each in cells if each.cell.origin_links >= 1]
+    cells = [each for each in cells if each.cell.is_bound_by_links]
     fitted = next((each for each in cells if each.cell.nodes == FITTED), None)
     if fitted is None:
         raise LookupError(f"no run of {FITTED} nodes with peers is there to fit the simulation to")
