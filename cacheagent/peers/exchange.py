@@ -75,6 +75,9 @@ class Exchange:
         self._is_open = False
         self._closing = False
         self._ticks = 0
+        self._ticked_at = time.monotonic()
+        self._inflow = 0
+        """Bytes since then."""
         self._timers: set[asyncio.TimerHandle] = set()
 
     async def start(self, shown: Shown) -> None:
@@ -140,6 +143,7 @@ class Exchange:
     def came(self, piece: int, length: int) -> None:
         """See Keeper."""
         self._movement.restart(time.monotonic())
+        self._inflow += self._placement.came(piece, length)
         self._service.part(self.digest, piece, length)
 
     async def end(self, share: BlobShare) -> None:
@@ -201,6 +205,7 @@ class Exchange:
             if report.unkept:
                 self._tell_unkept(report.unkept)
             share.put(report)
+        self._placement.brings_again(link)
 
     def link_unproved(self, link: Link, report: Unproved) -> None:
         """See Owner."""
@@ -211,6 +216,7 @@ class Exchange:
     def link_moved(self, link: Link, report: Progress) -> None:
         """See Owner."""
         self._movement.came(time.monotonic(), report.useful_bytes)
+        self._inflow += report.useful_bytes
         self._node.observer.peer_received(report.received_bytes, crosses=self._zones.crosses(link.name))
 
     def link_down(self, link: Link, report: Ended) -> None:
@@ -258,12 +264,16 @@ class Exchange:
         self._ticks += 1
         now = time.monotonic()
         self._review()
+        self._placement.inflow(self._inflow / max(now - self._ticked_at, TICK_S))
+        self._ticked_at, self._inflow = now, 0
         self._placement.offer()
         for link in self._links.values():
             if link.expected and link.keeps_out and now - self._pace.started > OUT_AFTER_S:
                 self._placement.give_up(link)
         for link in self._pace.slow(now):
             self._relieve(link)
+        self._placement.share_out(*self._pace.late(now))
+        self._placement.plead(self._pace.is_good, self._pace.patience_s())
         self._call_above()
         if self._movement.is_stalled(now, max(1, self._level - ROOT)):
             self._movement.restart(now)
@@ -275,7 +285,7 @@ class Exchange:
 
     def _relieve(self, link: Link) -> None:
         once = self._placement.untried(link)
-        if not once and link.rate() > 0:
+        if not once and self._pace.rate(link) > 0:
             return  # they were moved before, and they come
         pieces = tail(once or list(link.expected), set())
         LOG.info("a slow peer is relieved", extra={"peer": link.name, "pieces": len(pieces), "digest": self.digest})

@@ -19,6 +19,7 @@ from cacheagent.peers.receiving import Receiving
 GATHER_S: Final = 0.02
 """Wants of so long go in one message. Chosen."""
 RATE_WINDOW_S: Final = 3.0
+LONGEST_WINDOW_S: Final = 30.0
 STEADY_S: Final = 0.5
 """A connection that lasted so long was none that always breaks. Chosen."""
 _TLS_ENDS: Final[dict[EndKind, protocol.RefusalCode]] = {"tls": "tls", "key": "signature"}
@@ -144,16 +145,16 @@ class Link:
         if connection is not None and pieces:
             await self._receiving.release(connection, pieces)
 
-    def relieved(self) -> None:
-        """It owes something else than before: it is given time."""
-        self.relieved_at = time.monotonic()
+    def relieved(self, wait_s: float = 0.0) -> None:
+        """It owes something else than before: it is given time, from when it can have that."""
+        self.relieved_at = time.monotonic() + wait_s
 
-    def rate(self) -> float:
+    def rate(self, window_s: float = RATE_WINDOW_S) -> float:
         """Bytes a second, lately."""
         now = time.monotonic()
-        while self._arrivals and self._arrivals[0][0] < now - RATE_WINDOW_S:
+        while self._arrivals and self._arrivals[0][0] < now - LONGEST_WINDOW_S:
             self._arrivals.popleft()
-        return sum(size for _, size in self._arrivals) / RATE_WINDOW_S
+        return sum(size for at, size in self._arrivals if at >= now - window_s) / window_s
 
     # --- what the receiver says
 

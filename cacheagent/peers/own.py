@@ -3,28 +3,55 @@
 from __future__ import annotations
 
 import heapq
+import math
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from cacheagent.transfer.concurrency import ConnectionLimit
+
 AT_ORIGIN: Final = 2
-"""Own pieces that a node asks the origin for at once: the next one is asked for before the last one has ended. More
-would take its link from what the others send. Chosen."""
+MOST_AT_ORIGIN: Final = 16
+"""Own pieces that a node asks the origin for at once: the next one is asked for before the last one has ended; more
+only if more then comes in all, from the others too, as from an origin that gives a connection a part of what a link
+carries. Else they would take the link from what the others send. Before the first one is here, it is alone: the others
+wait for it. Chosen."""
+STEADY_AFTER_S: Final = 5.0
+"""Until then more comes each second because all have just begun. Chosen."""
+RECENT: Final = 4
+"""Pieces that say how long the origin takes for one now. Chosen."""
 
 
 class OwnPieces:
     """`ask`: asks the origin for a piece; False if nobody needs it any more. Nothing is asked before `open`."""
 
     def __init__(self, ask: Callable[[int], bool]) -> None:
-        self.at_origin: set[int] = set()
+        self.at_origin: dict[int, float] = {}
+        """And since when."""
+        self._came: dict[int, int] = {}
+        self._took_s: deque[float] = deque(maxlen=RECENT)
         self._ask = ask
+        self._limit = ConnectionLimit(initial=AT_ORIGIN, maximum=MOST_AT_ORIGIN, step=1)
         self._waiting: list[int] = []
+        self._instead_of: dict[int, str] = {}
         self.is_open = False
+        self._opened_at = math.inf
 
-    def add(self, pieces: Iterable[int]) -> None:
-        """These too."""
+    def add(self, pieces: Iterable[int], *, instead_of: str = "") -> None:
+        """These too. `instead_of`: the member that should have brought them."""
         for piece in pieces:
             heapq.heappush(self._waiting, piece)
+            if instead_of:
+                self._instead_of[piece] = instead_of
         self._feed()
+
+    def give_back(self, name: str) -> list[int]:
+        """What was to be asked for instead of this member, and still waits: it brings that after all."""
+        its = {piece for piece, member in self._instead_of.items() if member == name}
+        for piece in its:
+            del self._instead_of[piece]
+        return self.give(its, len(its))
 
     @property
     def waiting(self) -> Collection[int]:
@@ -45,6 +72,7 @@ class OwnPieces:
     def open(self) -> list[int]:
         """From now on the origin is asked. What was waiting is given back: others may have it."""
         self.is_open = True
+        self._opened_at = time.monotonic()
         waiting, self._waiting = self._waiting, []
         return waiting
 
@@ -54,11 +82,38 @@ class OwnPieces:
 
     def done(self, pieces: Iterable[int]) -> None:
         """They are here, or nobody needs them: the next ones are asked for."""
-        self.at_origin.difference_update(pieces)
+        now = time.monotonic()
+        for piece in pieces:
+            self._came.pop(piece, None)
+            if (since := self.at_origin.pop(piece, None)) is not None:
+                self._took_s.append(now - since)
         self._feed()
 
+    def came(self, piece: int, length: int) -> int:
+        """So much of a piece is here. How much more that is than before."""
+        before, self._came[piece] = self._came.get(piece, 0), length
+        return max(0, length - before)
+
+    def inflow(self, bytes_per_s: float) -> None:
+        """What came since this was last said, twice a second, from the origin and the other members together."""
+        is_full = bool(self._waiting) and len(self.at_origin) >= self._limit.current
+        now = time.monotonic()
+        if now - self._opened_at >= STEADY_AFTER_S:
+            self._limit.sample(now, bytes_per_s, saturated=is_full)
+            self._feed()
+
+    def origin_s(self) -> float:
+        """How long the origin takes for a piece: the longest of the last few, and of those that are on their way."""
+        now = time.monotonic()
+        return max([*self._took_s, *(now - since for since in self.at_origin.values())], default=0.0)
+
+    def wait_s(self) -> float:
+        """How long the last of those that wait will, as it looks."""
+        return len(self._waiting) * self.origin_s() / self._limit.current
+
     def _feed(self) -> None:
-        while self.is_open and self._waiting and len(self.at_origin) < AT_ORIGIN:
+        most = self._limit.current if self._took_s else 1
+        while self.is_open and self._waiting and len(self.at_origin) < most:
             piece = heapq.heappop(self._waiting)
             if piece not in self.at_origin and self._ask(piece):
-                self.at_origin.add(piece)
+                self.at_origin[piece] = time.monotonic()

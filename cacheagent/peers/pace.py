@@ -12,13 +12,18 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Final, NamedTuple
 
+from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers.link import RATE_WINDOW_S, Link
 from cacheagent.peers.placement import Placement
-from cacheagent.peers.rules import FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, find_slow, is_busy
+from cacheagent.peers.rules import FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, find_slow, is_busy, stretch
 from cacheagent.peers.zones import Zones
+from cacheagent.transfer.piece import PART_BYTES
 
 SHORTEST_S: Final = 0.5
 """A rate over less than that says nothing."""
+LATE_PIECES: Final = 2
+"""Who needs as long as for so many pieces, and seconds, is later than others that have finished: by one of those a
+piece would be here in that time, which has to get it first. Chosen."""
 
 
 class Last(NamedTuple):
@@ -51,20 +56,47 @@ class Pace:
         """Who is to be relieved."""
         if self._own_since == math.inf and self._placement.here.issuperset(self._own):
             self._own_since = now
-        near = [self._home(link, now, link.rate()) for link in self._near if link.delivered or link.expected]
-        found = find_slow(self._with_me(near, self._myself(self._brought, now), now), factor=self._factor())
+        times = self._stretch()
+        near = [self._home(link, now, self.rate(link)) for link in self._near if link.delivered or link.expected]
+        homes = self._with_me(near, self._myself(self._brought, now), now)
+        found = find_slow(homes, factor=self._factor(), stretch=times)
         return [
             self._links[name] for name in [*found, *self._slow_far(now), *self._slow_above(now)] if name != self._me
         ]
+
+    def late(self, now: float) -> tuple[list[tuple[Link, float]], list[str]]:
+        """Homes of this zone that need so many seconds for the rest, the latest first, and members that have brought
+        all of theirs."""
+        done = [link.name for link in self._near if link.is_up and link.delivered and not link.expected]
+        if not done or not self._flow.most:
+            return [], []
+        late_s = max(PATIENCE_S, LATE_PIECES * PIECE_SIZE_BYTES * len(self._near) / self._flow.most)
+        homes = [self._home(link, now, self.rate(link)) for link in self._near if link.is_up and link.expected]
+        homes.sort(key=lambda home: home.rest_s, reverse=True)
+        return [(self._links[home.name], home.rest_s) for home in homes if home.rest_s >= late_s], done
 
     def is_good(self, link: Link) -> bool:
         """It is there and not much slower than the others."""
         now = time.monotonic()
         if link in self._far or link in self._above:
             return link.is_up and link.name not in (*self._slow_far(now), *self._slow_above(now))
-        rests = [self._home(other, now, other.rate()).rest_s for other in self._near if other is not link]
+        rests = [self._home(other, now, self.rate(other)).rest_s for other in self._near if other is not link]
         usual = median(rests) if rests else 0.0
-        return link.is_up and self._home(link, now, link.rate()).rest_s <= max(PATIENCE_S, self._factor() * usual)
+        enough = max(self.patience_s(), self._factor() * usual)
+        return link.is_up and self._home(link, now, self.rate(link)).rest_s <= enough
+
+    def patience_s(self) -> float:
+        """How long nobody is called slow, or late."""
+        return PATIENCE_S * self._stretch()
+
+    def rate(self, link: Link) -> float:
+        """Bytes a second, over a time in which something should have come."""
+        return link.rate(RATE_WINDOW_S * self._stretch())
+
+    def _stretch(self) -> float:
+        """The more members share the link, the less often one of them brings a part."""
+        most = self._flow.most
+        return stretch(self._placement.origin_s(), PART_BYTES * len(self._near) / most if most else 0.0)
 
     def _factor(self) -> float:
         return self._flow.factor(sum(link.rate() for link in self._links.values()))
@@ -94,7 +126,7 @@ class Pace:
         if is_busy([bool(other.expected) for other in others]):
             is_quiet = usual - last.usual > FAR_BYTES
         else:
-            is_quiet = now - last.at > min(PATIENCE_S * self._zone_size, LAST_S)
+            is_quiet = now - last.at > min(PATIENCE_S * self._zone_size, LAST_S) * self._stretch()
         whole = max(1, link.delivered) / max(now - self.started, SHORTEST_S)
         return self._home(link, now, 0.0 if is_quiet else whole)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Final
 
 from cacheagent.errors import TargetAbandoned
@@ -17,6 +18,7 @@ from cacheagent.peers.link import Link
 from cacheagent.peers.moves import Move, Moves
 from cacheagent.peers.observer import PeerObserver
 from cacheagent.peers.own import OwnPieces
+from cacheagent.peers.rules import NO_PROGRESS_S
 from cacheagent.peers.share import BlobShare
 from cacheagent.peers.zones import Zones
 from cacheagent.transfer.process import wait_out
@@ -44,6 +46,8 @@ class Placement:
         self._share_of: dict[int, BlobShare] = {}
         self._adopted: set[int] = set()
         self._tried: defaultdict[int, set[str]] = defaultdict(set)
+        self._shared_out: set[int] = set()
+        """Asked of somebody else than their home, which was late and not slow."""
 
     def begin(self, share: BlobShare, missing: Iterable[int]) -> None:
         """These must come, from somewhere."""
@@ -98,6 +102,18 @@ class Placement:
         """Who wants it, if it is missing."""
         return self._share_of.get(piece) if piece not in self.here else None
 
+    def origin_s(self) -> float:
+        """How long the origin takes for a piece that this node asks for; 0 where that is not known."""
+        return self._own.origin_s()
+
+    def came(self, piece: int, length: int) -> int:
+        """So much of a piece came from the origin. How much more than before."""
+        return self._own.came(piece, length)
+
+    def inflow(self, bytes_per_s: float) -> None:
+        """What came lately, from everywhere."""
+        self._own.inflow(bytes_per_s)
+
     def length(self, piece: int) -> int:
         """Bytes; 0 for one that nobody wants."""
         share = self._share_of.get(piece)
@@ -108,9 +124,14 @@ class Placement:
     def offer(self) -> None:
         """To take pieces over from homes that have not asked for them yet, if this node has asked for all of its own.
         Who has everything needs no help."""
-        if self._handing.is_due():
+        if self._handing.is_due() and self._has_begun():
             there = [link for link in self._links.values() if link.is_up and not link.is_complete]
             self._handing.offer({link: self.untried(link) for link in there if link.name not in self.out})
+
+    def _has_begun(self) -> bool:
+        """All that this node is the home of is here, or on its way."""
+        mine = (piece for piece, home in enumerate(self._zones.homes) if home == self._me)
+        return all(piece in self.here or piece in self._share_of for piece in mine)
 
     def adopt(self, pieces: Collection[int], client: str, is_good: Callable[[Link], bool]) -> None:
         """A member asks this node to fetch pieces if nobody else brings them; by asking for those that this node is the
@@ -127,27 +148,69 @@ class Placement:
                 self._take_over(piece, client, is_good)
 
     def _take_over(self, piece: int, client: str, is_good: Callable[[Link], bool]) -> None:
-        holder = next((link for link in self._links.values() if piece in link.expected), None)
+        holder = self._holder(piece)
         if holder is None:
             return
         is_handed = piece in self._handing.offered and client == self._zones.homes[piece]
-        if is_handed or holder.name == client or not is_good(holder):
+        if is_handed or holder.name == client:
             if is_handed:
-                self._handing.taken()
+                self._handing.taken(client)
             self.move(holder, [piece])
+        elif not is_good(holder):
+            if self._zones.homes[piece] == holder.name and holder.is_up and holder.name in self._zones.near:
+                self._handing.plead(piece)
+            else:
+                self.move(holder, [piece])
+
+    def plead(self, is_good: Callable[[Link], bool], patience_s: float) -> None:
+        """With slow homes, for what they have not asked the origin for. What they keep is taken from those that are
+        slow after so long still."""
+        for piece in self._handing.pleas(self._holder, patience_s):
+            holder = self._holder(piece)
+            if holder is not None and not is_good(holder):
+                self.move(holder, [piece])
+
+    def _holder(self, piece: int) -> Link | None:
+        return next((link for link in self._links.values() if piece in link.expected), None)
 
     def move(self, link: Link, pieces: Collection[int]) -> None:
         """To others: away from a member that may still be writing them."""
         self._move(link, pieces, lambda left: self._rehome(left, link.name))
 
+    def share_out(self, late: Iterable[tuple[Link, float]], done: Iterable[str]) -> None:
+        """Of homes that are later than others, the latest first, to members that have nothing more to do: each a piece.
+        Nobody takes that from its home but who is the first of them in its rank, and the others from that one: so one
+        link is free sooner, and others are used."""
+        helpers = set(done)
+        for link, rest_s in late:
+            for piece in sorted(self.untried(link), reverse=True):
+                if not helpers:
+                    return
+                if piece in self._shared_out or self._zones.sources[piece] != link.name:
+                    continue
+                if helper := self._zones.before_me(piece, helpers):
+                    helpers.remove(helper)
+                    self._shared_out.add(piece)
+                    self._move(link, [piece], partial(self._ask_helper, helper, rest_s))
+
+    def _ask_helper(self, name: str, wait_s: float, pieces: list[int]) -> None:
+        self._ask(name, pieces, in_place=False)
+        self._links[name].relieved(min(wait_s, NO_PROGRESS_S))
+
     def move_to_origin(self, link: Link) -> None:
-        """All that a member owes."""
+        """What a member owes; one of the cohort but for a piece: if that comes, it is asked again for what waits."""
+        keeps = int(link in self._cohort and len(link.expected) > 1)
 
         def give(left: list[int]) -> None:
             self._observer.peer_rehomed(len(left))
-            self._own.add(left)
+            self._own.add(left, instead_of=link.name)
 
-        self._move(link, link.expected, give)
+        self._move(link, sorted(link.expected)[keeps:], give)
+
+    def brings_again(self, link: Link) -> None:
+        """Something came of it."""
+        if pieces := self._own.give_back(link.name):
+            link.want(pieces)
 
     def give_up(self, link: Link) -> None:
         """It is not counted on, and what it owes is asked of others; its connection may be there."""
@@ -193,14 +256,25 @@ class Placement:
         node."""
         wanted: defaultdict[str, list[int]] = defaultdict(list)
         for piece in pieces:
+            is_back = self._is_back(piece, without)
             self._tried[piece].add(without)
-            wanted[self._heir(piece, without)].append(piece)
+            if is_back:
+                self._links[self._zones.sources[piece]].want([piece])
+            else:
+                wanted[self._heir(piece, without)].append(piece)
         self._observer.peer_rehomed(len(pieces))
         for name, some in wanted.items():
             if name == self._me:
                 self._queue(some)
             else:
                 self._ask(name, some, in_place=True)
+
+    def _is_back(self, piece: int, helper: str) -> bool:
+        """Whether its home brings it after all, because the first who was asked instead is no help."""
+        home = self._zones.sources[piece]
+        if piece not in self._shared_out or self._tried[piece] or home in {helper, *self.out}:
+            return False
+        return self._links[home].is_up
 
     def _heir(self, piece: int, without: str) -> str:
         """Who brings it instead. Where that would be this node, and the one that was to bring it is there, but slow:

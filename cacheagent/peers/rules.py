@@ -32,6 +32,14 @@ most others still owe something, and who brought nothing while they brought so m
 OUT_AFTER_S: Final = 5.0
 """A home that could not be reached since the beginning, or has not let this node in, is not counted on any more. One
 that says nothing yet is: its process may be starting, or this node's own. Chosen."""
+ORIGIN_S: Final = 2.0
+"""For a piece. Where the origin takes longer, who took a piece over would wait as long. Chosen."""
+PART_S: Final = 0.5
+"""For a part of a piece from each home. Where it takes longer, a home that brings none for a while is no exception.
+Chosen."""
+MOST_STRETCH: Final = 10.0
+"""Where these times are longer, patience, lags and the time that rates are of are as many times longer, at most so
+many. Chosen."""
 NO_PROGRESS_S: Final = 15.0
 PROGRESS_BYTES: Final = 256 * 1024
 """Less than this in `NO_PROGRESS_S`, from all together: what is missing is asked of the origin. What drips keeps no
@@ -60,12 +68,13 @@ class Flow:
     """What all homes together bring, beside the most that they ever have."""
 
     def __init__(self) -> None:
-        self._most = 0.0
+        self.most = 0.0
+        """Bytes a second."""
 
     def factor(self, rate: float) -> float:
         """How many times slower than the others a home must be to be called slow, while they all bring so much."""
-        self._most = max(self._most, rate)
-        return FULL_FACTOR if rate > 0 and rate >= FULL * self._most else FACTOR
+        self.most = max(self.most, rate)
+        return FULL_FACTOR if rate > 0 and rate >= FULL * self.most else FACTOR
 
 
 class Movement:
@@ -90,14 +99,21 @@ class Movement:
         return now - self._since > NO_PROGRESS_S * patience
 
 
-def find_slow(homes: Sequence[Home], *, is_far: bool = False, factor: float = FACTOR) -> list[str]:
+def stretch(origin_s: float, part_s: float) -> float:
+    """How many times longer homes are waited for, where the origin takes so long for a piece, and homes for a part."""
+    return min(max(1.0, origin_s / ORIGIN_S, part_s / PART_S), MOST_STRETCH)
+
+
+def find_slow(
+    homes: Sequence[Home], *, is_far: bool = False, factor: float = FACTOR, stretch: float = 1.0
+) -> list[str]:
     """Names of homes that have delivered less than half of what most of the others have, are seconds behind, and need
     more than twice as long as most of the others for the rest, also of those that stopped while the others go on.
-    `is_far`: they are in other zones. `factor`: instead of twice and half."""
+    `is_far`: they are in other zones. `factor`: instead of twice and half. `stretch`: of all times."""
     slow = [
         home.name
         for home in homes
-        if _is_slow(home, [other for other in homes if other is not home], is_far=is_far, factor=factor)
+        if _is_slow(home, [other for other in homes if other is not home], is_far=is_far, factor=factor, times=stretch)
     ]
     return slow if len(slow) <= max(1, STARVED * len(homes)) else []
 
@@ -114,10 +130,10 @@ def is_busy(owing: Sequence[bool]) -> bool:
     return sum(owing) > len(owing) / 2
 
 
-def _is_slow(home: Home, others: Sequence[Home], *, is_far: bool, factor: float) -> bool:
-    if not others or home.age_s < PATIENCE_S or home.rest_s < PATIENCE_S:
+def _is_slow(home: Home, others: Sequence[Home], *, is_far: bool, factor: float, times: float) -> bool:
+    if not others or min(home.age_s, home.rest_s) < PATIENCE_S * times:
         return False
-    if home.rate > 0 and home.owed <= LAST_BYTES and home.rest_s < LAST_S:
+    if home.rate > 0 and home.owed <= LAST_BYTES and home.rest_s < LAST_S * times:
         return False
     if home.rest_s < factor * median_high(other.rest_s for other in others):
         return False
@@ -125,5 +141,5 @@ def _is_slow(home: Home, others: Sequence[Home], *, is_far: bool, factor: float)
         return sum(other.rate > 0 or not other.owed for other in others) > len(others) / 2
     usual = median_low(other.delivered for other in others)
     pace = max(home.rate, *(other.rate for other in others if other.owed), 0.0)
-    lag = max(LAG_S * pace, FAR_BYTES if is_far and is_busy([other.owed > 0 for other in others]) else 0.0)
+    lag = max(LAG_S * times * pace, FAR_BYTES if is_far and is_busy([other.owed > 0 for other in others]) else 0.0)
     return home.delivered * factor < usual and usual - home.delivered > lag

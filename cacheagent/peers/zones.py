@@ -11,7 +11,7 @@ the one above it, and never one below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from cacheagent.member import Member
 from cacheagent.peers.homes import assign_homes, assign_zone_homes, rank
@@ -78,6 +78,11 @@ class Zones:
         it; else empty."""
         order = rank([name for name in self.near if name != self.sources[piece]], self._digest, piece)
         return order[1] if order[0] == self.me and len(order) > 1 else ""
+
+    def before_me(self, piece: int, names: Collection[str]) -> str:
+        """The first in the piece's rank among these, if it is of this zone and before this node; else empty."""
+        order = rank([name for name in self.near if name in names or name == self.me], self._digest, piece)
+        return order[0] if order[0] != self.me else ""
 
     def next_far(self, piece: int, is_able: Callable[[str], bool]) -> str:
         """Whom this node asks beyond its zone, on its behalf; empty: the origin. The home, then others of the home's

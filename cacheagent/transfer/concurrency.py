@@ -26,11 +26,13 @@ DECREASE_INTERVAL_S: Final = 2.0
 
 
 class ConnectionLimit:
-    """The number of connections that may be open to one origin now: `current`, between 1 and `maximum`."""
+    """The number of connections that may be open to one origin now: `current`, between 1 and `maximum`. `step`: how
+    many more are tried at once."""
 
-    def __init__(self, *, initial: int, maximum: int) -> None:
+    def __init__(self, *, initial: int, maximum: int, step: int = STEP) -> None:
         self.current = min(initial, maximum)
         self._maximum = maximum
+        self._least_step = step
         self._ramping = True
         self._base: tuple[int, float] | None = None
         self._samples: list[float] = []
@@ -80,7 +82,7 @@ class ConnectionLimit:
         if self.current >= self._maximum:
             self._base = None
             return
-        step = max(STEP, self.current // 2) if self._ramping else STEP
+        step = max(self._least_step, self.current // 2 if self._ramping else 0)
         self._base = (self.current, goodput)
         self.current = min(self.current + step, self._maximum)
         self._settled_at = now + SETTLE_S

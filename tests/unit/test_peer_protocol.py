@@ -17,7 +17,7 @@ from cacheagent.peers import protocol
 from cacheagent.peers.gate import Judge, Turned
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import Have, Serve
-from cacheagent.peers.rules import Home, find_slow, tail
+from cacheagent.peers.rules import MOST_STRETCH, Home, find_slow, stretch, tail
 from cacheagent.peers.shelf import Shelf
 
 DIGEST = "sha256:" + "ab" * 32
@@ -190,6 +190,18 @@ def test_a_home_is_slow_against_the_others() -> None:
     assert find_slow([*others, home("x", 90, rate=0)]) == ["x"], "it stopped"
     assert find_slow([home(name, 10, rate=0) for name in "abcx"]) == [], "the origin stopped"
     assert find_slow([home("x", 0, rate=0)]) == [], "nobody to compare with"
+    assert find_slow([*others, home("x", 49)], stretch=2) == ["x"]
+    assert find_slow([*others, home("x", 49)], stretch=10) == [], "the origin takes as long for a piece"
+    assert find_slow([*others, home("x", 90, rate=0, age_s=20)], stretch=10) == [], "it would have to wait, too"
+    assert find_slow([*others, home("x", 90, rate=0)], stretch=10) == ["x"], "it stopped all the same"
+
+
+@pytest.mark.parametrize(
+    ("origin_s", "part_s", "times"), [(0, 0, 1), (2, 0.5, 1), (5, 0.5, 2.5), (2, 1.5, 3), (1000, 0, MOST_STRETCH)]
+)
+def test_patience_is_stretched_where_the_origin_or_all_are_slow(origin_s: float, part_s: float, times: float) -> None:
+    """By the longer of both, and not for ever."""
+    assert stretch(origin_s, part_s) == times
 
 
 def test_the_tail_is_half_at_least_one() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cacheagent.peers.answers import Answers
 from cacheagent.peers.budget import UNKNOWN, share
-from cacheagent.peers.own import AT_ORIGIN, OwnPieces
+from cacheagent.peers.own import AT_ORIGIN, MOST_AT_ORIGIN, RECENT, OwnPieces
 from cacheagent.peers.quiet import EVERY_S, MOST, Quiet
 from cacheagent.peers.rules import FACTOR, FULL_FACTOR, NO_PROGRESS_S, PROGRESS_BYTES, Flow, Movement
 from cacheagent.peers.standing import MOST_FAULTS, MOST_FRUITLESS, Break, Standing, after
@@ -87,7 +89,7 @@ def test_dripping_is_no_movement() -> None:
 
 
 def test_the_origin_is_asked_for_a_few_at_a_time() -> None:
-    """In order, not before it is known who has what, and not for what nobody needs."""
+    """In order, not before it is known who has what, and not for what nobody needs; the first one alone."""
     asked: list[int] = []
 
     def ask(piece: int) -> bool:
@@ -95,19 +97,58 @@ def test_the_origin_is_asked_for_a_few_at_a_time() -> None:
         return piece != 3
 
     own = OwnPieces(ask)
-    own.add([9, 3, 5])
+    own.add([9, 3])
     assert asked == []
-    own.add(own.open())
-    assert asked == [3, 5, 9], "3 is needed by nobody"
+    own.add([*own.open(), 5])
+    assert asked == [3, 5], "3 is needed by nobody"
     own.add([7, 5, 1])
-    assert asked == [3, 5, 9]
-    own.done([9])
-    assert asked == [3, 5, 9, 1]
-    assert own.at_origin == {5, 1}
+    assert asked == [3, 5]
+    own.done([5])
+    assert asked == [3, 5, 1, 5]
+    assert set(own.at_origin) == {1, 5}
     assert len(own.at_origin) == AT_ORIGIN
     own.close()
-    own.done([5, 1])
-    assert asked == [3, 5, 9, 1]
+    own.done([1, 5])
+    assert asked == [3, 5, 1, 5]
+
+
+@pytest.mark.parametrize(("each", "most"), [(0.0, AT_ORIGIN + 1), (1.0, MOST_AT_ORIGIN)])
+def test_the_origin_is_asked_for_more_where_more_then_comes(
+    monkeypatch: pytest.MonkeyPatch, each: float, most: int
+) -> None:
+    """As long as each connection brings its own part; where they share a link that is full, one more is tried."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    own = OwnPieces(lambda _piece: True)
+    own.add(range(1000))
+    own.add(own.open())
+    own.done([0])
+    counts = []
+    for _half_second in range(100):
+        now += 0.5
+        own.inflow(20e6 + 10e6 * each * len(own.at_origin))
+        counts.append(len(own.at_origin))
+    assert (min(counts), max(counts)) == (AT_ORIGIN, most)
+
+
+def test_how_long_the_origin_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest of the last few pieces, and of those that it owes; what was given back says nothing."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    own = OwnPieces(lambda _piece: True)
+    assert own.origin_s() == 0
+    own.add(range(10))
+    own.add(own.open())
+    now += 5
+    assert own.origin_s() == 5
+    assert own.wait_s() == 9 * 5 / AT_ORIGIN
+    own.done([0])
+    now += 1
+    assert own.origin_s() == 5
+    for piece in range(1, 1 + RECENT):
+        own.done([piece])
+    now += 0.5
+    assert own.origin_s() == 1
 
 
 @given(budget=st.integers(1, 2**40), members=st.integers(1, 5000))
