@@ -25,6 +25,8 @@ from cacheagent.transfer.process import wait_out
 
 HOLDERS_FEED: Final = 4
 """Members that hold everything stand in for the origin if there is one for so many: their links carry it. Chosen."""
+MOST_SHARED_OUT: Final = 64
+"""Of each late home's pieces, the last, are looked at: members of a cohort take no more at once. Chosen."""
 
 Give = Callable[[list[int]], None]
 
@@ -183,7 +185,7 @@ class Placement:
         link is free sooner, and others are used."""
         helpers = set(done)
         for link, rest_s in late:
-            for piece in sorted(self.untried(link), reverse=True):
+            for piece in sorted(self.untried(link), reverse=True)[:MOST_SHARED_OUT]:
                 if not helpers:
                     return
                 if piece in self._shared_out or self._zones.sources[piece] != link.name:
