@@ -10,11 +10,10 @@ from benchmarks.fanout.figures import Summary, summarize
 from benchmarks.fanout.simulate.fleet import Scene
 from benchmarks.fanout.simulate.flows import Parameters, simulate
 from cacheagent.model import Value
+from cacheagent.peers.sender import CHUNK_BYTES
 
 FITTED = 8
 """The number of nodes whose time fits the one free parameter."""
-CHUNK_BYTES = 256 << 10
-"""What the product forwards at once, if the piece is not smaller. Pieces that travel side by side hide the rest."""
 TRIES = 12
 MOST_HOP_S = 4.0
 
