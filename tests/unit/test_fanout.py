@@ -122,7 +122,8 @@ def test_a_tracker_tells_of_all_others() -> None:
 
 
 def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
-    """T(16) is compared with T(1) of the same links, each kind of disturbance with what is beside it."""
+    """T(16) is compared with T(1) of the same links, each kind of disturbance with what is beside it. Behind an origin
+    whose connections are thin, peers are compared with none, and with nothing else."""
     replace = msgspec.structs.replace
     one = replace(CELL, nodes=1)
     found = {
@@ -139,6 +140,8 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
                     run(replace(CELL, scenario="lying"), 11.99, copies=1.5),
                     run(replace(CELL, origin_links=0.25), 44.0),
                     run(replace(CELL, variant="aria2"), 21.8),
+                    run(replace(CELL, connection_bytes_per_s=10**6), 30.0, copies=2.0),
+                    run(replace(CELL, variant="direct", connection_bytes_per_s=10**6), 25.0, copies=16.0),
                 ]
             )
         )
@@ -148,6 +151,7 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
     assert found["T(32) / T(1), median node"] is None
     assert found["origin bytes, undisturbed"] == 1.01
     assert found["origin bytes, one member killed or slow"] == 1.1
+    assert found["thin connections to the origin, peers on against off"] == 1.2
     assert round(found["origin of a quarter of a link, 16 nodes"] or 0, 3) == 1.1
     assert round(found["one member of 16 killed, worst of all runs"] or 0, 3) == 1.3
     assert found["one member of 16 slow, median"] is None
