@@ -146,7 +146,8 @@ class Placement:
             if piece in self.here or piece in self._own.at_origin or piece in self._handing.handed:
                 continue
             self._adopted.add(piece)
-            if piece not in waiting:
+            # Who offers to take a home's pieces says nothing of those who feed it: when to ask others it knows best.
+            if piece not in waiting and self._zones.homes[piece] != self._me:
                 self._take_over(piece, client, is_good)
 
     def _take_over(self, piece: int, client: str, is_good: Callable[[Link], bool]) -> None:

@@ -12,8 +12,8 @@ from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import exchange, rules
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey, is_signed
-from cacheagent.peers.orders import Have, Serve
-from cacheagent.peers.protocol import seal_to_sign, unpack_set
+from cacheagent.peers.orders import Adopt, Have, Serve
+from cacheagent.peers.protocol import pack_set, seal_to_sign, unpack_set
 from cacheagent.peers.rules import NO_PROGRESS_S, PATIENCE_S, Movement
 from cacheagent.peers.shelf import Shelf
 from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, be_quick
@@ -98,6 +98,23 @@ async def test_who_dies_above_is_followed_by_the_next_there_and_at_last_by_the_o
     scene.die(third)
     await until(lambda: set(job.wanted) == scene.of("n0"), "the origin is asked")
     assert scene.connection("n1").expected == scene.of("n1")
+    await running.leave()
+
+
+async def test_an_offer_takes_nothing_from_who_feeds_the_home(scene: ExchangeScene) -> None:
+    """The other member of the cohort would take over what this node is the home of, which waits for members above that
+    have not let it in yet. A piece of that member's own is the control: this node takes it over."""
+    running = await scene.start()
+    job, _share = scene.begin(running)
+    scene.let_in("n1")
+    await until(lambda: scene.receiving.connections.keys() >= set(ABOVE), "those above are called")
+    control = min(scene.of("n1"))
+    running.adopt(Adopt(digest=DIGEST, client="n1", pieces=pack_set(scene.of("n0") | {control})))
+    taker = running._links[scene.zones._feeders[control]]
+    await until(lambda: control in taker.expected, "the control is asked of its home above")
+    for name in ABOVE:
+        assert running._links[name].expected - {control} == fed_by(scene, name)
+    assert not job.wanted
     await running.leave()
 
 
