@@ -34,7 +34,8 @@ def write_report(outcomes: Sequence[Outcome], results: Path) -> Path:
     """Table and plots over all outcomes; the table's path."""
     table = results / "README.md"
     table.write_text("\n".join(_render(outcomes)) + "\n")
-    _plot_rates([outcome for outcome in outcomes if outcome.entries], results / "rates.png")
+    if ranked := [outcome for outcome in outcomes if outcome.entries]:
+        _plot_rates(ranked, results / "rates.png")
     for outcome in outcomes:
         if any(run.samples for entry in outcome.entries for run in entry.runs):
             _plot_progress(outcome, results / f"{outcome.name}.png")
