@@ -90,11 +90,12 @@ class Handing:
         """Its home is slow: it is asked for this until it hands it over, or patience ends."""
         self._pleas.setdefault(piece, time.monotonic())
 
-    def pleas(self, holder_of: Callable[[int], Link | None], patience_s: float) -> list[int]:
-        """Ask again for what its home still owes. What has been asked for in vain for so long, and is no more."""
+    def pleas(self, holder_of: Callable[[int], Link | None], patience_s: float) -> list[tuple[Link, int]]:
+        """Ask again for what its home still owes. What has been asked for in vain for so long, and is no more, and who
+        is to bring it."""
         since = time.monotonic() - patience_s
         asked: defaultdict[Link, list[int]] = defaultdict(list)
-        in_vain = []
+        in_vain: list[tuple[Link, int]] = []
         for piece, at in tuple(self._pleas.items()):
             holder = holder_of(piece)
             if holder is not None and holder.name == self._zones.homes[piece] and at > since:
@@ -102,7 +103,7 @@ class Handing:
                 continue
             del self._pleas[piece]
             if holder is not None:
-                in_vain.append(piece)
+                in_vain.append((holder, piece))
         for link, pieces in asked.items():
             self.ask(link, pieces)
         return in_vain

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -46,7 +46,7 @@ class Pace:
         self._above = [link for name, link in links.items() if name in zones.above]
         self._far = [link for name, link in links.items() if name not in zones.near | zones.above]
         self._zone_size = len(zones.near)
-        self._own = [piece for piece, home in enumerate(zones.homes) if home == zones.me]
+        self._own = zones.mine
         self._brought = [piece for piece, source in enumerate(zones.sources) if source == zones.me]
         self._last: dict[str, Last] = {}
         self._flow = Flow()
@@ -56,10 +56,9 @@ class Pace:
         """Who is to be relieved."""
         if self._own_since == math.inf and self._placement.here.issuperset(self._own):
             self._own_since = now
-        times = self._stretch()
-        near = [self._home(link, now, self.rate(link)) for link in self._near if link.delivered or link.expected]
+        near = self._homes(now, [link for link in self._near if link.delivered or link.expected])
         homes = self._with_me(near, self._myself(self._brought, now), now)
-        found = find_slow(homes, factor=self._factor(), stretch=times)
+        found = find_slow(homes, factor=self._factor(), times=self._stretch())
         return [
             self._links[name] for name in [*found, *self._slow_far(now), *self._slow_above(now)] if name != self._me
         ]
@@ -71,7 +70,7 @@ class Pace:
         if not done or not self._flow.most:
             return [], []
         late_s = max(PATIENCE_S, LATE_PIECES * PIECE_SIZE_BYTES * len(self._near) / self._flow.most)
-        homes = [self._home(link, now, self.rate(link)) for link in self._near if link.is_up and link.expected]
+        homes = self._homes(now, [link for link in self._near if link.is_up and link.expected])
         homes.sort(key=lambda home: home.rest_s, reverse=True)
         return [(self._links[home.name], home.rest_s) for home in homes if home.rest_s >= late_s], done
 
@@ -80,18 +79,20 @@ class Pace:
         now = time.monotonic()
         if link in self._far or link in self._above:
             return link.is_up and link.name not in (*self._slow_far(now), *self._slow_above(now))
-        rests = [self._home(other, now, self.rate(other)).rest_s for other in self._near if other is not link]
-        usual = median(rests) if rests else 0.0
-        enough = max(self.patience_s(), self._factor() * usual)
-        return link.is_up and self._home(link, now, self.rate(link)).rest_s <= enough
+        itself, *others = self._homes(now, [link, *(other for other in self._near if other is not link)])
+        usual = median(other.rest_s for other in others) if others else 0.0
+        return link.is_up and itself.rest_s <= max(self.patience_s(), self._factor() * usual)
 
     def patience_s(self) -> float:
-        """How long nobody is called slow, or late."""
+        """How long nobody is called slow."""
         return PATIENCE_S * self._stretch()
 
     def rate(self, link: Link) -> float:
         """Bytes a second, over a time in which something should have come."""
-        return link.rate(RATE_WINDOW_S * self._stretch())
+        return link.rate(self._window_s())
+
+    def _window_s(self) -> float:
+        return RATE_WINDOW_S * self._stretch()
 
     def _stretch(self) -> float:
         """The more members share the link, the less often one of them brings a part."""
@@ -130,6 +131,11 @@ class Pace:
         whole = max(1, link.delivered) / max(now - self.started, SHORTEST_S)
         return self._home(link, now, 0.0 if is_quiet else whole)
 
+    def _homes(self, now: float, links: Iterable[Link]) -> list[Home]:
+        """By what came lately."""
+        window_s = self._window_s()
+        return [self._home(link, now, link.rate(window_s)) for link in links]
+
     def _home(self, link: Link, now: float, rate: float) -> Home:
         owed = sum(map(self._placement.length, link.expected))
         return Home(link.name, link.delivered, owed, rate, now - max(link.relieved_at, self.started))
@@ -141,7 +147,7 @@ class Pace:
         is_ahead = is_settled and all(home.rate < me.rate / 4 for home in homes if home.owed)
         return [*homes, me] if is_ahead else homes
 
-    def _myself(self, mine: list[int], now: float) -> Home:
+    def _myself(self, mine: Sequence[int], now: float) -> Home:
         """This node as a home: what it has of its own pieces."""
         length, here = self._placement.length, self._placement.here
         done = sum(length(piece) for piece in mine if piece in here)

@@ -132,8 +132,7 @@ class Placement:
 
     def _has_begun(self) -> bool:
         """All that this node is the home of is here, or on its way."""
-        mine = (piece for piece, home in enumerate(self._zones.homes) if home == self._me)
-        return all(piece in self.here or piece in self._share_of for piece in mine)
+        return all(piece in self.here or piece in self._share_of for piece in self._zones.mine)
 
     def adopt(self, pieces: Collection[int], client: str, is_good: Callable[[Link], bool]) -> None:
         """A member asks this node to fetch pieces if nobody else brings them; by asking for those that this node is the
@@ -168,9 +167,8 @@ class Placement:
     def plead(self, is_good: Callable[[Link], bool], patience_s: float) -> None:
         """With slow homes, for what they have not asked the origin for. What they keep is taken from those that are
         slow after so long still."""
-        for piece in self._handing.pleas(self._holder, patience_s):
-            holder = self._holder(piece)
-            if holder is not None and not is_good(holder):
+        for holder, piece in self._handing.pleas(self._holder, patience_s):
+            if not is_good(holder):
                 self.move(holder, [piece])
 
     def _holder(self, piece: int) -> Link | None:
@@ -197,7 +195,7 @@ class Placement:
                     self._move(link, [piece], partial(self._ask_helper, helper, rest_s))
 
     def _ask_helper(self, name: str, wait_s: float, pieces: list[int]) -> None:
-        self._ask(name, pieces, in_place=False)
+        self._links[name].want(pieces)
         self._links[name].relieved(min(wait_s, NO_PROGRESS_S))
 
     def move_to_origin(self, link: Link) -> None:

@@ -104,16 +104,14 @@ def stretch(origin_s: float, part_s: float) -> float:
     return min(max(1.0, origin_s / ORIGIN_S, part_s / PART_S), MOST_STRETCH)
 
 
-def find_slow(
-    homes: Sequence[Home], *, is_far: bool = False, factor: float = FACTOR, stretch: float = 1.0
-) -> list[str]:
+def find_slow(homes: Sequence[Home], *, is_far: bool = False, factor: float = FACTOR, times: float = 1.0) -> list[str]:
     """Names of homes that have delivered less than half of what most of the others have, are seconds behind, and need
     more than twice as long as most of the others for the rest, also of those that stopped while the others go on.
-    `is_far`: they are in other zones. `factor`: instead of twice and half. `stretch`: of all times."""
+    `is_far`: they are in other zones. `factor`: instead of twice and half. `times`: see `stretch`."""
     slow = [
         home.name
         for home in homes
-        if _is_slow(home, [other for other in homes if other is not home], is_far=is_far, factor=factor, times=stretch)
+        if _is_slow(home, [other for other in homes if other is not home], is_far=is_far, factor=factor, times=times)
     ]
     return slow if len(slow) <= max(1, STARVED * len(homes)) else []
 

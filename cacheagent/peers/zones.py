@@ -25,6 +25,8 @@ class Zones:
         self.me = me
         self.homes: tuple[str, ...] = ()
         """Of each piece, among all."""
+        self.mine: tuple[int, ...] = ()
+        """Pieces whose home this node is."""
         self.sources: tuple[str, ...] = ()
         """Of each piece, in this zone: the home, or who takes it from there."""
         self._digest = digest
@@ -49,6 +51,7 @@ class Zones:
             homes_above = assign_homes(self._above, self._digest, pieces)
             self._feeders = assign_zone_homes(homes_above, beside, self._digest) if beside else homes_above
             self._homes_above = homes_above
+        self.mine = tuple(piece for piece, home in enumerate(homes) if home == self.me)
         self.homes = homes
 
     def first(self, piece: int, names: Iterable[str]) -> str:

@@ -190,10 +190,10 @@ def test_a_home_is_slow_against_the_others() -> None:
     assert find_slow([*others, home("x", 90, rate=0)]) == ["x"], "it stopped"
     assert find_slow([home(name, 10, rate=0) for name in "abcx"]) == [], "the origin stopped"
     assert find_slow([home("x", 0, rate=0)]) == [], "nobody to compare with"
-    assert find_slow([*others, home("x", 49)], stretch=2) == ["x"]
-    assert find_slow([*others, home("x", 49)], stretch=10) == [], "the origin takes as long for a piece"
-    assert find_slow([*others, home("x", 90, rate=0, age_s=20)], stretch=10) == [], "it would have to wait, too"
-    assert find_slow([*others, home("x", 90, rate=0)], stretch=10) == ["x"], "it stopped all the same"
+    assert find_slow([*others, home("x", 49)], times=2) == ["x"]
+    assert find_slow([*others, home("x", 49)], times=10) == [], "the origin takes as long for a piece"
+    assert find_slow([*others, home("x", 90, rate=0, age_s=20)], times=10) == [], "it would have to wait, too"
+    assert find_slow([*others, home("x", 90, rate=0)], times=10) == ["x"], "it stopped all the same"
 
 
 @pytest.mark.parametrize(
