@@ -38,6 +38,8 @@ LOOK_TICKS: Final = 10
 """Between two looks at who is a member."""
 ANSWERS_WITHIN_S: Final = 0.5
 """How long this node waits for what the others have before it asks the origin for its own pieces."""
+AHEAD_S: Final = 5.0
+"""What waits here to be sent to others for so long is enough: the origin is left to those who have less. Chosen."""
 RETRY_S: Final = (0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 """Pauses before a member is tried again."""
 
@@ -264,7 +266,11 @@ class Exchange:
         self._ticks += 1
         now = time.monotonic()
         self._review()
-        self._placement.inflow(self._inflow / max(now - self._ticked_at, TICK_S))
+        inflow = self._inflow / max(now - self._ticked_at, TICK_S)
+        is_fed = self._pace.is_fed(inflow)
+        backlog = self._service.backlog(self.digest)
+        is_ahead = is_fed and backlog.seconds > AHEAD_S
+        self._placement.inflow(inflow, is_ahead=is_ahead)
         self._ticked_at, self._inflow = now, 0
         self._placement.offer()
         for link in self._links.values():
@@ -272,7 +278,8 @@ class Exchange:
                 self._placement.give_up(link)
         for link in self._pace.slow(now):
             self._relieve(link)
-        self._placement.share_out(*self._pace.late(now))
+        self._placement.take_back(backlog.behind)
+        self._placement.share_out(self._pace.late(backlog.behind))
         self._placement.plead(self._pace.is_good, self._pace.patience_s())
         self._call_above()
         if self._movement.is_stalled(now, max(1, self._level - ROOT)):
@@ -287,7 +294,7 @@ class Exchange:
         once = self._placement.untried(link)
         if not once and self._pace.rate(link) > 0:
             return  # they were moved before, and they come
-        pieces = tail(once or list(link.expected), set())
+        pieces = tail(once or list(link.expected), link.begun)
         LOG.info("a slow peer is relieved", extra={"peer": link.name, "pieces": len(pieces), "digest": self.digest})
         link.relieved()
         self._placement.move(link, pieces)

@@ -111,7 +111,7 @@ class Handing:
     def part_for(self, client: str, pieces: Iterable[int]) -> list[int]:
         """What is handed to a member that offers to take these: its part of what waits, from the end."""
         link = self._links.get(client)
-        if link is None or not link.is_up or client not in self._zones.near:
+        if self._own.is_held or link is None or not link.is_up or client not in self._zones.near:
             return []
         mine = {piece for piece in pieces if self._zones.homes[piece] == self._zones.me}
         given = self._own.give(mine, part(len(self._own.waiting), len(self._zones.near), self._own.wait_s()))

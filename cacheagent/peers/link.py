@@ -72,6 +72,8 @@ class Link:
         """Connections that were let in and brought no piece, since the last piece."""
         self.delivered = 0
         """Bytes of what was expected."""
+        self.begun: frozenset[int] = frozenset()
+        """Pieces of which a part has come, as it was last told: they would begin anew elsewhere."""
         self.relieved_at = time.monotonic()
         self._up_at = 0.0
         self._brought = False
@@ -189,6 +191,7 @@ class Link:
     def moved(self, report: Progress) -> None:
         """See Listener."""
         self.delivered += report.useful_bytes
+        self.begun = frozenset(report.begun)
         self._arrivals.append((time.monotonic(), report.useful_bytes))
         self._owner.link_moved(self, report)
 
@@ -203,6 +206,7 @@ class Link:
                 self.failures = 0  # those were before it
         self.is_up = False
         self.failures += 1
+        self.begun = frozenset()
         self._asked.clear()
         self._drop.clear()
         self._offered.clear()

@@ -118,12 +118,22 @@ class Refused(Value, tag="refused"):
     message: str
 
 
+class Backlog(Value):
+    """What is here and was not sent yet. `seconds`: that it takes, for most of those who want it; who takes nothing
+    counts no more than others. `behind`: those who have much more to get than most."""
+
+    seconds: float
+    behind: tuple[str, ...] = ()
+
+
 class Counts(Value, tag="counts"):
-    """Since the process started; `connections` now. `yields`: how often it began to step back for others who read."""
+    """Since the process started; `connections` now. `yields`: how often it began to step back for others who read.
+    `backlogs`: of each digest that is not complete and that somebody wants something of."""
 
     sent_bytes: int
     connections: int
     yields: int
+    backlogs: dict[str, Backlog] = {}
 
 
 ServerReport = Sought | Adopt | Refused | Counts
@@ -243,11 +253,12 @@ class Unproved(Value, tag="unproved"):
 
 class Progress(Value, tag="progress"):
     """Bytes that came on a connection since the last time. `useful_bytes`: of them, of pieces that were expected, and
-    further than they had ever been on this connection."""
+    further than they had ever been on this connection. `begun`: pieces of which a part has come."""
 
     id: int
     received_bytes: int
     useful_bytes: int = 0
+    begun: tuple[int, ...] = ()
 
 
 class Released(Value, tag="released"):

@@ -36,6 +36,8 @@ class OwnPieces:
         self._waiting: list[int] = []
         self._instead_of: dict[int, str] = {}
         self.is_open = False
+        self.is_held = False
+        """What is here already is not sent yet: what waits may wait."""
         self._opened_at = math.inf
 
     def add(self, pieces: Iterable[int], *, instead_of: str = "") -> None:
@@ -46,9 +48,9 @@ class OwnPieces:
                 self._instead_of[piece] = instead_of
         self._feed()
 
-    def give_back(self, name: str) -> list[int]:
-        """What was to be asked for instead of this member, and still waits: it brings that after all."""
-        its = {piece for piece, member in self._instead_of.items() if member == name}
+    def give_back(self, name: str, *, but: Collection[int]) -> list[int]:
+        """What was to be asked for instead of this member, and still waits, but for these: it brings that after all."""
+        its = {piece for piece, member in self._instead_of.items() if member == name and piece not in but}
         for piece in its:
             del self._instead_of[piece]
         return self.give(its, len(its))
@@ -100,7 +102,7 @@ class OwnPieces:
         now = time.monotonic()
         if now - self._opened_at >= STEADY_AFTER_S:
             self._limit.sample(now, bytes_per_s, saturated=is_full)
-            self._feed()
+        self._feed()
 
     def origin_s(self) -> float:
         """How long the origin takes for a piece: the longest of the last few, and of those that are on their way."""
@@ -113,7 +115,7 @@ class OwnPieces:
 
     def _feed(self) -> None:
         most = self._limit.current if self._took_s else 1
-        while self.is_open and self._waiting and len(self.at_origin) < most:
+        while self.is_open and not self.is_held and self._waiting and len(self.at_origin) < most:
             piece = heapq.heappop(self._waiting)
             if piece not in self.at_origin and self._ask(piece):
                 self.at_origin[piece] = time.monotonic()

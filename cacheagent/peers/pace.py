@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -21,9 +21,15 @@ from cacheagent.transfer.piece import PART_BYTES
 
 SHORTEST_S: Final = 0.5
 """A rate over less than that says nothing."""
-LATE_PIECES: Final = 2
-"""Who needs as long as for so many pieces, and seconds, is later than others that have finished: by one of those a
-piece would be here in that time, which has to get it first. Chosen."""
+LATE_PIECES: Final = 3
+"""Who owes so many more than another one has more to send than that: not slow, but the last to be done. Chosen."""
+HOPS: Final = 3
+"""Another one has to get it first: not worth it for what comes sooner. Chosen."""
+FED: Final = 0.6
+"""Who gets this part of the most that ever came from other members does not need the origin to fill its link. With two
+nodes half of it comes from the other one. Chosen."""
+SMOOTH: Final = 6
+"""Half seconds, whose inflows are one by the mean: what comes is told of a part at a time. Chosen."""
 
 
 class Last(NamedTuple):
@@ -50,6 +56,7 @@ class Pace:
         self._brought = [piece for piece, source in enumerate(zones.sources) if source == zones.me]
         self._last: dict[str, Last] = {}
         self._flow = Flow()
+        self._inflow = self._most_inflow = 0.0
         self._own_since = math.inf
 
     def slow(self, now: float) -> list[Link]:
@@ -63,16 +70,29 @@ class Pace:
             self._links[name] for name in [*found, *self._slow_far(now), *self._slow_above(now)] if name != self._me
         ]
 
-    def late(self, now: float) -> tuple[list[tuple[Link, float]], list[str]]:
-        """Homes of this zone that need so many seconds for the rest, the latest first, and members that have brought
-        all of theirs."""
-        done = [link.name for link in self._near if link.is_up and link.delivered and not link.expected]
-        if not done or not self._flow.most:
-            return [], []
-        late_s = max(PATIENCE_S, LATE_PIECES * PIECE_SIZE_BYTES * len(self._near) / self._flow.most)
-        homes = self._homes(now, [link for link in self._near if link.is_up and link.expected])
-        homes.sort(key=lambda home: home.rest_s, reverse=True)
-        return [(self._links[home.name], home.rest_s) for home in homes if home.rest_s >= late_s], done
+    def is_fed(self, inflow: float) -> bool:
+        """What other members send fills this node's link without the origin. `inflow`: bytes a second that came since
+        this was last asked, twice a second, from all."""
+        self._inflow += (inflow - self._inflow) / SMOOTH
+        self._most_inflow = max(self._most_inflow, self._inflow)
+        return 0 < FED * self._most_inflow <= self._rate()
+
+    def late(self, behind: Collection[str]) -> Iterator[tuple[Link, float, set[str]]]:
+        """Homes of this zone that owe more than others do, who owes the most first; in how many seconds they bring all
+        of that, as it looks; and those others, but for who is `behind`: it takes less than others of what it is sent,
+        and so would have the piece late."""
+        if not self._flow.most:
+            return
+        there = [link for link in self._near if link.is_up]
+        helpers = [link for link in there if link.delivered and link.name not in behind]
+        hop_s = PIECE_SIZE_BYTES * len(self._near) / self._flow.most
+        for link in sorted(there, key=lambda link: len(link.expected), reverse=True):
+            rate = self.rate(link)
+            rest_s = len(link.expected) * PIECE_SIZE_BYTES / rate if rate > 0 else math.inf
+            most = len(link.expected) - LATE_PIECES
+            ahead = {other.name for other in helpers if len(other.expected) <= most}
+            if ahead and rest_s >= HOPS * hop_s:
+                yield link, rest_s, ahead
 
     def is_good(self, link: Link) -> bool:
         """It is there and not much slower than the others."""
@@ -100,7 +120,10 @@ class Pace:
         return stretch(self._placement.origin_s(), PART_BYTES * len(self._near) / most if most else 0.0)
 
     def _factor(self) -> float:
-        return self._flow.factor(sum(link.rate() for link in self._links.values()))
+        return self._flow.factor(self._rate())
+
+    def _rate(self) -> float:
+        return sum(link.rate() for link in self._links.values())
 
     def _slow_far(self, now: float) -> list[str]:
         far = [self._far_home(link, self._far, now) for link in self._far if link.delivered or link.expected]

@@ -26,7 +26,8 @@ from cacheagent.transfer.process import wait_out
 HOLDERS_FEED: Final = 4
 """Members that hold everything stand in for the origin if there is one for so many: their links carry it. Chosen."""
 MOST_SHARED_OUT: Final = 64
-"""Of each late home's pieces, the last, are looked at: members of a cohort take no more at once. Chosen."""
+"""Of each late home's pieces, the first, are looked at: members of a cohort take no more at once. The last ones the
+home would send last to a helper too. Chosen."""
 
 Give = Callable[[list[int]], None]
 
@@ -47,6 +48,7 @@ class Placement:
         self._moves = Moves()
         self._share_of: dict[int, BlobShare] = {}
         self._adopted: set[int] = set()
+        """Somebody waits for this node: it asks nobody for them who may be waiting too."""
         self._tried: defaultdict[int, set[str]] = defaultdict(set)
         self._shared_out: set[int] = set()
         """Asked of somebody else than their home, which was late and not slow."""
@@ -112,8 +114,11 @@ class Placement:
         """So much of a piece came from the origin. How much more than before."""
         return self._own.came(piece, length)
 
-    def inflow(self, bytes_per_s: float) -> None:
-        """What came lately, from everywhere."""
+    def inflow(self, bytes_per_s: float, *, is_ahead: bool) -> None:
+        """What came lately, from everywhere. `is_ahead`: this node has more of its own pieces than it can send, and
+        loses nothing by waiting. What it brings in somebody's place does not wait."""
+        homes = self._zones.homes
+        self._own.is_held = is_ahead and all(homes[piece] == self._me for piece in self._own.waiting)
         self._own.inflow(bytes_per_s)
 
     def length(self, piece: int) -> int:
@@ -153,7 +158,7 @@ class Placement:
         holder = self._holder(piece)
         if holder is None:
             return
-        is_handed = piece in self._handing.offered and client == self._zones.homes[piece]
+        is_handed = client == self._zones.homes[piece]  # whatever had been offered: the home waits for this node now
         if is_handed or holder.name == client:
             if is_handed:
                 self._handing.taken(client)
@@ -178,25 +183,37 @@ class Placement:
         """To others: away from a member that may still be writing them."""
         self._move(link, pieces, lambda left: self._rehome(left, link.name))
 
-    def share_out(self, late: Iterable[tuple[Link, float]], done: Iterable[str]) -> None:
-        """Of homes that are later than others, the latest first, to members that have nothing more to do: each a piece.
-        Nobody takes that from its home but who is the first of them in its rank, and the others from that one: so one
-        link is free sooner, and others are used."""
-        helpers = set(done)
-        for link, rest_s in late:
-            for piece in sorted(self.untried(link), reverse=True)[:MOST_SHARED_OUT]:
-                if not helpers:
-                    return
+    def share_out(self, late: Iterable[tuple[Link, float, Collection[str]]]) -> None:
+        """Of each home that owes more than others, who owes the most first, a piece that it has not begun to send, to
+        one of those others. Nobody takes that from its home but who is the first of them in its rank, and the others
+        from that one: so all homes have as much to send."""
+        busy: set[str] = set()
+        for link, rest_s, helpers in late:
+            waiting = sorted(piece for piece in self.untried(link) if piece not in link.begun)
+            for piece in waiting[1:MOST_SHARED_OUT]:  # the first may be on its way
                 if piece in self._shared_out or self._zones.sources[piece] != link.name:
                     continue
-                if helper := self._zones.before_me(piece, helpers):
-                    helpers.remove(helper)
+                if piece in self._adopted:
+                    continue  # who waits for this node may be the helper
+                if helper := self._zones.before_me(piece, {name for name in helpers if name not in busy}):
+                    busy.add(helper)
                     self._shared_out.add(piece)
                     self._move(link, [piece], partial(self._ask_helper, helper, rest_s))
+                    break
+
+    def take_back(self, behind: Collection[str]) -> None:
+        """Of what was shared out, what these were asked for, who take less than others: it comes from its home."""
+        for link in [self._links[name] for name in behind if name in self._links]:
+            sources = self._zones.sources
+            pieces = [piece for piece in self.untried(link) if sources[piece] != link.name]
+            self.move(link, [piece for piece in pieces if piece in self._shared_out])
 
     def _ask_helper(self, name: str, wait_s: float, pieces: list[int]) -> None:
-        self._links[name].want(pieces)
-        self._links[name].relieved(min(wait_s, NO_PROGRESS_S))
+        if self._adopted.isdisjoint(pieces):
+            self._links[name].want(pieces)
+            self._links[name].relieved(min(wait_s, NO_PROGRESS_S))
+        else:  # somebody has begun to wait for this node meanwhile: perhaps the helper, perhaps the home
+            self._queue(pieces)
 
     def move_to_origin(self, link: Link) -> None:
         """What a member owes; one of the cohort but for a piece: if that comes, it is asked again for what waits."""
@@ -210,7 +227,7 @@ class Placement:
 
     def brings_again(self, link: Link) -> None:
         """Something came of it."""
-        if pieces := self._own.give_back(link.name):
+        if pieces := self._own.give_back(link.name, but=self._adopted):
             link.want(pieces)
 
     def give_up(self, link: Link) -> None:
@@ -273,7 +290,7 @@ class Placement:
     def _is_back(self, piece: int, helper: str) -> bool:
         """Whether its home brings it after all, because the first who was asked instead is no help."""
         home = self._zones.sources[piece]
-        if piece not in self._shared_out or self._tried[piece] or home in {helper, *self.out}:
+        if piece in self._adopted or piece not in self._shared_out or self._tried[piece] or home in {helper, *self.out}:
             return False
         return self._links[home].is_up
 

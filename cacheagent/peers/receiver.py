@@ -224,7 +224,8 @@ class Subscription:
 
     def _tell_progress(self) -> None:
         if self._received:
-            self._report(Progress(id=self.id, received_bytes=self._received, useful_bytes=self._useful))
+            begun = tuple(number for number in self._incoming if number in self._expected)
+            self._report(Progress(id=self.id, received_bytes=self._received, useful_bytes=self._useful, begun=begun))
         self._received = self._useful = 0
         self._reported_at = time.monotonic()
 

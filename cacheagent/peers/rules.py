@@ -4,7 +4,7 @@ Pure; seconds and bytes."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median_high, median_low
 from typing import Final, NamedTuple
 
@@ -116,7 +116,7 @@ def find_slow(homes: Sequence[Home], *, is_far: bool = False, factor: float = FA
     return slow if len(slow) <= max(1, STARVED * len(homes)) else []
 
 
-def tail(pieces: Sequence[int], begun: set[int]) -> list[int]:
+def tail(pieces: Sequence[int], begun: Collection[int]) -> list[int]:
     """The half that is taken from a slow home: what it would send last, and nothing that it has begun if there is
     another choice. At least one."""
     ordered = sorted(pieces, key=lambda piece: (piece not in begun, piece))

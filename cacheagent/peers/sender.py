@@ -74,6 +74,12 @@ class Sender:
             self._begun.update(dict.fromkeys(piece for piece in fresh if self.shelf.available(piece)))
             self.shelf.condition.notify_all()
 
+    def backlog(self) -> int:
+        """Bytes that are here and were not sent yet."""
+        with self.shelf.condition:
+            self._notice()
+            return sum(self.shelf.available(piece) - self._sent.get(piece, 0) for piece in self._begun)
+
     def stop(self) -> None:
         """The thread ends soon."""
         with self.shelf.condition:
@@ -117,11 +123,7 @@ class Sender:
 
     def _find(self) -> Step | None:
         """The first of what has begun that has more to send."""
-        arrived = self.shelf.arrived
-        while self._seen < len(arrived):
-            if arrived[self._seen] in self._wants:
-                self._begun[arrived[self._seen]] = None
-            self._seen += 1
+        self._notice()
         for piece in self._begun:
             want, sent, here = self._wants[piece], self._sent.get(piece, 0), self.shelf.available(piece)
             if sent < here:
@@ -132,6 +134,14 @@ class Sender:
                 self._done_with(piece)  # and this is the end of going through them
                 return Step(piece, want, 0, 0, self.shelf.place(piece), protocol.seal(piece, *seal))
         return None
+
+    def _notice(self) -> None:
+        """What has begun since."""
+        arrived = self.shelf.arrived
+        while self._seen < len(arrived):
+            if arrived[self._seen] in self._wants:
+                self._begun[arrived[self._seen]] = None
+            self._seen += 1
 
     def _send(self, step: Step) -> None:
         if step.seal:

@@ -16,16 +16,20 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING, Final, assert_never
 
+from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
 from cacheagent.peers.gate import Judge, Turned
 from cacheagent.peers.inbox import Pending
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import (
     Adopt,
+    Backlog,
     Counts,
     Have,
     Lost,
@@ -56,6 +60,8 @@ MOST_PENDING: Final = 128
 """Connections that have not said who they are. The oldest goes when there are more: an honest one needs milliseconds.
 Chosen."""
 COUNTS_S: Final = 1.0
+BEHIND_BYTES: Final = 2 * PIECE_SIZE_BYTES
+"""Who has so much more to get than most others takes less than they do. Chosen."""
 
 
 class Member:
@@ -298,6 +304,14 @@ class Server:
         if adopt:
             self._channel.send(Adopt(digest=shelf.digest, client=client, pieces=protocol.pack_set(adopt)))
 
+    def _backlogs(self, rate: float) -> dict[str, Backlog]:
+        """See Counts. `rate`: what is sent now, in bytes a second."""
+        waiting: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+        for member in self._members:
+            if not member.sender.shelf.is_complete:
+                waiting[member.session.digest].append((member.session.client, member.sender.backlog()))
+        return {digest: backlog_of(each, rate) for digest, each in waiting.items()}
+
     def _make_way(self, now: float) -> None:
         use = self._disk.read()
         if use is not None:
@@ -341,12 +355,25 @@ class Server:
                 self._selector.unregister(member.socket)
             member.socket.close()
         if now - self._counted_at >= COUNTS_S:
-            self._counted_at = now
+            passed_s, self._counted_at = now - self._counted_at, now
             sent = self._sent_before + sum(member.sender.sent_bytes for member in self._members)
-            counts = Counts(sent_bytes=sent, connections=len(self._members), yields=self._yielding.times)
+            rate = (sent - self._last_counts.sent_bytes) / passed_s
+            counts = Counts(
+                sent_bytes=sent,
+                connections=len(self._members),
+                yields=self._yielding.times,
+                backlogs=self._backlogs(rate),
+            )
             if counts != self._last_counts:
                 self._last_counts = counts
                 self._channel.send(counts)
+
+
+def backlog_of(waiting: Sequence[tuple[str, int]], rate: float) -> Backlog:
+    """Of one digest: who waits for how many bytes that are here; at this rate, in bytes a second."""
+    usual = median_low(size for _, size in waiting)
+    behind = tuple(client for client, size in waiting if size >= usual + BEHIND_BYTES)
+    return Backlog(seconds=len(waiting) * usual / rate if rate > 0 else 0.0, behind=behind)
 
 
 def main() -> None:

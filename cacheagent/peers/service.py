@@ -23,6 +23,7 @@ from cacheagent.peers.member import Membership
 from cacheagent.peers.observer import PeerObserver
 from cacheagent.peers.orders import (
     Adopt,
+    Backlog,
     Counts,
     Have,
     Lost,
@@ -49,6 +50,7 @@ LOOK_S: Final = 5.0
 PUBLISH_LOOK_S: Final = 0.05
 PUBLISH_TRIES: Final = 200
 RESTART_S: Final = 1.0
+NOTHING_WAITS: Final = Backlog(seconds=0.0)
 TELL_AGAIN_S: Final = 1.0
 
 
@@ -107,6 +109,7 @@ class Service:
         self._child: Child[ServerReport] | None = None
         self._sent_by_others = 0
         self._yields = 0
+        self._backlogs: dict[str, Backlog] = {}
         self._start()
 
     @property
@@ -161,6 +164,10 @@ class Service:
                 piece += 1
             if blob not in shown.here:
                 piece += piece_count(size)
+
+    def backlog(self, digest: str) -> Backlog:
+        """What is here and was not sent yet, as it was last told."""
+        return self._backlogs.get(digest, NOTHING_WAITS)
 
     def set_path(self, digest: str, file: int, path: str) -> None:
         """A file is staged."""
@@ -286,7 +293,7 @@ class Service:
 
     def _died(self) -> None:
         self._child = None
-        self._sent_by_others, self.connections, self._yields = self.sent_bytes, 0, 0
+        self._sent_by_others, self.connections, self._yields, self._backlogs = self.sent_bytes, 0, 0, {}
         if not self._closing:
             LOG.warning("the peers' server ended; another one takes its place")
             asyncio.get_running_loop().call_later(RESTART_S, self._start)
@@ -307,6 +314,7 @@ class Service:
                 self._observer.peer_sent(sent - self.sent_bytes)
                 self._observer.peer_yielded(report.yields - self._yields)
                 self.sent_bytes, self.connections, self._yields = sent, report.connections, report.yields
+                self._backlogs = report.backlogs
 
     def _sought(self, digest: str) -> None:
         """Somebody asks for what the process does not know: is it here? Or is he a member by now? That is told again at

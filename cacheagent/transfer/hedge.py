@@ -19,6 +19,10 @@ LATE_AT_LEAST_S: Final = 0.5
 """Faster than this a hedge can't win: it needs a connection, a request and a copy of its own. Chosen."""
 EXTRA_SHARE: Final = 0.05
 """Bytes asked for twice, as a share of the bytes that arrived."""
+LOST_FACTOR: Final = 8.0
+LOST_AT_LEAST_S: Final = 5.0
+"""What is so late hangs: the next one is asked for again when only a part of its bytes is in that share, lest the last
+piece of a file wait for a time-out. Chosen."""
 
 
 class InFlight(Protocol):
@@ -62,11 +66,16 @@ class Hedging:
         late = sorted(self._late(now, flights), key=lambda flight: flight.started)
         chosen: list[F] = []
         for flight in islice(late, max(0, spare)):
-            if self._extra_bytes + flight.length > EXTRA_SHARE * self._arrived_bytes:
+            owed = flight.length if self._is_lost(now, flight) else 0
+            if self._extra_bytes + flight.length > EXTRA_SHARE * self._arrived_bytes + owed:
                 break
             self._extra_bytes += flight.length
             chosen.append(flight)
         return chosen
+
+    def _is_lost(self, now: float, flight: InFlight) -> bool:
+        expected_s = self.expected_s(flight.length)
+        return expected_s is not None and now - flight.started > max(LOST_AT_LEAST_S, LOST_FACTOR * expected_s)
 
     def _late(self, now: float, flights: Iterable[F]) -> Iterator[F]:
         for flight in flights:

@@ -19,7 +19,7 @@ from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.node import PeerNode
 from cacheagent.peers.observer import PeerObserver
-from cacheagent.peers.orders import Arrived, Ended, EndKind, Have, Progress, Target, Unproved
+from cacheagent.peers.orders import Arrived, Backlog, Ended, EndKind, Have, Progress, Target, Unproved
 from cacheagent.peers.receiving import Listener, Receiving
 from cacheagent.peers.service import Service, Shown
 from cacheagent.peers.share import BlobShare
@@ -92,6 +92,13 @@ class FakeReceiving(Receiving):
         await answer
         self._connections[connection].expected -= released
 
+    def let_go(self) -> None:
+        """What was held is answered."""
+        self.hold = False
+        for _, answer in self.releases:
+            if not answer.done():
+                answer.set_result(None)
+
     def disconnect(self, connection: int) -> None:
         self._connections[connection].is_told_to_end = True
 
@@ -101,6 +108,7 @@ class FakeService(Service):
 
     def __init__(self, vouchers: Vouchers) -> None:
         self.haves: list[Have] = []
+        self.waits = Backlog(seconds=0.0)
         self._of_disk = vouchers
 
     async def vouched(self, digest: str) -> dict[int, Have]:
@@ -108,6 +116,9 @@ class FakeService(Service):
 
     def show(self, shown: Shown, homes: tuple[str, ...], vouched: Mapping[int, Have]) -> None:
         pass
+
+    def backlog(self, digest: str) -> Backlog:
+        return self.waits
 
     def set_path(self, digest: str, file: int, path: str) -> None:
         pass
@@ -303,10 +314,11 @@ class ExchangeScene:
         connection = self.connection(name)
         connection.listener.unproved(Unproved(id=connection.number, number=piece, signer=signer))
 
-    def move(self, name: str, received: int, useful: int) -> None:
+    def move(self, name: str, received: int, useful: int, begun: Iterable[int] = ()) -> None:
         """Bytes come."""
         connection = self.connection(name)
-        connection.listener.moved(Progress(id=connection.number, received_bytes=received, useful_bytes=useful))
+        moved = Progress(id=connection.number, received_bytes=received, useful_bytes=useful, begun=tuple(begun))
+        connection.listener.moved(moved)
 
     def end(self, name: str, kind: EndKind = "reset") -> None:
         """The connection is over."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cacheagent.model import PIECE_SIZE_BYTES
-from cacheagent.transfer.hedge import EXTRA_SHARE, FEWEST, Hedging
+from cacheagent.transfer.hedge import EXTRA_SHARE, FEWEST, LOST_FACTOR, Hedging
 
 
 @dataclass
@@ -45,11 +45,25 @@ def test_extra_bytes_stay_within_their_share() -> None:
     """Of forty pieces' bytes, five per cent are two pieces; more are allowed only as more arrives."""
     hedging = seasoned(40)
     late = [Piece(started=float(number) / 10) for number in range(10)]
-    assert len(hedging.choose(100.0, late, spare=10)) == 40 * EXTRA_SHARE
-    assert hedging.choose(100.0, late, spare=10) == []
+    assert len(hedging.choose(4.0, late, spare=10)) == 40 * EXTRA_SHARE
+    assert hedging.choose(4.0, late, spare=10) == []
     for _ in range(20):
         hedging.arrived(PIECE_SIZE_BYTES, 1.0)
-    assert len(hedging.choose(100.0, late, spare=10)) == 1
+    assert len(hedging.choose(4.0, late, spare=10)) == 1
+
+
+def test_a_piece_that_hangs_is_asked_for_again_when_the_share_is_spent() -> None:
+    """One at a time: what it takes too much must come in before the next one."""
+    hedging = seasoned(40)
+    late = [Piece(started=float(number) / 10) for number in range(10)]
+    assert len(hedging.choose(4.0, late, spare=10)) == 2
+    hanging = [Piece(started=0.0), Piece(started=0.1)]
+    assert hedging.choose(LOST_FACTOR, hanging, spare=10) == []
+    assert hedging.choose(LOST_FACTOR + 0.05, hanging, spare=10) == hanging[:1]
+    assert hedging.choose(100.0, hanging[1:], spare=10) == []
+    for _ in range(20):
+        hedging.arrived(PIECE_SIZE_BYTES, 1.0)
+    assert hedging.choose(100.0, hanging[1:], spare=10) == hanging[1:]
 
 
 def test_the_latest_are_chosen_first_and_hedged_ones_never_again() -> None:

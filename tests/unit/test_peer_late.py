@@ -29,7 +29,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ticks of milliseconds; nobody is given up, slow or late unless a test says so."""
     be_quick(monkeypatch)
     monkeypatch.setattr(pace, "PATIENCE_S", 1e9)
-    monkeypatch.setattr(pace, "LATE_PIECES", 1e9)
 
 
 @pytest.fixture
@@ -56,29 +55,83 @@ def adopts(scene: ExchangeScene, name: str) -> set[int]:
 
 
 def of_before_me(scene: ExchangeScene, home: str, helper: str) -> set[int]:
-    """Pieces of a home that this node may ask of a helper."""
-    return {piece for piece in scene.of(home) if scene.zones.before_me(piece, {helper})}
+    """Pieces of a home that this node may ask of a helper: not the one that is on its way."""
+    return {piece for piece in sorted(scene.of(home))[1:] if scene.zones.before_me(piece, {helper})}
 
 
-async def test_a_late_home_is_spared_a_piece_by_each_member_that_has_finished(scene: ExchangeScene) -> None:
-    """The last of those in whose rank that member is before this node; nobody is asked to fetch anything."""
+async def test_a_home_that_owes_more_is_spared_a_piece_by_another(scene: ExchangeScene) -> None:
+    """The next of those in whose rank that one is before this node, once; nobody is asked to fetch anything."""
     running, job = await begin(scene)
     late = running._links["n2"]
     movable = of_before_me(scene, "n2", "n1")
     assert set() < movable < scene.of("n2")
-    running._placement.share_out([(late, 5.0)], ["n1"])
-    moved = max(movable)
+    running._placement.share_out([(late, 5.0, {"n1"})])
+    moved = min(movable)
     await scene.expects(n1=scene.of("n1") | {moved}, n2=scene.of("n2") - {moved})
     assert running._links["n1"].relieved_at > time.monotonic() + 1, "it has to get it first"
     for _ in movable:
-        running._placement.share_out([(late, 5.0)], ["n1"])
+        running._placement.share_out([(late, 5.0, {"n1"})])
     await scene.expects(n1=scene.of("n1") | movable, n2=scene.of("n2") - movable)
-    running._placement.share_out([(late, 5.0)], ["n1"])
-    running._placement.share_out([(late, 5.0)], ["n2"])
+    running._placement.share_out([(late, 5.0, {"n1"})])
     await scene.expects(n1=scene.of("n1") | movable, n2=scene.of("n2") - movable)
     offered = set().union(*(scene.of(name) for name in OTHERS))
     assert adopts(scene, "n1") <= offered - movable
     assert set(job.wanted) == scene.of("n0")
+    await running.leave()
+
+
+async def test_each_helper_is_asked_once_at_a_time(scene: ExchangeScene) -> None:
+    """Who owes the most is spared first."""
+    running, _job = await begin(scene)
+    late = [(running._links[name], 5.0, {"n1"}) for name in ("n2", "n3")]
+    running._placement.share_out(late)
+    moved = min(of_before_me(scene, "n2", "n1"))
+    await scene.expects(n1=scene.of("n1") | {moved}, n2=scene.of("n2") - {moved}, n3=scene.of("n3"))
+    await running.leave()
+
+
+async def test_what_has_begun_stays_where_it_is(scene: ExchangeScene) -> None:
+    """It would begin anew elsewhere. So would the next one, perhaps."""
+    running, _job = await begin(scene)
+    late = running._links["n2"]
+    first, second, *others = sorted(scene.of("n2"))
+    begun = {second, *others[:4]}
+    scene.move("n2", PIECE_SIZE_BYTES, PIECE_SIZE_BYTES, begun=begun)
+    movable = of_before_me(scene, "n2", "n1") - begun - {first}
+    for _ in scene.of("n2"):
+        running._placement.share_out([(late, 5.0, {"n1"})])
+    await scene.expects(n1=scene.of("n1") | movable, n2=scene.of("n2") - movable)
+    assert movable < of_before_me(scene, "n2", "n1"), "the control"
+    await running.leave()
+
+
+async def test_who_waits_for_this_node_is_not_asked(scene: ExchangeScene) -> None:
+    """Nor is anybody else, for what others have asked this node to adopt: all would wait in a circle."""
+    running, _job = await begin(scene)
+    late = running._links["n2"]
+    movable = of_before_me(scene, "n2", "n1")
+    kept = set(sorted(movable)[:3])
+    running.adopt(Adopt(digest=DIGEST, client="n1", pieces=pack_set(kept)))
+    for _ in movable:
+        running._placement.share_out([(late, 5.0, {"n1"})])
+    await scene.expects(n1=scene.of("n1") | movable - kept, n2=scene.of("n2") - (movable - kept))
+    await running.leave()
+
+
+async def test_what_a_home_hands_over_meanwhile_is_fetched_here(scene: ExchangeScene) -> None:
+    """While the piece is on its way from the home to a helper, or is there: the home waits for this node now."""
+    running, job = await begin(scene)
+    late = running._links["n2"]
+    first, second, *_ = sorted(of_before_me(scene, "n2", "n1"))
+    running._placement.share_out([(late, 5.0, {"n1"})])
+    await until(lambda: first in running._links["n1"].expected, "it is asked of the helper")
+    scene.receiving.hold = True
+    running._placement.share_out([(late, 5.0, {"n1"})])
+    await until(lambda: bool(scene.receiving.releases), "the next one is on its way")
+    running.adopt(Adopt(digest=DIGEST, client="n2", pieces=pack_set({first, second})))
+    scene.receiving.let_go()
+    await until(lambda: set(job.wanted) == scene.of("n0") | {first, second}, "the origin is asked")
+    await scene.expects(n1=scene.of("n1"), n2=scene.of("n2") - {first, second})
     await running.leave()
 
 
@@ -87,12 +140,15 @@ async def test_what_a_helper_does_not_bring_comes_from_its_home_after_all(scene:
     """If that is there; and it is not shared out once more."""
     running, job = await begin(scene)
     late, helper = running._links["n2"], running._links["n1"]
-    running._placement.share_out([(late, 5.0)], ["n1"])
-    piece = max(of_before_me(scene, "n2", "n1"))
+    running._placement.share_out([(late, 5.0, {"n1"})])
+    piece = min(of_before_me(scene, "n2", "n1"))
     await until(lambda: piece in helper.expected, "it is asked of the helper")
     if is_up:
-        running._placement.move(helper, [piece])
+        running._placement.take_back(["n3"])
+        assert piece in helper.expected, "the control"
+        running._placement.take_back(["n0", "n1"])
         await until(lambda: piece in late.expected, "its home is asked again")
+        assert helper.expected == scene.of("n1")
         assert set(running._placement.untried(late)) == scene.of("n2") - {piece}
     else:
         scene.die("n2")
@@ -104,29 +160,30 @@ async def test_what_a_helper_does_not_bring_comes_from_its_home_after_all(scene:
 
 
 async def test_who_is_late(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who needs as long as for two pieces while another has finished, the latest first. Else nobody is."""
+    """Who owes some pieces more than others, who owes the most first, as long as they take a while. Who takes less
+    than others of what it is sent is no helper."""
     running, _job = await begin(scene)
     links = running._links
-    now = running._pace.started + 100
 
-    def late() -> tuple[list[str], list[str]]:
-        found, done = running._pace.late(now)
-        return [link.name for link, _rest_s in found], done
+    def late(*behind: str) -> list[tuple[str, set[str]]]:
+        return [(link.name, names) for link, _rest_s, names in running._pace.late(behind)]
 
-    monkeypatch.setattr(pace, "LATE_PIECES", LATE_PIECES)
-    monkeypatch.setattr(pace, "PATIENCE_S", 0.0)
-    for name, pieces in (("n1", 30), ("n2", 20), ("n3", 10)):
-        scene.move(name, pieces * PIECE_SIZE_BYTES, pieces * PIECE_SIZE_BYTES)
-    running._pace.slow(now)
-    assert late() == ([], [])
-    for piece in scene.of("n1"):
+    for name in OTHERS:
+        scene.move(name, 10 * PIECE_SIZE_BYTES, 10 * PIECE_SIZE_BYTES)
+    running._pace.slow(running._pace.started + 100)
+    few = min(len(links[name].expected) for name in OTHERS)
+    for name in OTHERS:
+        for piece in sorted(links[name].expected)[few:]:
+            scene.send(name, piece)
+    assert not late()
+    for piece in sorted(links["n1"].expected)[: LATE_PIECES + 1]:
         scene.send("n1", piece)
-    assert not links["n1"].expected
-    assert late() == (["n3", "n2"], ["n1"])
-    for piece in sorted(scene.of("n3"))[1:]:
+    for piece in sorted(links["n3"].expected)[:1]:
         scene.send("n3", piece)
-    scene.move("n3", 40 * PIECE_SIZE_BYTES, 40 * PIECE_SIZE_BYTES)
-    assert late() == (["n2"], ["n1"])
+    assert late() == [("n2", {"n1"}), ("n3", {"n1"})]
+    assert late("n1") == []
+    monkeypatch.setattr(pace, "HOPS", 1e9)
+    assert late() == []
     await running.leave()
 
 

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from cacheagent.peers import protocol, sender, server
 from cacheagent.peers.keys import NodeKey
-from cacheagent.peers.orders import Counts, Have, Part, Serve, ServerOrder, ServerReport, Sought, Start
+from cacheagent.peers.orders import Backlog, Counts, Have, Part, Serve, ServerOrder, ServerReport, Sought, Start
 from cacheagent.peers.server import Server
 from cacheagent.transfer.channel import Channel
 from tests.fakes.peer_caller import PATIENCE_S, Caller
@@ -236,3 +236,28 @@ def test_all_together_get_no_more_than_the_cap(tmp_path: Path) -> None:
     capped, free = times
     assert capped >= 0.7 * 2 * 1.5 / 2
     assert free < capped
+
+
+def test_the_server_tells_what_waits_to_be_sent(tmp_path: Path) -> None:
+    """As long as it takes, by what was sent lately; nothing when all has been sent."""
+
+    def seconds(counts: Counts) -> float:
+        return counts.backlogs[DIGEST].seconds if DIGEST in counts.backlogs else 0.0
+
+    with Port(tmp_path, 4 * MB, egress_cap_bytes_per_s=MB) as port:
+        callers = [port.call("n1"), port.call("n2")]
+        assert all(map(is_let_in, callers))
+        port.show(0)
+        port.hear(Counts, lambda counts: seconds(counts) > 1)
+        for caller in callers:
+            assert piece(caller) == (0, port.data[0])
+        port.hear(Counts, lambda counts: seconds(counts) == 0)
+
+
+def test_who_has_much_more_to_get_is_behind() -> None:
+    """Than most others; they say how long it takes, however far behind one of them is."""
+    waiting = [("n1", MB), ("n2", 2 * MB), ("n3", 2 * MB + server.BEHIND_BYTES - 1), ("n4", 2 * MB)]
+    assert server.backlog_of(waiting, 4 * MB) == Backlog(seconds=2.0)
+    waiting[0] = ("n1", 2 * MB + server.BEHIND_BYTES)
+    assert server.backlog_of(waiting, 4 * MB) == Backlog(seconds=2.0, behind=("n1",))
+    assert server.backlog_of(waiting, 0) == Backlog(seconds=0.0, behind=("n1",))
