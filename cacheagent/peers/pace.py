@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import median
 from typing import Final, NamedTuple
@@ -54,6 +55,7 @@ class Pace:
         self._zone_size = len(zones.near)
         self._own = zones.mine
         self._brought = [piece for piece, source in enumerate(zones.sources) if source == zones.me]
+        self._shares = Counter(zones.sources)
         self._last: dict[str, Last] = {}
         self._flow = Flow()
         self._inflow = self._most_inflow = 0.0
@@ -80,7 +82,7 @@ class Pace:
     def late(self, behind: Collection[str]) -> Iterator[tuple[Link, float, set[str]]]:
         """Homes of this zone that owe more than others do, who owes the most first; in how many seconds they bring all
         of that, as it looks; and those others, but for who is `behind`: it takes less than others of what it is sent,
-        and so would have the piece late."""
+        and so would have the piece late. Before they have brought half, who is ahead may be the last in the end."""
         if not self._flow.most:
             return
         there = [link for link in self._near if link.is_up]
@@ -91,7 +93,8 @@ class Pace:
             rest_s = len(link.expected) * PIECE_SIZE_BYTES / rate if rate > 0 else math.inf
             most = len(link.expected) - LATE_PIECES
             ahead = {other.name for other in helpers if len(other.expected) <= most}
-            if ahead and rest_s >= HOPS * hop_s:
+            is_late = rest_s >= HOPS * hop_s and 2 * len(link.expected) <= self._shares[link.name]
+            if ahead and is_late:
                 yield link, rest_s, ahead
 
     def is_good(self, link: Link) -> bool:

@@ -160,8 +160,8 @@ async def test_what_a_helper_does_not_bring_comes_from_its_home_after_all(scene:
 
 
 async def test_who_is_late(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who owes some pieces more than others, who owes the most first, as long as they take a while. Who takes less
-    than others of what it is sent is no helper."""
+    """Who has brought half, and owes some pieces more than others, who owes the most first, as long as they take a
+    while. Who takes less than others of what it is sent is no helper."""
     running, _job = await begin(scene)
     links = running._links
 
@@ -180,6 +180,11 @@ async def test_who_is_late(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch
         scene.send("n1", piece)
     for piece in sorted(links["n3"].expected)[:1]:
         scene.send("n3", piece)
+    assert not late()
+    half = len(links["n2"].expected) - len(scene.of("n2")) // 2
+    for name in OTHERS:
+        for piece in sorted(links[name].expected)[:half]:
+            scene.send(name, piece)
     assert late() == [("n2", {"n1"}), ("n3", {"n1"})]
     assert late("n1") == []
     monkeypatch.setattr(pace, "HOPS", 1e9)
