@@ -100,6 +100,7 @@ def _row(each: Summary) -> tuple[str, ...]:
     name = cell.variant if cell.variant == "aria2" else f"{cell.variant}, {cell.source}"
     if cell.disturbed is not None:
         name = f"{name}, one {cell.scenario}"
+    name = f"{name}, {cell.tcp}"
     return (
         name,
         str(cell.nodes),

@@ -27,8 +27,9 @@ LATE_PIECES: Final = 3
 HOPS: Final = 3
 """Another one has to get it first: not worth it for what comes sooner. Chosen."""
 FED: Final = 0.6
-"""Who gets this part of the most that ever came from other members does not need the origin to fill its link. With two
-nodes half of it comes from the other one. Chosen."""
+FED_BY: Final = 7
+"""Who gets this part of the most that ever came from other members, at least so many, does not need the origin to fill
+its link: its own pieces are an eighth of it, and less. With two nodes they are half. Chosen."""
 SMOOTH: Final = 6
 """Half seconds, whose inflows are one by the mean: what comes is told of a part at a time. Chosen."""
 
@@ -77,7 +78,7 @@ class Pace:
         this was last asked, twice a second, from all."""
         self._inflow += (inflow - self._inflow) / SMOOTH
         self._most_inflow = max(self._most_inflow, self._inflow)
-        return 0 < FED * self._most_inflow <= self._rate()
+        return len(self._near) >= FED_BY and 0 < FED * self._most_inflow <= self._rate()
 
     def late(self, behind: Collection[str]) -> Iterator[tuple[Link, float, set[str]]]:
         """Homes of this zone that owe more than others do, who owes the most first; in how many seconds they bring all

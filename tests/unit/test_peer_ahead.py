@@ -90,13 +90,18 @@ async def test_a_link_that_others_do_not_fill_is_filled_by_the_origin(
 
 @pytest.mark.asyncio
 async def test_a_link_is_full_of_what_others_send(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the most that ever came over some seconds, not in one look; before anything came it is not."""
+    """By the most that ever came over some seconds, not in one look; and of some others, not of few."""
     monkeypatch.setattr(exchange, "TICK_S", 1e9)
     running = await scene.start()
     scene.begin(running)
     scene.let_in("n1")
     pace, rate = running._pace, [0.0]
     monkeypatch.setattr(pace, "_rate", lambda: rate[0])
+    for few in (True, False):
+        monkeypatch.setattr("cacheagent.peers.pace.FED_BY", 2 if few else 1)
+        rate[0] = 100.0
+        assert pace.is_fed(100.0) is not few
+    rate[0] = 0.0
     assert not pace.is_fed(0.0)
     for _ in range(20 * SMOOTH):
         pace.is_fed(100.0)

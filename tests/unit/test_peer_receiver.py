@@ -166,6 +166,16 @@ def test_only_what_is_wanted_and_new_is_of_use(bench: Bench) -> None:
     assert [each.useful_bytes for each in told if isinstance(each, Progress)] == [HALF, 0, 0, 0]
 
 
+def test_what_has_begun_is_told_as_long_as_it_is_wanted(bench: Bench) -> None:
+    """Who would have it of somebody else then knows that it would begin anew."""
+    bench.chunk(0, HALF)
+    assert bench.next() == Progress(id=7, received_bytes=HALF, useful_bytes=HALF, begun=(0,))
+    bench.receiver.accept(Release(id=7, number=1, pieces=protocol.pack_set([0])))
+    bench.until(Released)
+    bench.chunk(HALF, 2 * HALF)
+    assert bench.next() == Progress(id=7, received_bytes=HALF, useful_bytes=0)
+
+
 def test_a_member_that_seals_wrong_bytes_is_told_of(bench: Bench) -> None:
     """Other bytes than the seal says end the connection; so does a seal under its own name that it has not signed."""
     bench.chunk(0, len(DATA))
