@@ -25,11 +25,14 @@ SHORTEST_S: Final = 0.5
 LATE_PIECES: Final = 3
 """Who owes so many more than another one has more to send than that: not slow, but the last to be done. Chosen."""
 HOPS: Final = 3
-"""Another one has to get it first: not worth it for what comes sooner. Chosen."""
+"""Another one has to get it first: not worth it for what comes before a piece has come so many times from one to the
+next. Chosen."""
 FED: Final = 0.6
+"""Whose link is full to this part of the most that ever came, by what other members send, does not need the origin to
+fill it. Rates are of some parts, one now and then: a larger part is missed every other time. Chosen."""
 FED_BY: Final = 7
-"""Who gets this part of the most that ever came from other members, at least so many, does not need the origin to fill
-its link: its own pieces are an eighth of it, and less. With two nodes they are half. Chosen."""
+"""If they are at least so many: its own pieces are then an eighth of it, or less. With two nodes they are half.
+Chosen."""
 SMOOTH: Final = 6
 """Half seconds, whose inflows are one by the mean: what comes is told of a part at a time. Chosen."""
 
@@ -90,12 +93,11 @@ class Pace:
         helpers = [link for link in there if link.delivered and link.name not in behind]
         hop_s = PIECE_SIZE_BYTES * len(self._near) / self._flow.most
         for link in sorted(there, key=lambda link: len(link.expected), reverse=True):
-            rate = self.rate(link)
-            rest_s = len(link.expected) * PIECE_SIZE_BYTES / rate if rate > 0 else math.inf
-            most = len(link.expected) - LATE_PIECES
-            ahead = {other.name for other in helpers if len(other.expected) <= most}
-            is_late = rest_s >= HOPS * hop_s and 2 * len(link.expected) <= self._shares[link.name]
-            if ahead and is_late:
+            owed, rate = len(link.expected), self.rate(link)
+            rest_s = owed * PIECE_SIZE_BYTES / rate if rate > 0 else math.inf
+            if rest_s < HOPS * hop_s or 2 * owed > self._shares[link.name]:
+                continue
+            if ahead := {other.name for other in helpers if len(other.expected) <= owed - LATE_PIECES}:
                 yield link, rest_s, ahead
 
     def is_good(self, link: Link) -> bool:

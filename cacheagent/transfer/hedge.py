@@ -21,8 +21,8 @@ EXTRA_SHARE: Final = 0.05
 """Bytes asked for twice, as a share of the bytes that arrived."""
 LOST_FACTOR: Final = 8.0
 LOST_AT_LEAST_S: Final = 5.0
-"""What is so late hangs: the next one is asked for again when only a part of its bytes is in that share, lest the last
-piece of a file wait for a time-out. Chosen."""
+"""What is so late hangs. One piece at a time may go beyond that share, lest the last one of a file wait for a time-out.
+Chosen."""
 
 
 class InFlight(Protocol):
