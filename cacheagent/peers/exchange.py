@@ -267,9 +267,8 @@ class Exchange:
         now = time.monotonic()
         self._review()
         inflow = self._inflow / max(now - self._ticked_at, TICK_S)
-        is_fed = self._pace.is_fed(inflow)
         backlog = self._service.backlog(self.digest)
-        is_ahead = is_fed and backlog.seconds > AHEAD_S
+        is_ahead = self._pace.is_fed(inflow) and backlog.seconds > AHEAD_S
         self._placement.inflow(inflow, is_ahead=is_ahead)
         self._ticked_at, self._inflow = now, 0
         self._placement.offer()

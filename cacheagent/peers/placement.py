@@ -189,13 +189,14 @@ class Placement:
         from that one: so all homes have as much to send."""
         busy: set[str] = set()
         for link, rest_s, helpers in late:
+            free = {name for name in helpers if name not in busy}
             waiting = sorted(piece for piece in self.untried(link) if piece not in link.begun)
             for piece in waiting[1:MOST_SHARED_OUT]:  # the first may be on its way
                 if piece in self._shared_out or self._zones.sources[piece] != link.name:
                     continue
                 if piece in self._adopted:
                     continue  # who waits for this node may be the helper
-                if helper := self._zones.before_me(piece, {name for name in helpers if name not in busy}):
+                if helper := self._zones.before_me(piece, free):
                     busy.add(helper)
                     self._shared_out.add(piece)
                     self._move(link, [piece], partial(self._ask_helper, helper, rest_s))

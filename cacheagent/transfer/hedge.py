@@ -66,19 +66,19 @@ class Hedging:
         late = sorted(self._late(now, flights), key=lambda flight: flight.started)
         chosen: list[F] = []
         for flight in islice(late, max(0, spare)):
-            owed = flight.length if self._is_lost(now, flight) else 0
+            owed = flight.length if self._exceeds(now, flight, LOST_FACTOR, LOST_AT_LEAST_S) else 0
             if self._extra_bytes + flight.length > EXTRA_SHARE * self._arrived_bytes + owed:
                 break
             self._extra_bytes += flight.length
             chosen.append(flight)
         return chosen
 
-    def _is_lost(self, now: float, flight: InFlight) -> bool:
-        expected_s = self.expected_s(flight.length)
-        return expected_s is not None and now - flight.started > max(LOST_AT_LEAST_S, LOST_FACTOR * expected_s)
-
     def _late(self, now: float, flights: Iterable[F]) -> Iterator[F]:
         for flight in flights:
-            expected_s = self.expected_s(flight.length) if flight.hedgeable else None
-            if expected_s is not None and now - flight.started > max(LATE_AT_LEAST_S, LATE_FACTOR * expected_s):
+            if flight.hedgeable and self._exceeds(now, flight, LATE_FACTOR, LATE_AT_LEAST_S):
                 yield flight
+
+    def _exceeds(self, now: float, flight: InFlight, factor: float, at_least_s: float) -> bool:
+        """So many times as long as expected, and so long; not while too little is known."""
+        expected_s = self.expected_s(flight.length)
+        return expected_s is not None and now - flight.started > max(at_least_s, factor * expected_s)

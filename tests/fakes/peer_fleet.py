@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import selectors
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from random import Random
 from types import SimpleNamespace
@@ -25,15 +25,15 @@ from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.link import Link
 from cacheagent.peers.node import PeerNode
-from cacheagent.peers.orders import Adopt, Arrived, Backlog, Ended, EndKind, Have, Progress, Target
+from cacheagent.peers.orders import Adopt, Arrived, Backlog, Ended, EndKind, Have, Progress
 from cacheagent.peers.pace import Pace
-from cacheagent.peers.receiving import Listener, Receiving
-from cacheagent.peers.service import Service, Shown
+from cacheagent.peers.receiving import Listener
+from cacheagent.peers.service import Shown
 from cacheagent.peers.share import BlobShare
 from cacheagent.store import Store
 from cacheagent.transfer.base import BlobOrder
 from cacheagent.transfer.orders import PieceHash
-from tests.fakes.peer_exchange import DIGEST, CountingObserver, hash_of
+from tests.fakes.peer_exchange import DIGEST, CountingObserver, FakeReceiving, FakeService, hash_of
 
 BLOB: Final = "0" * 64
 STILL_S: Final = 60.0
@@ -230,7 +230,7 @@ class Subscription:
         self.client.receiving.reports.put(what, *args)
 
 
-class FleetReceiving(Receiving):
+class FleetReceiving(FakeReceiving):
     """Orders and reports take their time, and stay in order."""
 
     def __init__(self, node: FleetNode) -> None:
@@ -238,18 +238,6 @@ class FleetReceiving(Receiving):
         self._orders = Pipe(node.fleet.rng, node.fleet.plan.latency_s / 4)
         self._node = node
         self._subscriptions: dict[int, Subscription] = {}
-
-    def session(self, digest: str, keys: dict[str, tuple[bytes, ...]]) -> int:
-        return 1
-
-    def set_keys(self, session: int, digest: str, keys: dict[str, tuple[bytes, ...]]) -> None:
-        pass
-
-    def add(self, target: Target) -> None:
-        pass
-
-    def forget(self, session: int) -> None:
-        pass
 
     def connect(self, session: int, member: Member, listener: Listener) -> int:
         server = self._node.fleet.nodes[member.name]
@@ -283,7 +271,7 @@ def _answer(released: asyncio.Future[None]) -> None:
         released.set_result(None)
 
 
-class FleetService(Service):
+class FleetService(FakeService):
     """What is here is served in a moment."""
 
     def __init__(self, node: FleetNode) -> None:
@@ -293,24 +281,12 @@ class FleetService(Service):
     async def vouched(self, digest: str) -> dict[int, Have]:
         return {}
 
-    def show(self, shown: Shown, homes: tuple[str, ...], vouched: Mapping[int, Have]) -> None:
-        pass
-
-    def set_path(self, digest: str, file: int, path: str) -> None:
-        pass
-
-    def part(self, digest: str, piece: int, length: int) -> None:
-        pass
-
     def backlog(self, digest: str) -> Backlog:
         fleet = self._node.fleet
         return Backlog(seconds=2 * exchange.AHEAD_S * fleet.is_ahead(), behind=fleet.behind())
 
     def have(self, order: Have) -> None:
         self._orders.put(self._node.serve, order.piece)
-
-    def lose(self, digest: str, pieces: range) -> None:
-        pass
 
 
 class FleetNode:

@@ -41,6 +41,12 @@ async def begin(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> tuple[
     return running, job
 
 
+async def goes_on(running: Exchange, job: FakeJob) -> None:
+    """It asks for the next ones, which ends the test."""
+    await until(lambda: len(job.wanted) == 1 + AT_ORIGIN, "it asks for the next ones")
+    await running.leave()
+
+
 async def ticks(running: Exchange) -> None:
     """It could have done something."""
     before = running._ticks
@@ -59,8 +65,7 @@ async def test_who_is_ahead_asks_for_no_more_until_it_was_sent(
     await ticks(running)
     assert scene.connection("n1").expected == scene.of("n1")
     scene.service.waits = Backlog(seconds=AHEAD_S / 2)
-    await until(lambda: len(job.wanted) == 1 + AT_ORIGIN, "it asks for the next ones")
-    await running.leave()
+    await goes_on(running, job)
 
 
 @pytest.mark.asyncio
@@ -73,8 +78,7 @@ async def test_what_is_fetched_in_somebodys_place_does_not_wait(
     assert len(job.wanted) == 1, "the control"
     scene.die("n1")
     running._placement.give_up(running._links["n1"])
-    await until(lambda: len(job.wanted) == 1 + AT_ORIGIN, "it asks for the next ones")
-    await running.leave()
+    await goes_on(running, job)
 
 
 @pytest.mark.asyncio
@@ -84,8 +88,7 @@ async def test_a_link_that_others_do_not_fill_is_filled_by_the_origin(
     """However much waits to be sent: the other one may be slow."""
     running, job = await begin(scene, monkeypatch)
     monkeypatch.setattr(running._pace, "is_fed", lambda _inflow: False)
-    await until(lambda: len(job.wanted) == 1 + AT_ORIGIN, "it asks for the next ones")
-    await running.leave()
+    await goes_on(running, job)
 
 
 @pytest.mark.asyncio
