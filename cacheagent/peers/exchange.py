@@ -40,6 +40,9 @@ ANSWERS_WITHIN_S: Final = 0.5
 """How long this node waits for what the others have before it asks the origin for its own pieces."""
 AHEAD_S: Final = 5.0
 """What waits here to be sent to others for so long is enough: the origin is left to those who have less. Chosen."""
+STOOD_STILL_S: Final = 2.0
+"""Who is so late with a tick did not run, and so can't tell who is slow or whether anything comes: it was paused, or
+others had its CPU. Chosen."""
 RETRY_S: Final = (0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 """Pauses before a member is tried again."""
 
@@ -87,7 +90,8 @@ class Exchange:
         await in_thread(lambda: self._zones.assign(self._pieces))
         self._vouched = await self._service.vouched(self.digest)
         self._pace = Pace(self._zones, self._links, self._placement)
-        self._movement.restart(time.monotonic())
+        self._ticked_at = time.monotonic()
+        self._movement.restart(self._ticked_at)
         self._service.show(shown, self._zones.names, self._vouched)
         for blob, size in zip(self._first, self._sizes, strict=True):
             if blob in shown.here:
@@ -265,8 +269,12 @@ class Exchange:
         self._later(TICK_S, self._tick)
         self._ticks += 1
         now = time.monotonic()
+        lasted_s = now - self._ticked_at
+        if lasted_s > TICK_S + STOOD_STILL_S:
+            self._pace.stood_still(now, lasted_s)
+            self._movement.restart(now)
         self._review()
-        inflow = self._inflow / max(now - self._ticked_at, TICK_S)
+        inflow = self._inflow / max(lasted_s, TICK_S)
         backlog = self._service.backlog(self.digest)
         is_ahead = self._pace.is_fed(inflow) and backlog.seconds > AHEAD_S
         self._placement.inflow(inflow, is_ahead=is_ahead)

@@ -49,7 +49,7 @@ class Pace:
     """`zones`: with the homes, or before there are any."""
 
     def __init__(self, zones: Zones, links: Mapping[str, Link], placement: Placement) -> None:
-        self.started = time.monotonic()
+        self.started = self._judged_from = time.monotonic()
         self._me = zones.me
         self._placement = placement
         self._links = links
@@ -64,6 +64,12 @@ class Pace:
         self._flow = Flow()
         self._inflow = self._most_inflow = 0.0
         self._own_since = math.inf
+
+    def stood_still(self, now: float, for_s: float) -> None:
+        """This node did, for so long, until now: that says nothing of the others."""
+        self.started += for_s
+        self._judged_from = now
+        self._last.clear()
 
     def slow(self, now: float) -> list[Link]:
         """Who is to be relieved."""
@@ -167,7 +173,7 @@ class Pace:
 
     def _home(self, link: Link, now: float, rate: float) -> Home:
         owed = sum(map(self._placement.length, link.expected))
-        return Home(link.name, link.delivered, owed, rate, now - max(link.relieved_at, self.started))
+        return Home(link.name, link.delivered, owed, rate, now - max(link.relieved_at, self._judged_from))
 
     def _with_me(self, homes: list[Home], me: Home, now: float) -> list[Home]:
         """This node too, once it has its own, and the others had time to fill its link: before that, what it gets from

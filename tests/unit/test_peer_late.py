@@ -15,6 +15,7 @@ from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.orders import Adopt
 from cacheagent.peers.pace import LATE_PIECES
 from cacheagent.peers.protocol import More, pack_set, unpack_set
+from cacheagent.peers.rules import NO_PROGRESS_S
 from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, be_quick
 from tests.fakes.running import until
 
@@ -256,4 +257,23 @@ async def test_after_a_standstill_who_brings_something_is_asked_again(
     await until(lambda: set(job.wanted) == rest | asked, "the rest")
     assert len(job.wanted) == len(set(job.wanted))
     await asyncio.sleep(0)
+    await running.leave()
+
+
+@pytest.mark.parametrize("ran", [True, False])
+async def test_who_stood_still_itself_waits_on(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch, *, ran: bool
+) -> None:
+    """That nothing came for a minute in which this node did not run, says nothing of the others."""
+    running, job = await begin(scene)
+    own = set(job.wanted)
+    ticks = running._ticks
+    await until(lambda: running._ticks > ticks, "it runs")
+    monkeypatch.setattr(rules, "NO_PROGRESS_S", NO_PROGRESS_S)
+    running._movement._since -= 60
+    if not ran:
+        running._ticked_at -= 60
+    ticks = running._ticks
+    await until(lambda: running._ticks > ticks + 3, "it has judged")
+    assert (set(job.wanted) == own) is not ran
     await running.leave()

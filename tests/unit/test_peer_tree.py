@@ -163,6 +163,9 @@ async def test_who_stops_above_is_relieved(scene: ExchangeScene, monkeypatch: py
     started = running._pace.started
     assert [link.name for link in running._pace.slow(started + PATIENCE_S / 2)] == []
     assert [link.name for link in running._pace.slow(started + 60)] == [ABOVE[0]]
+    running._pace.stood_still(started + 60, 60)
+    assert running._pace.slow(started + 60) == [], "that minute says nothing"
+    assert [link.name for link in running._pace.slow(started + 120)] == [ABOVE[0]]
     await running.leave()
 
 
