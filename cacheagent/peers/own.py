@@ -17,22 +17,36 @@ MOST_AT_ORIGIN: Final = 16
 only if more then comes in all, from the others too, as from an origin that gives a connection a part of what a link
 carries. Else they would take the link from what the others send. Before the first one is here, it is alone: the others
 wait for it. Chosen."""
-STEADY_AFTER_S: Final = 5.0
+FEW: Final = 12
+MOST_OF_FEW: Final = 64
+"""With few others a node brings much itself, and has time to send it: it begins with so many by the square of their
+number, and goes up to so many by their number. Chosen: two nodes to whom a connection gives a twentieth of a link took
+1.67 times as long as without each other, and take 0.84 times as long so (`benchmarks/fanout`)."""
+STEADY_AFTER_S: Final = 2.0
 """Until then more comes each second because all have just begun. Chosen."""
+HOLD_S: Final = 2.0
+"""After one more brought nothing: what the others send comes unevenly, so that one look says little. Chosen."""
 RECENT: Final = 4
 """Pieces that say how long the origin takes for one now. Chosen."""
 
 
 class OwnPieces:
-    """`ask`: asks the origin for a piece; False if nobody needs it any more. Nothing is asked before `open`."""
+    """`ask`: asks the origin for a piece; False if nobody needs it any more. `others`: how many members send to this
+    node. Nothing is asked before `open`."""
 
-    def __init__(self, ask: Callable[[int], bool]) -> None:
+    def __init__(self, ask: Callable[[int], bool], others: int) -> None:
         self.at_origin: dict[int, float] = {}
         """And since when."""
         self._came: dict[int, int] = {}
         self._took_s: deque[float] = deque(maxlen=RECENT)
         self._ask = ask
-        self._limit = ConnectionLimit(initial=AT_ORIGIN, maximum=MOST_AT_ORIGIN, step=1)
+        few = max(1, others)
+        self._limit = ConnectionLimit(
+            initial=max(AT_ORIGIN, FEW // few**2),
+            maximum=max(MOST_AT_ORIGIN, MOST_OF_FEW // few),
+            step=1,
+            hold_s=HOLD_S,
+        )
         self._waiting: list[int] = []
         self._instead_of: dict[int, str] = {}
         self.is_open = False

@@ -43,7 +43,7 @@ class Placement:
         self._links = links
         self._cohort = [link for name, link in links.items() if name not in zones.above]
         self._observer = observer
-        self._own = OwnPieces(self._ask_origin)
+        self._own = OwnPieces(self._ask_origin, len(self._cohort))
         self._handing = Handing(zones, links, self._own)
         self._moves = Moves()
         self._share_of: dict[int, BlobShare] = {}

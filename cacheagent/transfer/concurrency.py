@@ -27,12 +27,13 @@ DECREASE_INTERVAL_S: Final = 2.0
 
 class ConnectionLimit:
     """The number of connections that may be open to one origin now: `current`, between 1 and `maximum`. `step`: how
-    many more are tried at once."""
+    many more are tried at once. `hold_s`: how long nothing is tried after that brought nothing."""
 
-    def __init__(self, *, initial: int, maximum: int, step: int = STEP) -> None:
+    def __init__(self, *, initial: int, maximum: int, step: int = STEP, hold_s: float = HOLD_S) -> None:
         self.current = min(initial, maximum)
         self._maximum = maximum
         self._least_step = step
+        self._hold_s = hold_s
         self._ramping = True
         self._base: tuple[int, float] | None = None
         self._samples: list[float] = []
@@ -108,7 +109,7 @@ class ConnectionLimit:
         self._ramping = False
         self._forget()
         self._settled_at = now + SETTLE_S
-        self._hold_until = now + HOLD_S
+        self._hold_until = now + self._hold_s
 
 
 class FixedLimit(ConnectionLimit):

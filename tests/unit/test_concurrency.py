@@ -33,6 +33,8 @@ def test_stays_where_more_connections_bring_nothing() -> None:
     changes = drive(limit, lambda _: 1e9, seconds=12)
     assert [number for _, number in changes] == [8, 12, 8]
     assert drive(limit, lambda _: 1e9, seconds=HOLD_S, start=12)[1][1] == 12
+    quick = ConnectionLimit(initial=8, maximum=64, hold_s=1)
+    assert [number for _, number in drive(quick, lambda _: 1e9, seconds=12)][:5] == [8, 12, 8, 12, 8]
 
 
 def test_finds_the_knee_of_a_saturating_origin() -> None:

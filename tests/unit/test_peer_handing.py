@@ -216,7 +216,7 @@ def test_what_is_given_is_not_asked_for() -> None:
         asked.append(piece)
         return True
 
-    own = OwnPieces(ask)
+    own = OwnPieces(ask, others=8)
     own.add([7, 5, 3, 1, 9])
     assert own.give({1, 5, 7, 8}, 2) == [5, 7]
     assert own.give({1, 3}, 0) == []

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from cacheagent.peers.answers import Answers
 from cacheagent.peers.budget import UNKNOWN, share
-from cacheagent.peers.own import AT_ORIGIN, MOST_AT_ORIGIN, RECENT, OwnPieces
+from cacheagent.peers.own import AT_ORIGIN, FEW, MOST_AT_ORIGIN, MOST_OF_FEW, RECENT, OwnPieces
 from cacheagent.peers.quiet import EVERY_S, MOST, Quiet
 from cacheagent.peers.rules import FACTOR, FULL_FACTOR, NO_PROGRESS_S, PROGRESS_BYTES, Flow, Movement
 from cacheagent.peers.standing import MOST_FAULTS, MOST_FRUITLESS, Break, Standing, after
+
+OTHERS = 8
 
 
 def test_who_is_welcome() -> None:
@@ -96,7 +98,7 @@ def test_the_origin_is_asked_for_a_few_at_a_time() -> None:
         asked.append(piece)
         return piece != 3
 
-    own = OwnPieces(ask)
+    own = OwnPieces(ask, OTHERS)
     own.add([9, 3])
     assert asked == []
     own.add([*own.open(), 5])
@@ -112,30 +114,41 @@ def test_the_origin_is_asked_for_a_few_at_a_time() -> None:
     assert asked == [3, 5, 1, 5]
 
 
-@pytest.mark.parametrize(("each", "most"), [(0.0, AT_ORIGIN + 1), (1.0, MOST_AT_ORIGIN)])
+@pytest.mark.parametrize(
+    ("others", "each", "least", "most"),
+    [
+        (OTHERS, 0.0, AT_ORIGIN, AT_ORIGIN + 1),
+        (OTHERS, 1.0, AT_ORIGIN, MOST_AT_ORIGIN),
+        (1, 0.0, FEW, FEW + FEW // 2),
+        (1, 1.0, FEW, MOST_OF_FEW),
+        (0, 1.0, FEW, MOST_OF_FEW),
+        (2, 1.0, FEW // 4, MOST_OF_FEW // 2),
+    ],
+)
 def test_the_origin_is_asked_for_more_where_more_then_comes(
-    monkeypatch: pytest.MonkeyPatch, each: float, most: int
+    monkeypatch: pytest.MonkeyPatch, others: int, each: float, least: int, most: int
 ) -> None:
-    """As long as each connection brings its own part; where they share a link that is full, one more is tried."""
+    """As long as each connection brings its own part; where they share a link that is full, one more is tried. Few
+    nodes begin with more."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    own = OwnPieces(lambda _piece: True)
-    own.add(range(1000))
+    own = OwnPieces(lambda _piece: True, others)
+    own.add(range(10_000))
     own.add(own.open())
     own.done([0])
     counts = []
-    for _half_second in range(100):
+    for _half_second in range(300):
         now += 0.5
         own.inflow(20e6 + 10e6 * each * len(own.at_origin))
         counts.append(len(own.at_origin))
-    assert (min(counts), max(counts)) == (AT_ORIGIN, most)
+    assert (min(counts), max(counts)) == (least, most)
 
 
 def test_how_long_the_origin_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest of the last few pieces, and of those that it owes; what was given back says nothing."""
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    own = OwnPieces(lambda _piece: True)
+    own = OwnPieces(lambda _piece: True, OTHERS)
     assert own.origin_s() == 0
     own.add(range(10))
     own.add(own.open())
