@@ -17,11 +17,12 @@ MOST_AT_ORIGIN: Final = 16
 only if more then comes in all, from the others too, as from an origin that gives a connection a part of what a link
 carries. Else they would take the link from what the others send. Before the first one is here, it is alone: the others
 wait for it. Chosen."""
-FEW: Final = 12
 MOST_OF_FEW: Final = 64
-"""With few others a node brings much itself, and has time to send it: it begins with so many by the square of their
-number, and goes up to so many by their number. Chosen: two nodes to whom a connection gives a twentieth of a link took
-1.67 times as long as without each other, and take 0.84 times as long so (`benchmarks/fanout`)."""
+STEP_OF_FEW: Final = 2
+"""With few others a node brings much itself, and has time to send it: it goes up to so many by their number, by so many
+at once. Chosen: two nodes to whom a connection gives a twentieth of a link took 1.67 times as long as without each
+other; so 1.04 and 1.12 times, and with steps of four 0.98 times, but 2 % longer where connections are thick
+(`benchmarks/fanout`)."""
 STEADY_AFTER_S: Final = 2.0
 """Until then more comes each second because all have just begun. Chosen."""
 HOLD_S: Final = 2.0
@@ -42,9 +43,9 @@ class OwnPieces:
         self._ask = ask
         few = max(1, others)
         self._limit = ConnectionLimit(
-            initial=max(AT_ORIGIN, FEW // few**2),
+            initial=AT_ORIGIN,
             maximum=max(MOST_AT_ORIGIN, MOST_OF_FEW // few),
-            step=1,
+            step=max(1, STEP_OF_FEW // few),
             hold_s=HOLD_S,
         )
         self._waiting: list[int] = []

@@ -10,7 +10,7 @@ import pytest
 from cacheagent.peers import exchange
 from cacheagent.peers.exchange import AHEAD_S, Exchange
 from cacheagent.peers.orders import Adopt, Backlog
-from cacheagent.peers.own import FEW
+from cacheagent.peers.own import AT_ORIGIN
 from cacheagent.peers.pace import FED, SMOOTH
 from cacheagent.peers.protocol import pack_set
 from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, be_quick
@@ -43,7 +43,7 @@ async def begin(scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 async def goes_on(running: Exchange, job: FakeJob) -> None:
     """It asks for the next ones, which ends the test."""
-    await until(lambda: len(job.wanted) == 1 + FEW, "it asks for the next ones")
+    await until(lambda: len(job.wanted) == 1 + AT_ORIGIN, "it asks for the next ones")
     await running.leave()
 
 
