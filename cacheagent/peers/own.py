@@ -27,6 +27,11 @@ STEADY_AFTER_S: Final = 2.0
 """Until then more comes each second because all have just begun. Chosen."""
 HOLD_S: Final = 2.0
 """After one more brought nothing: what the others send comes unevenly, so that one look says little. Chosen."""
+SHORTEST_S: Final = 0.1
+GREEDY: Final = 1.25
+SMOOTH: Final = 6
+"""Half seconds, by whose mean the origin may bring so many times this node's share of what comes: beyond that no more
+pieces are tried at once, since they would take the link from what the others send, whatever comes in all. Chosen."""
 RECENT: Final = 4
 """Pieces that say how long the origin takes for one now. Chosen."""
 
@@ -42,6 +47,10 @@ class OwnPieces:
         self._took_s: deque[float] = deque(maxlen=RECENT)
         self._ask = ask
         few = max(1, others)
+        self._fair = GREEDY / (1 + others)
+        self._brought = 0
+        self._from_origin = self._in_all = 0.0
+        self._said_at = -math.inf
         self._limit = ConnectionLimit(
             initial=AT_ORIGIN,
             maximum=max(MOST_AT_ORIGIN, MOST_OF_FEW // few),
@@ -109,14 +118,22 @@ class OwnPieces:
     def came(self, piece: int, length: int) -> int:
         """So much of a piece is here. How much more that is than before."""
         before, self._came[piece] = self._came.get(piece, 0), length
-        return max(0, length - before)
+        more = max(0, length - before)
+        self._brought += more
+        return more
 
     def inflow(self, bytes_per_s: float) -> None:
         """What came since this was last said, twice a second, from the origin and the other members together."""
         is_full = bool(self._waiting) and len(self.at_origin) >= self._limit.current
         now = time.monotonic()
+        lately = self._brought / max(now - self._said_at, SHORTEST_S)
+        self._said_at = now
+        self._from_origin += (lately - self._from_origin) / SMOOTH
+        self._in_all += (bytes_per_s - self._in_all) / SMOOTH
+        self._brought = 0
+        is_fair = self._from_origin <= self._fair * self._in_all
         if now - self._opened_at >= STEADY_AFTER_S:
-            self._limit.sample(now, bytes_per_s, saturated=is_full)
+            self._limit.sample(now, bytes_per_s, saturated=is_full and is_fair)
         self._feed()
 
     def origin_s(self) -> float:

@@ -145,6 +145,27 @@ def test_the_origin_is_asked_for_more_where_more_then_comes(
     assert (min(counts), max(counts)) == (AT_ORIGIN, most)
 
 
+@pytest.mark.parametrize(("share", "most"), [(0.4, MOST_OF_FEW), (0.9, AT_ORIGIN)])
+def test_a_node_takes_no_more_than_its_share_of_what_comes(
+    monkeypatch: pytest.MonkeyPatch, share: float, most: int
+) -> None:
+    """Two nodes: where nine tenths come from the origin, more of its own would come instead of the other one's."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    own = OwnPieces(lambda _piece: True, 1)
+    own.add(range(10_000))
+    own.add(own.open())
+    own.done([0])
+    came = 0
+    for _half_second in range(300):
+        now += 0.5
+        in_all = 10e6 * len(own.at_origin)
+        came += int(share * in_all / 2)
+        own.came(1, came)
+        own.inflow(in_all)
+    assert len(own.at_origin) == most
+
+
 def test_how_long_the_origin_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The longest of the last few pieces, and of those that it owes; what was given back says nothing."""
     now = 100.0
