@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
+from cacheagent.peers.rules import Smoothed
 from cacheagent.transfer.concurrency import ConnectionLimit
 
 AT_ORIGIN: Final = 2
@@ -21,17 +22,17 @@ MOST_OF_FEW: Final = 64
 STEP_OF_FEW: Final = 2
 """With few others a node brings much itself, and has time to send it: it goes up to so many by their number, by so many
 at once. Chosen: two nodes to whom a connection gives a twentieth of a link took 1.67 times as long as without each
-other; so 1.04 and 1.12 times, and with steps of four 0.98 times, but 2 % longer where connections are thick
-(`benchmarks/fanout`)."""
+other, and so 1.14 times (`benchmarks/fanout`); with steps of four 0.98 times, but 2 % longer where connections are
+thick."""
 STEADY_AFTER_S: Final = 2.0
 """Until then more comes each second because all have just begun. Chosen."""
 HOLD_S: Final = 2.0
 """After one more brought nothing: what the others send comes unevenly, so that one look says little. Chosen."""
 SHORTEST_S: Final = 0.1
+"""A rate over less than that says nothing."""
 GREEDY: Final = 1.25
-SMOOTH: Final = 6
-"""Half seconds, by whose mean the origin may bring so many times this node's share of what comes: beyond that no more
-pieces are tried at once, since they would take the link from what the others send, whatever comes in all. Chosen."""
+"""The origin may bring so many times this node's share of what comes: beyond that no more pieces are tried at once,
+since they would take the link from what the others send, whatever comes in all. Chosen."""
 RECENT: Final = 4
 """Pieces that say how long the origin takes for one now. Chosen."""
 
@@ -49,7 +50,7 @@ class OwnPieces:
         few = max(1, others)
         self._fair = GREEDY / (1 + others)
         self._brought = 0
-        self._from_origin = self._in_all = 0.0
+        self._from_origin, self._in_all = Smoothed(), Smoothed()
         self._said_at = -math.inf
         self._limit = ConnectionLimit(
             initial=AT_ORIGIN,
@@ -128,10 +129,8 @@ class OwnPieces:
         now = time.monotonic()
         lately = self._brought / max(now - self._said_at, SHORTEST_S)
         self._said_at = now
-        self._from_origin += (lately - self._from_origin) / SMOOTH
-        self._in_all += (bytes_per_s - self._in_all) / SMOOTH
         self._brought = 0
-        is_fair = self._from_origin <= self._fair * self._in_all
+        is_fair = self._from_origin.add(lately) <= self._fair * self._in_all.add(bytes_per_s)
         if now - self._opened_at >= STEADY_AFTER_S:
             self._limit.sample(now, bytes_per_s, saturated=is_full and is_fair)
         self._feed()

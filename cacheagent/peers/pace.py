@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers.link import RATE_WINDOW_S, Link
 from cacheagent.peers.placement import Placement
-from cacheagent.peers.rules import FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, find_slow, is_busy, stretch
+from cacheagent.peers.rules import FAR_BYTES, LAST_S, PATIENCE_S, Flow, Home, Smoothed, find_slow, is_busy, stretch
 from cacheagent.peers.zones import Zones
 from cacheagent.transfer.piece import PART_BYTES
 
@@ -33,8 +33,6 @@ fill it. Rates are of some parts, one now and then: a larger part is missed ever
 FED_BY: Final = 7
 """If they are at least so many: its own pieces are then an eighth of it, or less. With two nodes they are half.
 Chosen."""
-SMOOTH: Final = 6
-"""Half seconds, whose inflows are one by the mean: what comes is told of a part at a time. Chosen."""
 
 
 class Last(NamedTuple):
@@ -62,7 +60,8 @@ class Pace:
         self._shares = Counter(zones.sources)
         self._last: dict[str, Last] = {}
         self._flow = Flow()
-        self._inflow = self._most_inflow = 0.0
+        self._inflow = Smoothed()
+        self._most_inflow = 0.0
         self._own_since = math.inf
 
     def stood_still(self, now: float, for_s: float) -> None:
@@ -85,8 +84,7 @@ class Pace:
     def is_fed(self, inflow: float) -> bool:
         """What other members send fills this node's link without the origin. `inflow`: bytes a second that came since
         this was last asked, twice a second, from all."""
-        self._inflow += (inflow - self._inflow) / SMOOTH
-        self._most_inflow = max(self._most_inflow, self._inflow)
+        self._most_inflow = max(self._most_inflow, self._inflow.add(inflow))
         return len(self._near) >= FED_BY and 0 < FED * self._most_inflow <= self._rate()
 
     def late(self, behind: Collection[str]) -> Iterator[tuple[Link, float, set[str]]]:

@@ -45,6 +45,21 @@ PROGRESS_BYTES: Final = 256 * 1024
 """Less than this in `NO_PROGRESS_S`, from all together: what is missing is asked of the origin. What drips keeps no
 download waiting. Chosen."""
 
+SMOOTH: Final = 6
+"""Half seconds, whose inflows are one by the mean: what comes is told of a part at a time. Chosen."""
+
+
+class Smoothed:
+    """A rate that is told twice a second, by the mean of the last ones; later ones count for more."""
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+
+    def add(self, rate: float) -> float:
+        """The mean with this one."""
+        self.rate += (rate - self.rate) / SMOOTH
+        return self.rate
+
 
 class Home(NamedTuple):
     """One home as a subscriber sees it. `rate`: lately; `age_s`: since it was first asked, or was last relieved of

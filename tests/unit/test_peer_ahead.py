@@ -11,8 +11,9 @@ from cacheagent.peers import exchange
 from cacheagent.peers.exchange import AHEAD_S, Exchange
 from cacheagent.peers.orders import Adopt, Backlog
 from cacheagent.peers.own import AT_ORIGIN
-from cacheagent.peers.pace import FED, SMOOTH
+from cacheagent.peers.pace import FED
 from cacheagent.peers.protocol import pack_set
+from cacheagent.peers.rules import SMOOTH
 from tests.fakes.peer_exchange import DIGEST, ExchangeScene, FakeJob, be_quick
 from tests.fakes.running import until
 
