@@ -17,7 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 
 import pytest
 
-from cacheagent.cohorts import Circle
+from cacheagent.cohorts import COHORT, Circle, circle_of
 from cacheagent.member import Member
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import exchange, handing, link, own, pace, protocol, rules
@@ -66,14 +66,15 @@ class _Jump(selectors.SelectSelector):
 
 
 class Plan(NamedTuple):
-    """A fleet, and how it fares. Seconds are means. `zones`: of each node. `above`: how many of the nodes feed the
-    others. `relieve`, `share_out`, `resets` (of connections), `deaths` (of nodes): how often. `good`: how often
+    """A fleet, and how it fares. Seconds are means. `zones`: of each node. `cohort`: members of one at most; `salt`:
+    who they are. `relieve`, `share_out`, `resets` (of connections), `deaths` (of nodes): how often. `good`: how often
     somebody is thought to be good enough. `ahead`: how often a node has more than it can send; `behind`: how often one
     is thought to take less than others. `resumed`: the part of the pieces that is there at the beginning."""
 
     zones: tuple[str, ...]
     pieces: int
-    above: int = 0
+    cohort: int = COHORT
+    salt: str = ""
     latency_s: float = 0.01
     piece_s: float = 0.1
     origin_s: float = 0.5
@@ -96,7 +97,8 @@ def draw_plan(rng: Random, *, zones: int = 1, is_tree: bool = False, breaks: boo
     return Plan(
         zones=tuple(f"z{number % zones}" for number in range(nodes)),
         pieces=nodes * rng.randint(2, 5),
-        above=rng.randint(2, nodes - 2) if is_tree else 0,
+        cohort=rng.randint(1, 4) if is_tree else COHORT,
+        salt=str(rng.random()),
         latency_s=rng.choice((0.03, 0.1, 0.3)),
         piece_s=rng.choice((0.02, 0.1)),
         origin_s=rng.choice((0.1, 0.5, 3.0)),
@@ -541,11 +543,7 @@ class Fleet:
 
     def circle(self, name: str) -> Circle:
         """With whom a node has to do."""
-        members = list(self.members.values())
-        above, below = members[: self.plan.above], members[self.plan.above :]
-        if self.members[name] in below:
-            return Circle(near=tuple(below), above=tuple(above), level=2 if above else 0)
-        return Circle(near=tuple(above), below={each.name: each.keys for each in below}, level=1)
+        return circle_of(tuple(self.members.values()), name, size=self.plan.cohort, salt=self.plan.salt)
 
     def story(self) -> str:
         """Of each piece that somebody lacks: who waits for whom, and how it came to that."""

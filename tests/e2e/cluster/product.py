@@ -30,10 +30,10 @@ models may be read into memory on machines smaller than a GPU node too, where th
 filled."""
 
 ENDPOINTS_LIMIT_S = 300.0
-"""A Service without its API server for a minute loses its endpoints when that is back, as its nodes' leases are old by
-then. The controller that writes them anew may list them again only after 60 s (`client-go`'s reflector waits 30 s and up
-to as much again), and until then tries after 1, 2, 4 … s: the last try is 127 s after the first (Kubernetes 1.37,
-`pkg/controller/endpointslice`, `tools/cache/reflector.go`)."""
+"""A Service that was without its API server for a minute loses its endpoints when that is back: its nodes' leases are
+old by then. The controller that writes them anew may list them again only after 60 s (`client-go`'s reflector waits
+for 30 s and up to as much again), and until then tries after 1, 2, 4 … s: the last try is 127 s after the first
+(Kubernetes 1.37, `pkg/controller/endpointslice`, `tools/cache/reflector.go`)."""
 
 
 def install(cluster: Cluster, values: Mapping[str, Any] = ON_EVERY_NODE, *, limit: float = 180.0) -> None:
