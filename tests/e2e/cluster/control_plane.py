@@ -15,6 +15,7 @@ from tests.e2e.cluster.waiting import wait_until
 
 FIRST_SERVICE = "10.96.0.1"
 """The API server's own service."""
+LEADERS = ("kube-controller-manager", "kube-scheduler")
 
 
 class ControlPlane:
@@ -49,26 +50,8 @@ class ControlPlane:
     def start(self) -> None:
         """Returns when the API server is ready; the other two get ready by themselves."""
         self._start_etcd()
-        self.start_api_server()
-        self._spawn(
-            "kube-controller-manager",
-            self._binaries.kube_controller_manager,
-            f"--kubeconfig={self._manager_config}",
-            f"--service-account-private-key-file={self._account_key}",
-            f"--root-ca-file={self.authority.certificate}",
-            "--use-service-account-credentials=true",
-            "--leader-elect=false",
-            "--bind-address=127.0.0.1",
-            f"--secure-port={self._slot.etcd_port + 2}",
-        )
-        self._spawn(
-            "kube-scheduler",
-            self._binaries.kube_scheduler,
-            f"--kubeconfig={self._scheduler_config}",
-            "--leader-elect=false",
-            "--bind-address=127.0.0.1",
-            f"--secure-port={self._slot.etcd_port + 3}",
-        )
+        self._start_api_server()
+        self._start_those_that_lead()
 
     def stop(self) -> None:
         """Kill whatever runs: nobody needs what it would write."""
@@ -76,9 +59,15 @@ class ControlPlane:
             self._programs.pop(name).stop(signal.SIGKILL)
 
     def start_api_server(self) -> None:
-        """Returns when it is ready."""
-        self._spawn("kube-apiserver", self._binaries.kube_apiserver, *self._api_server_arguments())
-        wait_until(self._is_ready, "the API server gets ready", 60.0, pause=0.1)
+        """Returns when it is ready. Controller manager and scheduler begin anew with it.
+
+        Where they have to hold a Lease they end when they can't renew it for 10 s, and are started again. Those that
+        went on would look for it every 30 to 60 s at last, and until then take nodes for dead, by what they had read.
+        """
+        for name in LEADERS:
+            self._programs.pop(name).stop(signal.SIGKILL)
+        self._start_api_server()
+        self._start_those_that_lead()
 
     def stop_api_server(self) -> None:
         """Kubelets, controllers and watches lose it at once, until `start_api_server`.
@@ -100,6 +89,31 @@ class ControlPlane:
 
     def _spawn(self, name: str, program: Path, *arguments: str) -> None:
         self._programs[name] = spawn(name, [program, *arguments], self._logs / f"{name}.log")
+
+    def _start_api_server(self) -> None:
+        self._spawn("kube-apiserver", self._binaries.kube_apiserver, *self._api_server_arguments())
+        wait_until(self._is_ready, "the API server gets ready", 60.0, pause=0.1)
+
+    def _start_those_that_lead(self) -> None:
+        self._spawn(
+            "kube-controller-manager",
+            self._binaries.kube_controller_manager,
+            f"--kubeconfig={self._manager_config}",
+            f"--service-account-private-key-file={self._account_key}",
+            f"--root-ca-file={self.authority.certificate}",
+            "--use-service-account-credentials=true",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._slot.etcd_port + 2}",
+        )
+        self._spawn(
+            "kube-scheduler",
+            self._binaries.kube_scheduler,
+            f"--kubeconfig={self._scheduler_config}",
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            f"--secure-port={self._slot.etcd_port + 3}",
+        )
 
     def _start_etcd(self) -> None:
         own, peers = (f"http://127.0.0.1:{self._slot.etcd_port + offset}" for offset in (0, 1))

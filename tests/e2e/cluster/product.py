@@ -29,12 +29,6 @@ ON_EVERY_NODE: Mapping[str, Any] = {
 models may be read into memory on machines smaller than a GPU node too, where they ask for it; small disks may be
 filled."""
 
-ENDPOINTS_LIMIT_S = 300.0
-"""A Service that was without its API server for a minute loses its endpoints when that is back: its nodes' leases are
-old by then. The controller that writes them anew may list them again only after 60 s (`client-go`'s reflector waits
-for 30 s and up to as much again), and until then tries after 1, 2, 4 … s: the last try is 127 s after the first
-(Kubernetes 1.37, `pkg/controller/endpointslice`, `tools/cache/reflector.go`)."""
-
 
 def install(cluster: Cluster, values: Mapping[str, Any] = ON_EVERY_NODE, *, limit: float = 180.0) -> None:
     """Install the chart or change its values; returns when agents, drivers, controllers and the webhook are ready."""
@@ -76,7 +70,7 @@ def wait_until_ready(cluster: Cluster, *, limit: float = 180.0) -> None:
         wait_until(lambda kind=kind: _is_rolled_out(cluster, kind), f"each {kind} is rolled out", limit)  # type: ignore[misc]
     wait_until(lambda: not _ending(cluster), "those of before are gone", limit)
     wait_until(lambda: agent_nodes(cluster) <= driver_nodes(cluster), "the driver is registered on each node", limit)
-    wait_until(lambda: _webhook_can_be_called(cluster), "the webhook has an endpoint", ENDPOINTS_LIMIT_S)
+    wait_until(lambda: _webhook_can_be_called(cluster), "the webhook has an endpoint", limit)
 
 
 def uninstall(cluster: Cluster) -> None:
