@@ -45,7 +45,7 @@ def write_report(outcomes: Sequence[Outcome], results: Path) -> Path:
 def _render(outcomes: Sequence[Outcome]) -> Iterable[str]:
     yield "# Results"
     yield ""
-    yield "Written by `make bench` from the JSON files beside it; [how it is measured](../README.md)."
+    yield "Written by the benchmarks from the JSON files beside it; [how it is measured](../README.md)."
     yield ""
     yield "| scenario | figure | value | bar | met |"
     yield "|---|---|---|---|---|"

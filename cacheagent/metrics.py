@@ -200,6 +200,12 @@ class Metrics(TransferObserver):
             "cacheagent_peer_rehomed_pieces",
             "Pieces that were asked of somebody else than at first, because a peer was slow, dead or no help",
         )
+        self.peer_faults = count(
+            "cacheagent_peer_faults",
+            "Connections that ended by a peer's fault: mismatch (its bytes were not those of their seal), forged "
+            "(nobody had signed it), protocol",
+            ["result"],
+        )
         self.peer_lies = count(
             "cacheagent_peer_lies", "Peers that vouched for bytes which the origin does not have, and were left out"
         )
@@ -239,6 +245,8 @@ class Metrics(TransferObserver):
                 self.jobs.labels(source, result)
         for result in ("version", "member", "signature", "time", "nonce", "busy", "wants", "tls"):
             self.peer_refusals.labels(result)
+        for result in ("mismatch", "forged", "protocol"):
+            self.peer_faults.labels(result)
         for result in ("hit", "miss"):
             self.volume_bytes.labels(result)
             self.volume_wait_seconds.labels(result)
@@ -319,6 +327,10 @@ class Metrics(TransferObserver):
     def peer_rehomed(self, pieces: int) -> None:
         """Pieces are asked of somebody else."""
         self.peer_rehomed_pieces.inc(pieces)
+
+    def peer_at_fault(self, kind: str) -> None:
+        """A peer gave what could be told to be wrong at once."""
+        self.peer_faults.labels(kind).inc()
 
     def peer_lied(self) -> None:
         """A peer is left out."""

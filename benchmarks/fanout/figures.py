@@ -47,27 +47,28 @@ def summarize(runs: Iterable[Run]) -> list[Summary]:
 
 
 def find(summaries: Sequence[Summary], variant: Variant, nodes: int, like: Cell | None = None) -> Summary | None:
-    """The cell of that variant and size whose links are like those of another; without one, the first."""
+    """The cell of that variant and size whose links and source are like those of another; without one, the first."""
     return next(
         (
             each
             for each in summaries
             if (each.cell.variant, each.cell.nodes, each.cell.scenario) == (variant, nodes, "undisturbed")
             and (like is None or _links(each.cell) == _links(like))
+            and (like is None or variant == "aria2" or each.cell.source == like.source)
         ),
         None,
     )
 
 
 def figures(summaries: Sequence[Summary]) -> Iterator[Figure]:
-    """Every bar; without the runs it has no value. If both sources were measured, the origin's copies are those of the
-    source that needs no spot checks, everything else is of the other one."""
-    ours = {each.cell.source for each in summaries if each.cell.variant == "peers"}
-    proved = _of(summaries, "sha256" if "sha256" in ours else "s3")
-    summaries = _of(summaries, "s3" if "s3" in ours else "sha256")
+    """Every bar; without the runs it has no value. Fleets are compared with one node for each source and congestion
+    control that was measured with both; the origin's copies are those of sources that need no spot checks, if there
+    are any; the rest is of the other source."""
     yield from _flat(summaries, 16, 1.10, 1.20)
     yield from _flat(summaries, 32, 1.15, 1.30)
-    yield from _copies(proved, summaries)
+    yield from _copies(summaries)
+    ours = {each.cell.source for each in summaries if each.cell.variant == "peers"}
+    summaries = _of(summaries, "s3" if "s3" in ours else "sha256")
     yield _slow_origin(summaries)
     yield from _alone(summaries)
     yield _thin(summaries)
@@ -77,26 +78,28 @@ def figures(summaries: Sequence[Summary]) -> Iterator[Figure]:
 
 
 def _flat(summaries: Sequence[Summary], nodes: int, bar: float, worst_bar: float) -> Iterator[Figure]:
-    many = next((each for each in _peers(summaries) if each.cell.nodes == nodes and each.cell.is_bound_by_links), None)
-    one = find(summaries, "peers", 1, many.cell) if many else None
-    how = "peers; the node's own link bounds T(1)"
-    for what, value, bound in (
-        ("median node", many.median_s / one.median_s if many and one else None, bar),
-        ("slowest node of all runs", many.worst_s / one.median_s if many and one else None, worst_bar),
-    ):
-        rate = f" at {many.cell.rate_bytes_per_s / 1e6:g} MB/s" if many else ""
-        yield _figure(f"T({nodes}) / T(1), {what}", value, bound, "", f"{how}{rate}")
+    fleets = [each for each in _peers(summaries) if each.cell.nodes == nodes and each.cell.is_bound_by_links]
+    pairs = [(many, one) for many in fleets if (one := find(summaries, "peers", 1, many.cell))]
+    if not pairs:
+        yield _figure(f"T({nodes}) / T(1), median node", None, bar, "", "not measured")
+    for many, one in pairs:
+        kind = f"{many.cell.source}, {many.cell.tcp}"
+        rate = f"{many.cell.rate_bytes_per_s / 1e6:g} MB/s"
+        how = f"peers; the node's own link bounds T(1) at {rate}; CPUs busy {many.machine_cpu:.0%}; runs: {many.runs}"
+        yield _figure(f"T({nodes}) / T(1), median node; {kind}", many.median_s / one.median_s, bar, "", how)
+        yield _figure(
+            f"T({nodes}) / T(1), slowest node of all runs; {kind}", many.worst_s / one.median_s, worst_bar, "", how
+        )
 
 
-def _copies(proved: Sequence[Summary], summaries: Sequence[Summary]) -> Iterator[Figure]:
-    quiet = [each for each in _peers(proved) if each.cell.nodes > 1]
-    ours = [each for each in summaries if each.cell.variant == "peers"]
-    loud = [each.origin_copies for each in ours if each.cell.scenario in {"killed", "slow"}]
-    how = "the most of all cells' medians; bytes on the origin's link, headers and what is sent twice included"
-    checks = f", spot checks {'not needed' if quiet and quiet[0].cell.source == 'sha256' else 'too'}"
-    most = max((each.origin_copies for each in quiet), default=None)
-    yield _figure("origin bytes, undisturbed", most, 1.02, "S", f"{how}{checks}")
-    yield _figure("origin bytes, one member killed or slow", max(loud, default=None), 1.12, "S", how)
+def _copies(summaries: Sequence[Summary]) -> Iterator[Figure]:
+    quiet = [each for each in _peers(summaries) if each.cell.nodes > 1]
+    proved = [each for each in quiet if each.cell.source == "sha256"] or quiet
+    loud = [each for each in summaries if each.cell.scenario in {"killed", "slow"} and each.cell.variant == "peers"]
+    for what, some, bar in (("undisturbed", proved, 1.02), ("one member killed or slow", loud, 1.12)):
+        cells = ", ".join(f"{each.cell.source} N = {each.cell.nodes}" for each in some)
+        how = f"the most of all cells' medians ({cells}); on the origin's link, headers and what is sent twice included"
+        yield _figure(f"origin bytes, {what}", max((each.origin_copies for each in some), default=None), bar, "S", how)
 
 
 def _slow_origin(summaries: Sequence[Summary]) -> Figure:
@@ -127,7 +130,7 @@ def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
         ours = (each for each in summaries if each.cell.variant == "peers")
         hurt = next((each for each in ours if each.cell.scenario == scenario), None)
         quiet = find(summaries, "peers", hurt.cell.nodes, hurt.cell) if hurt else None
-        how = "the others, over the median of undisturbed runs beside it"
+        how = "the others, over the median of undisturbed runs of as many nodes"
         for what, value, bar in (
             ("median", hurt.median_s / quiet.median_s if hurt and quiet else None, 1.10),
             ("worst of all runs", hurt.worst_s / quiet.median_s if hurt and quiet else None, 1.30),
@@ -143,15 +146,14 @@ def _sending(summaries: Sequence[Summary]) -> Figure:
 
 
 def _against_aria2(summaries: Sequence[Summary]) -> Figure:
-    ratios = [
-        other.median_s / each.median_s
+    ratios = {
+        each.cell.nodes: other.median_s / each.median_s
         for each in _peers(summaries)
         if each.cell.nodes > 1 and (other := find(summaries, "aria2", each.cell.nodes, each.cell))
-    ]
-    how = "aria2's median node over ours, the least of all N from 2"
-    return Figure(
-        title="against aria2", value=min(ratios, default=None), bar=1.0, is_upper_bound=False, unit="x", how=how
-    )
+    }
+    how = f"aria2's median node over ours, the least of N = {', '.join(map(str, sorted(ratios)))}"
+    least = min(ratios.values(), default=None)
+    return Figure(title="against aria2", value=least, bar=1.0, is_upper_bound=False, unit="x", how=how)
 
 
 def _of(summaries: Sequence[Summary], source: Source) -> list[Summary]:
@@ -169,14 +171,14 @@ def _peers(summaries: Sequence[Summary]) -> list[Summary]:
     return [each for each in ours if not each.cell.connection_bytes_per_s]
 
 
-def _links(cell: Cell) -> tuple[float, float, int, int]:
-    return cell.rate_bytes_per_s, cell.origin_links, cell.size_bytes, cell.connection_bytes_per_s
+def _links(cell: Cell) -> tuple[object, ...]:
+    return cell.rate_bytes_per_s, cell.origin_links, cell.size_bytes, cell.connection_bytes_per_s, cell.tcp
 
 
 def _order(cell: Cell) -> tuple[object, ...]:
     variants = ("direct", "aria2", "peers")
     links = (-cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes, -cell.connection_bytes_per_s)
-    return (variants.index(cell.variant), SCENARIOS.index(cell.scenario), cell.source, *links, cell.nodes)
+    return (variants.index(cell.variant), SCENARIOS.index(cell.scenario), cell.source, *links, cell.tcp, cell.nodes)
 
 
 def _summary(cell: Cell, runs: Sequence[Run]) -> Summary:

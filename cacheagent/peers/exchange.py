@@ -235,6 +235,7 @@ class Exchange:
         self._answer(link)
         if report.kind in FAULTS:
             self._standing.fault(link.name)
+            self._node.observer.peer_at_fault(report.kind)
         refusal = link.refusal.code if link.refusal is not None else ""
         if refusal not in {"", "digest", "busy"} or report.kind in FAULTS:
             what = link.refusal.message if link.refusal is not None else report.message

@@ -23,5 +23,8 @@ class PeerObserver(Protocol):
     def peer_rehomed(self, pieces: int) -> None:
         """Pieces were asked of somebody else than first, or of the origin."""
 
+    def peer_at_fault(self, kind: str) -> None:
+        """A member gave what could be told to be wrong at once: see `standing.FAULTS`."""
+
     def peer_lied(self) -> None:
         """A member vouched for bytes that the origin does not have."""

@@ -134,10 +134,11 @@ class FakeService(Service):
 
 
 class CountingObserver(PeerObserver):
-    """Remembers reasons of refusals, and takes no notice of the rest."""
+    """Remembers reasons of refusals and kinds of faults, and takes no notice of the rest."""
 
     def __init__(self) -> None:
         self.refused: list[str] = []
+        self.faults: list[str] = []
 
     def peer_received(self, size_bytes: int, *, crosses: bool) -> None:
         return
@@ -153,6 +154,9 @@ class CountingObserver(PeerObserver):
 
     def peer_rehomed(self, pieces: int) -> None:
         return
+
+    def peer_at_fault(self, kind: str) -> None:
+        self.faults.append(kind)
 
     def peer_lied(self) -> None:
         return
@@ -208,6 +212,7 @@ class ExchangeScene:
         self.vouchers = Vouchers(Layout(path))
         self.service = FakeService(self.vouchers)
         self.liars: set[str] = set()
+        self.observer = CountingObserver()
         self.files = files
         self.level = 2
         self.above = above
@@ -232,7 +237,7 @@ class ExchangeScene:
             receiving=self.receiving,
             store=self._store,
             membership=self,
-            observer=CountingObserver(),
+            observer=self.observer,
         )
         exchange = Exchange(digest, self._blobs, self.circle(digest), node, self.liars)
         await exchange.start(Shown(digest=digest, blobs=self._blobs, paths={}, here={}))

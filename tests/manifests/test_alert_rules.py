@@ -103,6 +103,15 @@ CASES = {
         mended="90m",
         labels={"node": "n1", "severity": "critical"},
     ),
+    "CacheagentPeerFaults": Case(
+        series={
+            f'cacheagent_peer_faults_total{{{AGENT},result="mismatch"}}': counted(3),
+            f'cacheagent_peer_faults_total{{{AGENT},result="protocol"}}': counted(1),
+        },
+        fires="15m",
+        mended="90m",
+        labels={"node": "n1", "result": "mismatch", "severity": "warning"},
+    ),
     "CacheagentDiskRots": Case(
         series={f"cacheagent_scrub_lost_blobs_total{{{AGENT}}}": counted()},
         fires="15m",

@@ -146,8 +146,8 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
             )
         )
     }
-    assert round(found["T(16) / T(1), median node"] or 0, 3) == 1.09
-    assert found["T(16) / T(1), slowest node of all runs"] == 1.3
+    assert round(found["T(16) / T(1), median node; s3, cubic"] or 0, 3) == 1.09
+    assert found["T(16) / T(1), slowest node of all runs; s3, cubic"] == 1.3
     assert found["T(32) / T(1), median node"] is None
     assert found["origin bytes, undisturbed"] == 1.01
     assert found["origin bytes, one member killed or slow"] == 1.1
@@ -161,16 +161,27 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
 
 
 def test_copies_are_counted_where_no_spot_checks_are_made() -> None:
-    """If that source was measured too; times are of the other one, which hashes nothing at the end."""
-    checked, proved = (
-        run(CELL, 10.0, copies=1.05),
-        run(msgspec.structs.replace(CELL, source="sha256"), 20.0, copies=1.01),
-    )
+    """If that source was measured too. Fleets are compared with one node for each source and each congestion control,
+    and with nothing where that node is missing."""
+    replace = msgspec.structs.replace
+    one = replace(CELL, nodes=1)
+    checked, proved = run(CELL, 11.0, copies=1.05), run(replace(CELL, source="sha256"), 24.0, copies=1.01)
 
-    def found(*runs: Run) -> tuple[float | None, float | None]:
+    def found(*runs: Run) -> dict[str, float | None]:
         values = {figure.title: figure.value for figure in figures(summarize([run(one, 10.0), *runs]))}
-        return values["T(16) / T(1), median node"], values["origin bytes, undisturbed"]
+        return {title: value for title, value in values.items() if title.startswith(("T(16)", "origin bytes, und"))}
 
-    one = msgspec.structs.replace(CELL, nodes=1)
-    assert found(checked, proved) == (1.0, 1.01)
-    assert found(checked) == (1.0, 1.05)
+    alone = {
+        "T(16) / T(1), median node; s3, cubic": 1.1,
+        "T(16) / T(1), slowest node of all runs; s3, cubic": 1.1,
+        "origin bytes, undisturbed": 1.05,
+    }
+    assert found(checked) == alone
+    assert found(checked, proved) == {**alone, "origin bytes, undisturbed": 1.01}
+    assert found(checked, run(replace(CELL, tcp="bbr"), 30.0)) == alone
+    assert found(checked, proved, run(replace(one, source="sha256"), 20.0)) == {
+        **alone,
+        "origin bytes, undisturbed": 1.01,
+        "T(16) / T(1), median node; sha256, cubic": 1.2,
+        "T(16) / T(1), slowest node of all runs; sha256, cubic": 1.2,
+    }

@@ -183,7 +183,8 @@ async def test_bytes_that_nobody_wants_keep_no_download_waiting(
 async def test_a_member_whose_seals_are_wrong_is_left_out(
     scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch, kind: EndKind
 ) -> None:
-    """After the third time, however long its connections lasted, and what it owes comes from the origin."""
+    """After the third time, each of which is counted, however long its connections lasted, and what it owes comes from
+    the origin."""
     monkeypatch.setattr(link, "STEADY_S", -1.0)
     running = await scene.start()
     job, _share = scene.begin(running)
@@ -196,6 +197,7 @@ async def test_a_member_whose_seals_are_wrong_is_left_out(
     await until(lambda: set(job.wanted) == scene.of("n0") | owed, "the rest is asked of the origin")
     await asyncio.sleep(0.05)
     assert len(scene.receiving.connections["n1"]) == MOST_FAULTS
+    assert scene.observer.faults == [kind] * MOST_FAULTS
     await running.leave()
 
 
@@ -211,6 +213,7 @@ async def test_connections_that_break_and_bring_nothing_are_not_waited_for(
         assert scene.of("n1").isdisjoint(job.wanted)
         scene.let_in("n1")
         scene.end("n1")
+    assert not scene.observer.faults
     await called(scene, MOST_FRUITLESS + 1)
     assert scene.greet("n1").wants == b""
     await until(lambda: set(job.wanted) == set(range(8)), "the rest is asked of the origin")
