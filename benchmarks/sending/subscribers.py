@@ -14,6 +14,7 @@ import psutil
 
 from benchmarks.sending.model import DIGEST, Model
 from cacheagent.member import Member
+from cacheagent.model import piece_range
 from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.link import Link, Subject
 from cacheagent.peers.orders import Arrived, Ended, Progress, Target, Unproved
@@ -53,11 +54,14 @@ class Subscriber:
         self._receiving.add(
             Target(session=session, first=0, path=str(self._path), size_bytes=size, crcs=("crc64nvme",))
         )
-        subject = Subject(DIGEST, self._model.pieces, self._name, self._key, self._receiving, session)
+        subject = Subject(DIGEST, self._model.pieces, self._length, self._name, self._key, self._receiving, session)
         link = Link(server, subject, self)
         link.want(self._missing)
         link.connect()
         await self._whole
+
+    def _length(self, piece: int) -> int:
+        return piece_range(self._model.size_bytes, piece)[1]
 
     async def close(self) -> None:
         """Its process and its file are gone."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Final
 
 from cacheagent.checksum import find_cuts, needed_crcs
 from cacheagent.cohorts import ROOT, Circle
-from cacheagent.model import piece_count
+from cacheagent.model import piece_count, piece_range
 from cacheagent.peers.answers import Answers
 from cacheagent.peers.link import Link, Subject
 from cacheagent.peers.node import PeerNode
@@ -60,14 +61,14 @@ class Exchange:
         self._liars = liars
         self._standing = Standing(liars)
         self._sizes = tuple(blobs.values())
-        starts = [0, *accumulate(piece_count(size) for size in self._sizes)]
-        self._pieces = starts[-1]
-        self._first = dict(zip(blobs, starts, strict=False))
+        self._starts = [0, *accumulate(piece_count(size) for size in self._sizes)]
+        self._pieces = self._starts[-1]
+        self._first = dict(zip(blobs, self._starts, strict=False))
         self._files = {blob: number for number, blob in enumerate(blobs)}
         self._zones = Zones(circle.near, node.name, digest, circle.above)
         self._level = circle.level
         self._session = node.receiving.session(digest, self._keys(circle))
-        subject = Subject(digest, self._pieces, node.name, node.key, node.receiving, self._session)
+        subject = Subject(digest, self._pieces, self._length, node.name, node.key, node.receiving, self._session)
         members = [member for member in (*circle.near, *circle.above) if member.name != node.name]
         self._links = {member.name: Link(member, subject, self) for member in members}
         self._above = [link for name, link in self._links.items() if name in self._zones.above]
@@ -233,7 +234,7 @@ class Exchange:
             self._forget_session()
             return
         self._answer(link)
-        if report.kind in FAULTS:
+        if report.kind in FAULTS and link.was_proved:
             self._standing.fault(link.name)
             self._node.observer.peer_at_fault(report.kind)
         refusal = link.refusal.code if link.refusal is not None else ""
@@ -339,7 +340,9 @@ class Exchange:
         before = {name for name in self._links if self._standing.is_welcome(name)}
         self._standing.relist(circle.keys, self._links)
         for name, link in self._links.items():
-            link.member = members.get(name, link.member)
+            was, link.member = link.member, members.get(name, link.member)
+            if link.member.address != was.address:
+                link.disconnect()  # whoever has that address now
             if name not in before and self._standing.is_welcome(name):
                 self._connect(link)  # it has come back
         self._receiving.set_keys(self._session, self.digest, self._keys(circle))
@@ -359,6 +362,11 @@ class Exchange:
         return {name: keys for name, keys in circle.keys.items() if not self._standing.is_liar(name)}
 
     # --- small things
+
+    def _length(self, piece: int) -> int:
+        """Bytes."""
+        file = bisect_right(self._starts, piece) - 1
+        return piece_range(self._sizes[file], piece - self._starts[file])[1]
 
     def _connect(self, link: Link) -> None:
         if not self._closing and not link.is_connected and self._standing.is_welcome(link.name):

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from functools import partial
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
 from cacheagent.member import Member
 from cacheagent.peers import protocol
 from cacheagent.peers.keys import NodeKey, is_signed
@@ -45,10 +47,12 @@ class Owner(Protocol):
 
 
 class Subject(NamedTuple):
-    """What all links of an exchange are about, and by whom. `session`: the receiver's number for it."""
+    """What all links of an exchange are about, and by whom. `length`: of a piece, in bytes. `session`: the receiver's
+    number for it."""
 
     digest: str
     pieces: int
+    length: Callable[[int], int]
     me: str
     key: NodeKey
     receiving: Receiving
@@ -61,9 +65,13 @@ class Link:
     def __init__(self, member: Member, subject: Subject, owner: Owner) -> None:
         self.member = member
         self.expected: set[int] = set()
+        self.owed = 0
+        """Bytes of those."""
         self.adopt: set[int] = set()
         self.is_up = False
         self.was_up = False
+        self.was_proved = False
+        """Whether it was this member that had the connection that has ended."""
         self.is_complete = False
         self.have: frozenset[int] = frozenset()
         self.refusal: protocol.Refusal | None = None
@@ -79,6 +87,7 @@ class Link:
         self._brought = False
         self._digest = subject.digest
         self._pieces = subject.pieces
+        self._length = subject.length
         self._me = subject.me
         self._key = subject.key
         self._receiving = subject.receiving
@@ -120,10 +129,11 @@ class Link:
 
     def want(self, pieces: Iterable[int], *, adopt: bool = False) -> None:
         """It is to bring these, now or when it is there."""
-        fresh = set(pieces)
-        self.expected |= fresh
+        wanted = set(pieces)
+        self.owed += sum(map(self._length, wanted - self.expected))
+        self.expected |= wanted
         if adopt:
-            self.adopt |= fresh
+            self.adopt |= wanted
         self._gather()
 
     def offer(self, pieces: Iterable[int]) -> None:
@@ -137,6 +147,7 @@ class Link:
         them any more, or raises TargetAbandoned."""
         mine = frozenset(self.expected.intersection(pieces))
         if mine:
+            self.owed -= sum(map(self._length, mine))
             self.expected -= mine
             self.adopt -= mine
             self._drop |= mine & self._asked
@@ -169,7 +180,7 @@ class Link:
             elif isinstance(note, protocol.Welcome):
                 self._welcomed(note)
             else:
-                self.refusal = note
+                self.refusal = msgspec.structs.replace(note, message=note.message[:200])  # nobody signed it
                 self.disconnect()  # whatever else it says
         except protocol.NoCommonVersion as error:
             self._refuse("version", error)
@@ -200,6 +211,7 @@ class Link:
         if report.kind in _TLS_ENDS and self.refusal is None:  # it was not let in, whoever says so
             self.refusal = protocol.Refusal(code=_TLS_ENDS[report.kind], message=report.message)
         self._connection = self._session = None
+        self.was_proved = self.is_up
         if self.is_up:
             self.fruitless += not self._brought
             if time.monotonic() - self._up_at > STEADY_S:
@@ -221,7 +233,9 @@ class Link:
 
     def _is_over(self, piece: int) -> None:
         """It came, whatever it is worth: the member writes it no more."""
-        self.expected.discard(piece)
+        if piece in self.expected:
+            self.owed -= self._length(piece)
+            self.expected.discard(piece)
         self.adopt.discard(piece)
         self._asked.discard(piece)
 
@@ -255,11 +269,12 @@ class Link:
             raise protocol.ProtocolError("an answer to no question")
         if not is_signed(protocol.welcome_to_sign(self._session, welcome), welcome.signature, self.member.keys):
             raise protocol.ProtocolError("it answers as a member that it is not")
+        have = protocol.unpack_set(welcome.have, self._pieces)
         self.is_up = self.was_up = True
         self._up_at = time.monotonic()
         self._brought = False
         self.is_complete = welcome.complete
-        self.have = frozenset(protocol.unpack_set(welcome.have, self._pieces))
+        self.have = frozenset(have)
         self.relieved_at = time.monotonic()
         self._gather()
         self._owner.link_up(self)

@@ -36,6 +36,10 @@ class Moves:
         self._moving[task] = move
         task.add_done_callback(self._moving.pop)
 
+    def is_moving(self, piece: int) -> bool:
+        """Whether somebody will get it when it is let go of."""
+        return any(piece in move.pieces for move in self._moving.values())
+
     async def settle(self, pieces: Collection[int]) -> None:
         """Until none of these is on the move."""
         while tasks := [task for task, move in self._moving.items() if not move.pieces.isdisjoint(pieces)]:

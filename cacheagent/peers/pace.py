@@ -170,8 +170,7 @@ class Pace:
         return [self._home(link, now, link.rate(window_s)) for link in links]
 
     def _home(self, link: Link, now: float, rate: float) -> Home:
-        owed = sum(map(self._placement.length, link.expected))
-        return Home(link.name, link.delivered, owed, rate, now - max(link.relieved_at, self._judged_from))
+        return Home(link.name, link.delivered, link.owed, rate, now - max(link.relieved_at, self._judged_from))
 
     def _with_me(self, homes: list[Home], me: Home, now: float) -> list[Home]:
         """This node too, once it has its own, and the others had time to fill its link: before that, what it gets from

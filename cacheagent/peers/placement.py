@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Final
 
 from cacheagent.errors import TargetAbandoned
@@ -141,7 +141,8 @@ class Placement:
 
     def adopt(self, pieces: Collection[int], client: str, is_good: Callable[[Link], bool]) -> None:
         """A member asks this node to fetch pieces if nobody else brings them; by asking for those that this node is the
-        home of it offers to take some."""
+        home of it offers to take some. Each holder is judged once, however many there are."""
+        is_good = cache(is_good)
         if handed := self._handing.part_for(client, pieces):
             self._adopted.update(handed)
             self._ask(client, handed, in_place=True)
@@ -237,8 +238,8 @@ class Placement:
         self.move(link, link.expected)
 
     def refuse(self, link: Link, piece: int) -> None:
-        """What it brought is not believed; it writes it no more."""
-        if self.share_of(piece) is not None:
+        """What it brought is not believed; it writes it no more. On the move, somebody else gets it anyway."""
+        if self.share_of(piece) is not None and not self._moves.is_moving(piece):
             self._rehome([piece], link.name)
 
     def abandon(self, link: Link, error: TargetAbandoned) -> None:

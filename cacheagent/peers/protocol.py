@@ -203,11 +203,15 @@ def seal(piece: int, blake3: bytes, signature: bytes, signer: str) -> bytes:
     return HEAD.pack(SEAL, piece, 0, len(body)) + body
 
 
+_NO_MESSAGE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises for bytes that are none; the last one for values within values without end."""
+
+
 def read_note(body: bytes | bytearray | memoryview) -> Note:
     """Raises ProtocolError."""
     try:
         return _notes.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _NO_MESSAGE as error:
         raise ProtocolError(f"no message of a peer: {error}") from error
 
 
@@ -232,7 +236,7 @@ def read_request(body: bytes | bytearray | memoryview) -> Request:
     """Raises ProtocolError."""
     try:
         return _requests.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _NO_MESSAGE as error:
         raise ProtocolError(f"no request of a peer: {error}") from error
 
 
@@ -248,7 +252,9 @@ def pack_set(numbers: Iterable[int]) -> bytes:
 
 
 def unpack_set(bits: bytes, pieces: int) -> list[int]:
-    """In ascending order. Raises ProtocolError for a piece that there is not."""
+    """In ascending order. Raises ProtocolError for a piece that there is not, before so many are listed."""
+    if len(bits) > -(-pieces // 8):
+        raise ProtocolError(f"a set of {len(bits)} bytes, for {pieces} pieces")
     numbers = [at * 8 + bit for at, byte in enumerate(bits) if byte for bit in range(8) if byte >> bit & 1]
     if numbers and numbers[-1] >= pieces:
         raise ProtocolError(f"piece {numbers[-1]} of {pieces}")

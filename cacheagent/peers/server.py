@@ -27,6 +27,7 @@ from cacheagent.peers import protocol
 from cacheagent.peers.gate import Judge, Turned
 from cacheagent.peers.inbox import Pending
 from cacheagent.peers.keys import NodeKey
+from cacheagent.peers.line import settle_socket
 from cacheagent.peers.orders import (
     Adopt,
     Backlog,
@@ -122,10 +123,8 @@ class Server:
                         self._obey(order)
                 elif what is None:
                     self._accept()
-                elif isinstance(what, Pending):
-                    self._read_pending(what)
                 else:
-                    self._read_member(what)
+                    self._read(what)
             self._tidy()
 
     # --- orders
@@ -185,7 +184,7 @@ class Server:
             if len(self._pending) >= MOST_PENDING:
                 self._refuse(self._pending[0], "busy", "too many connections say nothing")
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            settle_socket(sock)
             pending = Pending(self._line(sock), time.monotonic())
             self._pending.append(pending)
             self._selector.register(sock, selectors.EVENT_READ, pending)
@@ -199,6 +198,20 @@ class Server:
         pending.is_greeted = True
         with contextlib.suppress(OSError):  # its end is seen by reading
             pending.line.send(protocol.note(protocol.Hello(versions=protocol.VERSIONS, nonce=pending.nonce)))
+
+    def _read(self, what: Pending | Member) -> None:
+        """A defect that somebody's bytes find ends that connection, and is told of, and not everybody's."""
+        try:
+            if isinstance(what, Pending):
+                self._read_pending(what)
+            else:
+                self._read_member(what)
+        except Exception as error:
+            self._channel.send(Refused(reason="wants", client="", message=f"a defect: {error!r}"[:200]))
+            if isinstance(what, Member):
+                self._drop(what)
+            elif what in self._pending:
+                self._forget(what)
 
     def _read_pending(self, pending: Pending) -> None:
         if pending not in self._pending:  # it was sent away, or let in, a moment ago
@@ -219,16 +232,18 @@ class Server:
         except protocol.ProtocolError as error:
             self._refuse(pending, "tls" if isinstance(error, protocol.SpeaksTls) else "wants", str(error))
             return
-        for request in requests:
-            if pending.ask is not None or not isinstance(request, protocol.Ask):
-                self._refuse(pending, "wants", "it did not wait for the answer")
-                return
-            pending.ask = request
-            shelf = self._shelves.get(request.digest)
-            if shelf is not None and request.client in shelf.order.members:
-                self._judge(pending, request)
-            else:  # it may be here, and it may be a member since a moment ago: the agent knows
-                self._channel.send(Sought(digest=request.digest[:80]))
+        if not requests:
+            return
+        request, *more = requests
+        if more or pending.ask is not None or not isinstance(request, protocol.Ask):
+            self._refuse(pending, "wants", "it did not wait for the answer")
+            return
+        pending.ask = request
+        shelf = self._shelves.get(request.digest)
+        if shelf is not None and request.client in shelf.order.members:
+            self._judge(pending, request)
+        else:  # it may be here, and it may be a member since a moment ago: the agent knows
+            self._channel.send(Sought(digest=request.digest[:80]))
 
     def _judge(self, pending: Pending, ask: protocol.Ask) -> None:
         shelf = self._shelves.get(ask.digest)
@@ -285,9 +300,12 @@ class Server:
             for request in member.inbox.read():
                 self._take_more(member, request)
         except (EOFError, protocol.ProtocolError):
-            with contextlib.suppress(KeyError):
-                self._selector.unregister(member.socket)
-            member.sender.stop()
+            self._drop(member)
+
+    def _drop(self, member: Member) -> None:
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(member.socket)
+        member.sender.stop()
 
     def _take_more(self, member: Member, request: protocol.Request) -> None:
         shelf, session = member.sender.shelf, member.session

@@ -74,11 +74,12 @@ async def test_a_small_file_that_stalls(cache: Cache, origin: Origin) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS, ids=NAMES)
 async def test_an_origin_that_is_always_silent(cache: Cache, origin: Origin, fault: Fault) -> None:
-    """Given up with what it did not do; nobody waits for the connections that still hang."""
+    """Given up with what it did not do; nobody waits for the connections that still hang. On a machine that does not
+    let a worker run, that may be the one that had the small files."""
     put_model(origin, "m", FILES, "index")
     origin.inject(fault, path=f"m/{SHARD}", times=None)
     what = r"(127\.0\.0\.1:\d+: \d+ bytes came within 1 s|the worker gave no sign of life and was stopped after \d+ s)"
-    says = rf"{SHARD}.*{what}; gave up after \d+ failed tries"
+    says = rf"({SHARD}|small files more).*{what}; gave up after \d+ failed tries"
     await cache.fail(web_spec(origin, "m"), OriginUnavailable, says, IS_IT_UP, give_up_after_s=2.0)
     assert replace(look(cache.root), small=()) == OnDisk(staged={SIZE: frozenset()})
     origin.heal()

@@ -120,12 +120,17 @@ def test_frames_without_end_and_requests_out_of_turn_end_the_connection(
     served: tuple[PeerAgents, bytes, str],
     call: Callable[[], Caller],
 ) -> None:
-    """A length of 4 GB, bytes that are no request, and a follow-up that somebody else signed."""
-    _fleet, _, digest = served
-    endless, nonsense, forged = call(), call(), call()
+    """A length of 4 GB, bytes that are no request, values within values, two requests at once, and a follow-up that
+    somebody else signed. The process that all of them spoke to goes on."""
+    fleet, _, digest = served
+    serving = server_of(fleet.agents["n0"].process.pid)
+    endless, nonsense, deep, eager, forged = (call() for _ in range(5))
     endless.socket.sendall(protocol.LENGTH.pack(2**32 - 1) + b"x" * 4096)
     nonsense.socket.sendall(protocol.LENGTH.pack(4) + b"\xff\xff\xff\xff")
-    for caller in (endless, nonsense):
+    nested = b"\x82\xa1a" + b"\x91" * 2000 + b"\xc0\xa4type\xa3ask"
+    deep.socket.sendall(protocol.LENGTH.pack(len(nested)) + nested)
+    eager.socket.sendall(protocol.request(protocol.signed(eager.ask(digest), b"")) * 2)
+    for caller in (endless, nonsense, deep, eager):
         assert isinstance(caller.note(), protocol.Refusal)
         assert caller.is_closed()
     forged.say(forged.ask(digest, wants={1}))
@@ -139,6 +144,21 @@ def test_frames_without_end_and_requests_out_of_turn_end_the_connection(
     except (EOFError, ConnectionResetError):
         pass
     assert (protocol.SEAL, 0) not in kinds, "the piece that was asked for by the forged request"
+    assert isinstance(answer_to(call(), digest), protocol.Welcome)
+    assert server_of(fleet.agents["n0"].process.pid) == serving
+
+
+def server_of(agent: int) -> psutil.Process:
+    """The process that serves an agent's peers."""
+    children = psutil.Process(agent).children()
+    (found,) = (child for child in children if "cacheagent.peers.server" in child.cmdline())
+    return found
+
+
+def answer_to(caller: Caller, digest: str) -> protocol.Note:
+    """What an honest member is told."""
+    caller.say(caller.ask(digest))
+    return caller.note()
 
 
 def test_a_crowd_that_says_nothing_keeps_no_member_out(
@@ -147,15 +167,11 @@ def test_a_crowd_that_says_nothing_keeps_no_member_out(
     """10,000 silent connections; an honest one is answered among them, most are sent away, and the agent serves on."""
     fleet, _, digest = served
     agent = fleet.agents["n0"]
-    (server,) = (
-        child for child in psutil.Process(agent.process.pid).children() if "cacheagent.peers.server" in child.cmdline()
-    )
+    server = server_of(agent.process.pid)
     with many_descriptors(CROWD + 1000), ExitStack() as stack:
         for _ in range(CROWD):
             stack.enter_context(socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S))
-        caller = call()
-        caller.say(caller.ask(digest))
-        assert isinstance(caller.note(), protocol.Welcome)
+        assert isinstance(answer_to(call(), digest), protocol.Welcome)
         agent.wait_until(lambda: server.num_fds() <= MOST_PENDING + MOST_CONNECTIONS)
     assert agent.get("/healthz")[0] == 200
     agent.wait_until(lambda: fleet.metric("n0", 'cacheagent_peer_refusals_total{result="busy"}') > CROWD / 2)

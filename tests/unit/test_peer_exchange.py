@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cacheagent.errors import TargetAbandoned
@@ -198,6 +199,42 @@ async def test_a_member_whose_seals_are_wrong_is_left_out(
     await asyncio.sleep(0.05)
     assert len(scene.receiving.connections["n1"]) == MOST_FAULTS
     assert scene.observer.faults == [kind] * MOST_FAULTS
+    await running.leave()
+
+
+async def test_who_did_not_say_who_it_is_is_not_at_fault(scene: ExchangeScene) -> None:
+    """Somebody else may have a member's old address. With another one on the list, what is there is left at once."""
+    running = await scene.start()
+    for count in range(1, MOST_FAULTS + 2):
+        await called(scene, count)
+        scene.end("n1", "protocol")
+    assert not scene.observer.faults
+    await called(scene, MOST_FAULTS + 2)
+    scene.listed["n1"] = msgspec.structs.replace(scene.listed["n1"], address="elsewhere:7411")
+    await until(lambda: scene.connection("n1").is_told_to_end, "the old address is left")
+    scene.end("n1", "closed")
+    await called(scene, MOST_FAULTS + 3)
+    scene.let_in("n1")
+    assert running._links["n1"].is_up
+    await running.leave()
+
+
+async def test_what_a_member_owes_is_counted_as_it_changes(scene: ExchangeScene) -> None:
+    """In bytes: of what is wanted, twice or once, less what came and what it is to bring no more."""
+    running = await scene.start()
+    _job, share = scene.begin(running)
+    scene.let_in("n1")
+    link = running._links["n1"]
+    mine = sorted(scene.of("n1"))
+    assert link.owed == len(mine) * PIECE_SIZE_BYTES
+    link.want(mine)
+    assert link.owed == len(mine) * PIECE_SIZE_BYTES
+    scene.send("n1", mine[0])
+    assert link.owed == (len(mine) - 1) * PIECE_SIZE_BYTES
+    link.let_go(mine[:2])
+    assert link.owed == (len(mine) - 2) * PIECE_SIZE_BYTES
+    await share.end()
+    assert (link.owed, link.expected) == (0, set())
     await running.leave()
 
 

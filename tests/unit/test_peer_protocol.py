@@ -119,6 +119,21 @@ def test_sets_of_pieces_come_back(numbers: set[int]) -> None:
             protocol.unpack_set(packed, max(numbers))
 
 
+def test_a_set_is_no_longer_than_its_pieces() -> None:
+    """What would list millions of pieces is refused before it is read."""
+    assert protocol.unpack_set(b"\xff\x03", 10) == list(range(10))
+    with pytest.raises(protocol.ProtocolError, match="a set of 3 bytes"):
+        protocol.unpack_set(b"\xff\x03\x00", 10)
+
+
+@pytest.mark.parametrize("read", [protocol.read_note, protocol.read_request])
+def test_values_within_values_without_end_are_refused(read: Callable[[bytes], object]) -> None:
+    """A map whose kind comes last, after arrays in arrays, which the decoder goes down into to find it."""
+    deep = b"\x82\xa1a" + b"\x91" * 2000 + b"\xc0\xa4type\xa3ask"
+    with pytest.raises(protocol.ProtocolError):
+        read(deep)
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_are_more_than_refused(data: bytes) -> None:
     """Readers answer with a message or a ProtocolError, whatever comes."""

@@ -17,7 +17,18 @@ from msgspec import structs
 
 from cacheagent.peers import protocol, sender, server
 from cacheagent.peers.keys import NodeKey
-from cacheagent.peers.orders import Backlog, Counts, Have, Part, Serve, ServerOrder, ServerReport, Sought, Start
+from cacheagent.peers.orders import (
+    Backlog,
+    Counts,
+    Have,
+    Part,
+    Refused,
+    Serve,
+    ServerOrder,
+    ServerReport,
+    Sought,
+    Start,
+)
 from cacheagent.peers.server import Server
 from cacheagent.transfer.channel import Channel
 from tests.fakes.peer_caller import PATIENCE_S, Caller
@@ -43,17 +54,17 @@ class Port(AbstractContextManager["Port"]):
         )
         for place, data in zip(self.order.paths, self.data, strict=True):
             Path(place).write_bytes(data)
-        self._stack = ExitStack()
+        self.stack = ExitStack()
         ours, theirs = socket.socketpair()
         listening = socket.create_server(("127.0.0.1", 0))
         for sock in (ours, theirs, listening):
-            self._stack.enter_context(sock)
+            self.stack.enter_context(sock)
         self.ports: dict[str, int] = {"n0": listening.getsockname()[1]}
         self._channel: Channel[ServerReport] = Channel(ours, ServerReport)
         ours.settimeout(PATIENCE_S)
         begin = Start(name="n0", seed=self.keys["n0"].seed, root=str(path), **start)
-        self._server = Server(Channel(theirs, ServerOrder), listening, begin)
-        self._thread = threading.Thread(target=self._server.run, daemon=True)
+        self.server = Server(Channel(theirs, ServerOrder), listening, begin)
+        self._thread = threading.Thread(target=self.server.run, daemon=True)
         self._thread.start()
         self.tell(self.order)
 
@@ -80,7 +91,7 @@ class Port(AbstractContextManager["Port"]):
 
     def call(self, name: str = "n1", key: NodeKey | None = None) -> Caller:
         """Somebody who asks for everything."""
-        caller = self._stack.enter_context(Caller(self))
+        caller = self.stack.enter_context(Caller(self))
         caller.say(caller.ask(DIGEST, client=name, key=key or self.keys[name]))
         return caller
 
@@ -88,12 +99,12 @@ class Port(AbstractContextManager["Port"]):
         # Its end of the channel first: a server that speaks to nobody ends the process that it is in.
         self._channel.socket.shutdown(socket.SHUT_WR)
         self._thread.join(PATIENCE_S)
-        for member in self._server._members:
+        for member in self.server._members:
             member.sender.stop()
-        sockets = [each.socket for each in self._server._members] + [each.socket for each in self._server._pending]
+        sockets = [each.socket for each in self.server._members] + [each.socket for each in self.server._pending]
         for each in sockets:
             each.close()
-        self._stack.close()
+        self.stack.close()
 
 
 @pytest.fixture
@@ -155,6 +166,48 @@ def test_who_comes_in_the_middle_is_let_in_when_it_is_known(port: Port) -> None:
     assert is_let_in(joins)
     port.show(1)
     assert dict(piece(joins) for _ in range(2)) == dict(enumerate(port.data))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_who_says_two_things_at_once_is_sent_away(port: Port, *, signed: bool) -> None:
+    """Before it was let in, whether it would have been or not. The server goes on, and serves who waits."""
+    port.show(0)
+    caller = port.stack.enter_context(Caller(port))
+    ask = caller.ask(DIGEST)
+    caller.socket.sendall(protocol.request(ask if signed else protocol.signed(ask, b"")) * 2)
+    assert refusal(caller) == "wants"
+    assert is_let_in(port.call("n2"))
+
+
+def test_a_defect_costs_the_connection_that_found_it(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told of, and the others are served: of one that nobody knows, and of one that was let in."""
+    port.show(0)
+    stays, member, unknown = port.call("n2"), port.call("n1"), port.stack.enter_context(Caller(port))
+    for caller in (stays, member):
+        assert is_let_in(caller)
+        assert piece(caller) == (0, port.data[0])
+    read_request = protocol.read_request
+
+    def find_defect(body: bytes) -> protocol.Request:
+        if body == b"defect":
+            raise ZeroDivisionError("a defect of ours")
+        return read_request(body)
+
+    monkeypatch.setattr(protocol, "read_request", find_defect)
+    for caller in (member, unknown):
+        caller.socket.sendall(protocol.LENGTH.pack(6) + b"defect")
+        assert port.hear(Refused).message == "a defect: ZeroDivisionError('a defect of ours')"
+        assert caller.is_closed()
+    port.show(1)
+    assert piece(stays) == (1, port.data[1])
+
+
+def test_a_member_that_vanishes_is_noticed(port: Port) -> None:
+    """The kernel asks whether it is there while nothing is sent to it."""
+    assert is_let_in(port.call())
+    (member,) = port.server._members
+    assert member.socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert member.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 10
 
 
 def test_there_are_so_many_connections_and_not_more(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
