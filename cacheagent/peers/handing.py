@@ -40,8 +40,6 @@ class Handing:
     """Among the members of this node's zone."""
 
     def __init__(self, zones: Zones, links: Mapping[str, Link], own: OwnPieces) -> None:
-        self.offered: set[int] = set()
-        """What this node takes over if its home says so, whoever else has been asked meanwhile."""
         self.handed: set[int] = set()
         """Own pieces that others took: an offer that was on its way meanwhile says nothing of them."""
         self._zones = zones
@@ -69,12 +67,7 @@ class Handing:
             self._asked.clear()
         for link in homes[:HOMES_AT_ONCE]:
             self._asked[link.name] += 1
-            self.ask(link, owed[link][-MOST_OFFERED:])
-
-    def ask(self, link: Link, pieces: Collection[int]) -> None:
-        """Of their home: this node would take them over."""
-        self.offered.update(pieces)
-        link.offer(pieces)
+            link.offer(owed[link][-MOST_OFFERED:])
 
     def _owed(self, name: str, pieces: Collection[int]) -> list[int]:
         if name not in self._zones.near:
@@ -105,7 +98,7 @@ class Handing:
             if holder is not None:
                 in_vain.append((holder, piece))
         for link, pieces in asked.items():
-            self.ask(link, pieces)
+            link.offer(pieces)
         return in_vain
 
     def part_for(self, client: str, pieces: Iterable[int]) -> list[int]:

@@ -7,7 +7,7 @@ At any time it is in one place: waiting to be asked of the origin or asked of it
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache, partial
 from typing import Final
@@ -24,7 +24,8 @@ from cacheagent.peers.zones import Zones
 from cacheagent.transfer.process import wait_out
 
 HOLDERS_FEED: Final = 4
-"""Members that hold everything stand in for the origin if there is one for so many: their links carry it. Chosen."""
+"""Members that hold everything stand in for the origin if there is one for so many: their links carry it. One that
+holds a part is asked for no more of it by all of them than so many fetch. Chosen."""
 MOST_SHARED_OUT: Final = 64
 """Of each late home's pieces, the first, are looked at: members of a cohort take no more at once. The last ones the
 home would send last to a helper too. Chosen."""
@@ -50,6 +51,8 @@ class Placement:
         self._adopted: set[int] = set()
         """Somebody waits for this node: it asks nobody for them who may be waiting too."""
         self._tried: defaultdict[int, set[str]] = defaultdict(set)
+        self._asked_for: Counter[str] = Counter()
+        """What members were asked for because they hold it, in the origin's place."""
         self._shared_out: set[int] = set()
         """Asked of somebody else than their home, which was late and not slow."""
 
@@ -313,13 +316,16 @@ class Placement:
         from the cohort above, or from the origin."""
         there = [link for link in self._cohort if link.is_up and link.name not in self.out]
         partial = [link for link in there if link.have]
+        most = -(-HOLDERS_FEED * len(self._zones.mine) // len(self._zones.names))
         holders = self._enough([link for link in there if link.is_complete])
         own: list[int] = []
         for piece in pieces:
-            some = [link.name for link in partial if piece in link.have] + holders
+            some = [link.name for link in partial if piece in link.have and self._asked_for[link.name] < most] + holders
             able = [name for name in some if name not in self._tried[piece]]
             if able:
-                self._links[self._zones.first(piece, able)].want([piece])
+                name = self._zones.first(piece, able)
+                self._asked_for[name] += 1
+                self._links[name].want([piece])
             elif self._own.is_open and (far := self._zones.next_far(piece, self._may_bring(piece))):
                 self._ask(far, [piece], in_place=not self._zones.is_first_asked(far, piece))
             else:

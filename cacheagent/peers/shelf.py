@@ -118,7 +118,7 @@ class Shelf:
         first asked, 50 us. It does so too where who vouched is no member any more, or has another key, or is of the
         cohort above while the client is of one below: nobody would believe that."""
         found = self._hashes.get(piece)
-        if found is None or (isinstance(found, Seal) and (self._is_own(found) or self._knows(client, piece, found))):
+        if found is None or (isinstance(found, Seal) and self._knows(client, piece, found)):
             return found
         blake3 = found.blake3 if isinstance(found, Seal) else found
         own = self._own_seals.get(piece)
@@ -126,9 +126,6 @@ class Shelf:
             signature = self._key.sign(protocol.seal_to_sign(self.digest, piece, self.length(piece), blake3))
             own = self._own_seals[piece] = Seal(blake3, signature, self._name)
         return own
-
-    def _is_own(self, seal: Seal) -> bool:
-        return seal.signer == self._name
 
     def _knows(self, client: str, piece: int, seal: Seal) -> bool:
         """Whether it believes who vouches."""

@@ -295,6 +295,23 @@ async def test_who_has_a_part_serves_that_part(tmp_path: Path) -> None:
         await running.leave()
 
 
+async def test_who_has_nearly_all_does_not_serve_nearly_all(tmp_path: Path) -> None:
+    """One of eight: of what a node is the home of it is asked for a half, as four of them fetch, and the origin for the
+    rest."""
+    names = tuple(f"n{number}" for number in range(8))
+    with ExchangeScene(tmp_path / "cache", names, (160,)) as scene:
+        running = await scene.start()
+        job, _share = scene.begin(running)
+        mine = scene.of("n0")
+        scene.let_in("n1", have=range(159))
+        for name in names[2:]:
+            scene.let_in(name)
+        await until(lambda: len(job.wanted) == len(mine) // 2, "the origin is asked for half")
+        assert len(running._links["n1"].expected - scene.of("n1")) == len(mine) - len(mine) // 2
+        assert scene.of("n0") == set(job.wanted) | (running._links["n1"].expected - scene.of("n1"))
+        await running.leave()
+
+
 @pytest.mark.parametrize("brought", [0, 4 * PIECE_SIZE_BYTES])
 async def test_a_home_has_seconds_to_fill_the_link_that_own_pieces_leave(scene: ExchangeScene, brought: int) -> None:
     """Until then the origin had it. Who brings nothing in those seconds is slow, who brings something is not."""
