@@ -7,13 +7,18 @@ is searched for them. The positive controls: the origins did receive them, and t
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import psutil
@@ -21,25 +26,41 @@ import pytest
 
 from cacheagent.api.client import AgentClient
 from cacheagent.demo.seaweedfs import S3Server
+from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.spec import ModelSpec, SourceSpec
 from tests.fakes.faults import Reset, Status
 from tests.fakes.hub import Hub
 from tests.fakes.models import checkpoint, write_files
 from tests.fakes.origin import Origin
+from tests.fakes.peer_agents import PeerAgents
 from tests.fakes.running_agent import RunningAgent
 from tests.fakes.s3 import client_for, new_bucket
+from tests.fakes.wiretap import Wiretap
 
 HUB_TOKEN = "hf_knownHubTokenForTheSearch0123456789"
 WEB_TOKEN = "knownWebTokenForTheSearch0123456789"
 WRONG_TOKEN = "knownWrongTokenForTheSearch0123456789"
 SIGNED = re.compile(rb"(?:X-Amz-Signature|X-Amz-Credential|[?&]Signature)=[A-Za-z0-9%/]", re.IGNORECASE)
 LIMIT_S = 120.0
+STEP = 256 * 1024
 
 
 def findings(name: str, content: bytes, tokens: list[str]) -> list[str]:
     """What of the secrets stands in something; the finding does not repeat it."""
-    found = [f"{name}: token {number}" for number, token in enumerate(tokens) if token.encode() in content]
+    found = [
+        f"{name}: token {number}" for number, token in enumerate(tokens) for shape in shapes(token) if shape in content
+    ]
     return found + [f"{name}: a signed URL" for _ in SIGNED.findall(content)]
+
+
+def shapes(token: str) -> set[bytes]:
+    """As it is, as URLs have it, and in base64 wherever it begins in what was encoded."""
+    plain = token.encode()
+    found = {plain, quote(token, safe="").encode()}
+    for before in range(3):
+        encoded = base64.b64encode(bytes(before) + plain)[(4 * before + 2) // 3 : -4]
+        found |= {encoded, encoded.translate(bytes.maketrans(b"+/", b"-_"))}
+    return found
 
 
 class ProcessList:
@@ -183,9 +204,72 @@ def test_no_secret_is_ever_written_or_said(
     assert [finding for name, content in said.items() for finding in findings(name, content, tokens)] == []
 
 
+@pytest.mark.s3_real
+def test_no_secret_goes_from_one_agent_to_another(
+    seaweedfs: S3Server, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two agents exchange models of S3, a Hub and the web in the clear, both ways, past somebody who keeps all that
+    goes by. The controls: all weights went by, and the origins that show it were shown the tokens."""
+    files = {
+        name: {"a.bin": os.urandom(PIECE_SIZE_BYTES + 4321), "config.json": b"{}"} for name in ("s3", "hub", "web")
+    }
+    bucket = new_bucket(client_for(seaweedfs))
+    for path, content in files["s3"].items():
+        client_for(seaweedfs).put_object(Bucket=bucket, Key=f"m/{path}", Body=content)
+    hub.create("acme/private", private=True, readers=(HUB_TOKEN,)).commit(files["hub"])
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": seaweedfs.access_key,
+        "AWS_SECRET_ACCESS_KEY": seaweedfs.secret_key,
+        "CACHEAGENT_TOKEN_HUB": HUB_TOKEN,
+        "CACHEAGENT_TOKEN_WEB": WEB_TOKEN,
+    }.items():
+        monkeypatch.setenv(name, value)
+    with Origin({f"m/{path}": content for path, content in files["web"].items()}, token=WEB_TOKEN) as web:
+        web.add_sums("m")
+        sources: dict[str, dict[str, Any]] = {
+            "s3": {"uri": f"s3://{bucket}/m", "endpoint": seaweedfs.endpoint, "region": seaweedfs.region},
+            "hub": {"uri": "hf://acme/private", "endpoint": hub.url, "credential": "hub"},
+            "web": {"uri": f"{web.url}/m/", "credential": "web"},
+        }
+        models = [{"name": name, "kind": "tree", "source": source} for name, source in sources.items()]
+        with (
+            Wiretap() as to_n0,
+            Wiretap() as to_n1,
+            PeerAgents(tmp_path, web, 2, via={"n0": to_n0.port, "n1": to_n1.port}) as fleet,
+        ):
+            to_n0.to, to_n1.to = fleet.ports["n0"], fleet.ports["n1"]
+            n0, n1 = fleet.agents["n0"], fleet.agents["n1"]
+            n0.configure(*models[:2])
+            n1.configure(models[2])
+            fleet.start()
+            for agent, mine in ((n0, ("s3", "hub")), (n1, ("web",))):
+                for name in mine:
+                    agent.wait_until_ready(name)
+            for agent in (n0, n1):
+                agent.configure(*models)
+                agent.send(signal.SIGHUP)
+            for agent in (n0, n1):
+                for name in sources:
+                    agent.wait_until_ready(name)
+        heard = {"to n0": to_n0.heard, "to n1": to_n1.heard}
+    for tap, names in (("to n0", ("s3", "hub")), ("to n1", ("web",))):
+        for name in names:
+            data = files[name]["a.bin"]
+            assert any(data[at : at + 64] in heard[tap] for at in range(0, len(data) - 64, STEP)), name
+    assert f"Bearer {WEB_TOKEN}" in {request.headers.get("authorization") for request in web.requests}
+    assert f"Bearer {HUB_TOKEN}" in {request.headers.get("authorization") for request in hub.requests}
+    tokens = [HUB_TOKEN, WEB_TOKEN, seaweedfs.secret_key]
+    assert [finding for tap, content in heard.items() for finding in findings(tap, content, tokens)] == []
+
+
 def test_the_search_finds_what_is_planted() -> None:
-    """Each token, and each kind of signed URL."""
+    """Each token in each of its shapes, and each kind of signed URL."""
     tokens = [HUB_TOKEN, WEB_TOKEN]
     planted = f"x {WEB_TOKEN} https://h/k?a=1&Signature=ab https://h/k?X-Amz-Signature=00".encode()
     assert findings("log", planted, tokens) == ["log: token 1", "log: a signed URL", "log: a signed URL"]
     assert findings("log", b"nothing to see: Signature=", tokens) == []
+    for before in (b"", b"x", b"xy", b"Bearer "):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            assert findings("log", encode(before + WEB_TOKEN.encode() + b" and more"), tokens) != []
+    odd = "aToken+of/many=signs"
+    assert findings("log", quote(odd, safe="").encode(), [odd]) == ["log: token 0"]
