@@ -107,6 +107,52 @@ def test_a_late_joiner_takes_all_from_those_who_have_it(tmp_path: Path) -> None:
         assert large_bytes_sent(origin) < before + large_bytes(files) / 2
 
 
+def test_who_joins_in_the_middle_takes_part(tmp_path: Path) -> None:
+    """Two of three are at it when the third comes, which has most of it from them, and the origin sends far less than
+    the three copies that it would without peers."""
+    files = shards(6, 5)
+    with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+        origin.add_sums(MODEL)
+        fleet.start_together("n0", "n1")
+        origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 3)
+        origin.pace.bytes_per_s = 2e6
+        fleet.start("n2")
+        fleet.agents["n2"].wait_until(lambda: fleet.metric("n2", "cacheagent_peer_received_bytes_total") > 0)
+        assert not any(is_ready(fleet, name) for name in ("n0", "n1")), "they are in the middle"
+        origin.pace.bytes_per_s = 40e6
+        fleet.wait_until_ready()
+        fleet.require(files)
+        assert fleet.metric("n2", "cacheagent_peer_received_bytes_total") > large_bytes(files) / 2
+        assert large_bytes_sent(origin) <= 1.7 * large_bytes(files)
+
+
+def test_a_part_of_a_model_is_served(tmp_path: Path) -> None:
+    """Who was killed in the middle gives what is on its disk to others before it has the rest, for which the origin
+    lets it wait."""
+    files = shards(6, 5)
+    with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 2) as fleet:
+        origin.add_sums(MODEL)
+        fleet.start("n0")
+        origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 2)
+        fleet.kill("n0")
+        origin.pace.bytes_per_s = 1e6
+        before = large_bytes_sent(origin)
+        fleet.start()
+        fleet.agents["n1"].wait_until(
+            lambda: fleet.metric("n1", "cacheagent_peer_received_bytes_total") > large_bytes(files) / 4
+        )
+        assert large_bytes_sent(origin) < before + large_bytes(files) / 4, "it is no download of n0's since"
+        assert not is_ready(fleet, "n0")
+        origin.pace.bytes_per_s = None
+        fleet.wait_until_ready()
+        fleet.require(files)
+
+
+def is_ready(fleet: PeerAgents, name: str) -> bool:
+    """Whether an agent has published the model."""
+    return {wanted.name: wanted.state for wanted in fleet.agents[name].status().wanted}.get(MODEL) == "ready"
+
+
 def test_a_home_that_is_killed_in_the_middle_is_survived(tmp_path: Path) -> None:
     """What it owed gets other homes; when it comes back it goes on from what it had, with the others' help."""
     files = shards(4, 3)
