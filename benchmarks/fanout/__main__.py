@@ -26,11 +26,13 @@ RESULTS = Path("reports") / "benchmarks" / "fanout"
 
 
 def main() -> None:
-    """Measure what the arguments name, in rounds over all cells; say what came out."""
+    """Measure what the arguments name, in rounds over all cells; say what came out. Where anything failed the status is
+    1: a run that was begun is kept with its reason, a fleet that could not be set up is only said."""
     wanted = _arguments()
     if os.geteuid() != 0:
         raise SystemExit("benchmarks.fanout: run as root: it makes network namespaces and groups that count CPU time")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that namespaces and agents go, too
+    failures = 0
     turns = Turns(lock=wanted.lock, turnstile=wanted.turnstile)
     if wanted.runs:
         with datasets(int(wanted.size_mb * 1e6)) as data:
@@ -40,14 +42,18 @@ def main() -> None:
                         run = measure(cell, data, wanted.workdir, turns, wanted.logs)
                     except FetchFailed as error:
                         say(f"{cell}: not measured: {error}")
+                        failures += 1
                         continue
                     say(_line(run))
                     add_run(run, wanted.results, wanted.workdir)
+                    failures += bool(run.failure)
     runs = read_runs(wanted.results)
     outcome = outcome_of(runs)
     keep(outcome, wanted.results)
     plot(summarize(runs.runs), wanted.results / "fanout.png")
     print(write_report([outcome], wanted.results))
+    if failures:
+        raise SystemExit(f"benchmarks.fanout: {failures} runs failed")
 
 
 def _cells(wanted: argparse.Namespace, size_bytes: int) -> Iterator[Cell]:

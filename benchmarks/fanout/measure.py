@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import msgspec
+
 from benchmarks.datasets import Dataset, blake3_of, build_checkpoint
 from benchmarks.fanout.agents import agents
 from benchmarks.fanout.aria2 import aria2
@@ -71,9 +73,7 @@ def measure(cell: Cell, data: tuple[Dataset, Dataset], workdir: Path, turns: Tur
         if logs:
             _keep_logs(home, logs)
         with turns.working():
-            if not run.failure:
-                _compare(cell, ground, fleet)
-        return run
+            return run if run.failure else compared(run, ground.dataset, fleet)
 
 
 def _keep_logs(home: Path, logs: Path) -> None:
@@ -156,12 +156,14 @@ def _cpu_s(fleet: Fleet) -> float:
     return sum(group.cpu_time().total_s for group in fleet.groups)
 
 
-def _compare(cell: Cell, ground: Ground, fleet: Fleet) -> None:
-    """Every byte of two of the nodes that count, drawn anew for each run. Raises FetchFailed."""
-    counted = [node for node in range(cell.nodes) if node != cell.disturbed]
+def compared(run: Run, dataset: Dataset, fleet: Fleet) -> Run:
+    """Every byte of two of the nodes that count, drawn anew for each run. With a wrong one the run has failed."""
+    counted = [node for node in range(run.cell.nodes) if node != run.cell.disturbed]
     chosen = random.sample(counted, min(COMPARED_NODES, len(counted)))
-    pairs = [(fleet.find(node, file.path), file) for node in chosen for file in ground.dataset.files]
+    pairs = [(fleet.find(node, file.path), file) for node in chosen for file in dataset.files]
     with ThreadPoolExecutor(2) as pool:
         for (path, file), found in zip(pairs, pool.map(lambda pair: blake3_of(pair[0]), pairs), strict=True):
             if found != file.blake3:
-                raise FetchFailed(f"{path}: BLAKE3 is {found}, the dataset has {file.blake3}")
+                failure = f"{path}: BLAKE3 is {found}, the dataset has {file.blake3}"
+                return msgspec.structs.replace(run, failure=failure)
+    return run

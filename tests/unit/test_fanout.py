@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from blake3 import blake3
 
+from benchmarks.cgroup import Cgroup
 from benchmarks.datasets import DataFile, Dataset
 from benchmarks.fanout.cell import Cell, Run
 from benchmarks.fanout.figures import figures, summarize
-from benchmarks.fanout.measure import moments_of
+from benchmarks.fanout.measure import compared, moments_of
 from benchmarks.fanout.network import is_leftover
 from benchmarks.fanout.shaping import BURST_BYTES, shape
 from benchmarks.fanout.torrent import PIECE_BYTES, Swarm, bencode, make_torrent
@@ -75,6 +78,40 @@ def test_two_moments_a_second_and_the_last() -> None:
     assert [moment.at_s for moment in moments] == [0.0, 0.5, 0.8]
     assert [moment.received for moment in moments] == [0, 50, 80]
     assert moments[-1].origin_sent == 80
+
+
+class Published:
+    """A fleet that has published what is in a folder of each node."""
+
+    groups: Sequence[Cgroup] = ()
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def fetch(self, counted: Sequence[int], timeout_s: float) -> Mapping[int, float]:
+        raise NotImplementedError
+
+    def find(self, node: int, path: str) -> Path:
+        return self._root / str(node) / path
+
+    def version(self) -> str:
+        return "1"
+
+
+def test_a_run_with_a_wrong_byte_has_failed(tmp_path: Path) -> None:
+    """Whichever node it is on; what was measured is kept with the reason. Right bytes are no failure."""
+    data = b"right"
+    file = DataFile(path="a", size_bytes=len(data), crc64nvme="", sha256="", blake3=blake3(data).hexdigest())
+    dataset = Dataset(name="", root=tmp_path, files=(file,))
+    for node in ("0", "1"):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "a").write_bytes(data)
+    measured = run(msgspec.structs.replace(CELL, nodes=2), 1.0, 2.0)
+    assert compared(measured, dataset, Published(tmp_path)) == measured
+    (tmp_path / "1" / "a").write_bytes(b"wrong")
+    found = compared(measured, dataset, Published(tmp_path))
+    assert found.times_s == measured.times_s
+    assert str(tmp_path / "1" / "a") in found.failure
 
 
 def test_programs_have_the_names_that_they_were_started_by() -> None:
