@@ -5,6 +5,7 @@ What the origin sends is counted by what passes it on. Each test has a model of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,9 @@ from tests.e2e.cluster.models import Weights, delete_models, model_cache, upload
 from tests.e2e.cluster.paced import PacedOrigin, paced_origin
 from tests.e2e.cluster.product import NAMESPACE, ON_EVERY_NODE, agent_pod, install
 from tests.e2e.cluster.waiting import wait_until
+from tests.e2e.cluster.workload import python_pod
+from tests.fakes.models import checkpoint
+from tests.fakes.origin import Origin
 
 pytestmark = [pytest.mark.kube, pytest.mark.slow]
 
@@ -25,6 +29,10 @@ SIZE = 200_000_000
 PIECE = 16 * 2**20
 SLOW = 28_000_000.0
 """Bytes a second: seven seconds for one copy, so that there is a middle."""
+PROVED_SIZE = 400_000_000
+ONE_PROVED_COPY = 1.1
+"""Listings, headers and small files, and two pieces more, where each byte is proved by a SHA-256: nothing is checked a
+second time."""
 ONE_COPY = 1.03 + 5 * PIECE / SIZE
 """Listings, headers and small files, which every node fetches itself; and, since S3 has CRCs only, spot checks: one
 piece by each node, and one in a hundred of the others. Without peers it would be three."""
@@ -78,11 +86,13 @@ class Download:
 
 
 @contextmanager
-def download(cluster: Cluster, name: str, *, seed: int, bytes_per_s: float | None = SLOW) -> Iterator[Download]:
-    """Begun, and gone afterwards."""
+def download(
+    cluster: Cluster, name: str, *, seed: int, bytes_per_s: float | None = SLOW, **spec: Any
+) -> Iterator[Download]:
+    """Begun, and gone afterwards. `spec`: more of the ModelCache's."""
     weights = upload_checkpoint(cluster.object_store, name, size_bytes=SIZE, shards=4, seed=seed)
     with paced_origin(cluster.object_store.endpoint, bytes_per_s) as origin:
-        cluster.apply(model_cache(name, weights, source={"endpoint": origin.endpoint}))
+        cluster.apply(model_cache(name, weights, source={"endpoint": origin.endpoint}, **spec))
         try:
             yield Download(cluster, name, weights, origin)
         finally:
@@ -100,6 +110,111 @@ def test_three_nodes_cost_the_origin_one_copy(exchanging: Cluster) -> None:
         listed = {each["name"]: (each["key"], each["address"]) for each in peers["spec"]["members"]}
         reported = {node: node_status(exchanging, node) for node in NODES}
         assert listed == {node: (each["publicKey"], each["peerAddress"]) for node, each in reported.items()}
+
+
+@contextmanager
+def proved_download(cluster: Cluster, name: str) -> Iterator[Download]:
+    """As `download`, from a web server with a list of SHA-256."""
+    files = checkpoint(size_bytes=PROVED_SIZE, shards=4, seed=66)
+    with Origin({f"m/{path}": data for path, data in files.items()}, host=cluster.address) as server:
+        server.add_sums("m")
+        sums = {path: server.files[f"m/{path}"].sha256() for path in files}
+        with paced_origin(server.url, None) as origin:
+            size_bytes = sum(map(len, files.values()))
+            weights = Weights(uri=f"{origin.endpoint}/m/", endpoint="", region="", files=sums, size_bytes=size_bytes)
+            cluster.apply(model_cache(name, weights, source={"credentials": ""}))
+            try:
+                yield Download(cluster, name, weights, origin)
+            finally:
+                delete_models(cluster, name)
+
+
+def test_it_is_one_copy_and_little_more_where_the_origin_has_sha256(exchanging: Cluster) -> None:
+    """Nothing is fetched to be checked: all three nodes together ask for what one would."""
+    with proved_download(exchanging, "proved") as proved:
+        proved.end()
+        assert 1 <= proved.copies <= ONE_PROVED_COPY, f"{proved.copies:.3f} copies"
+
+
+def test_without_exchange_it_is_a_copy_for_each_node(exchanging: Cluster) -> None:
+    """`peers: never`: the counter that reads one copy above reads three."""
+    with download(exchanging, "never", seed=67, bytes_per_s=None, peers="never") as never:
+        never.end()
+        assert 2.9 <= never.copies <= 3.1, f"{never.copies:.2f} copies"
+
+
+CALL = """
+import base64, json, os, socket, time
+from cacheagent.peers import protocol
+from cacheagent.peers.keys import NodeKey
+
+told = json.loads(os.environ["CALL"])
+
+def messages(file):
+    while len(head := file.read(protocol.HEAD.size)) == protocol.HEAD.size:
+        kind, _, _, length = protocol.HEAD.unpack(head)
+        yield kind, file.read(length)
+
+def ask(hello, client, key):
+    every = protocol.pack_set(range(told["pieces"]))
+    said = protocol.Ask(
+        version=1, digest=told["digest"], client=client, server="n1", time_s=int(time.time()), server_nonce=hello.nonce,
+        client_nonce=os.urandom(32), pieces=told["pieces"], wants=every, adopt=b"", signature=b"")
+    return protocol.request(protocol.signed(said, key.sign(protocol.ask_to_sign(said)) if key else b""))
+
+def call(words):
+    heard = []
+    with socket.create_connection((told["host"], 7411), 60) as sock, sock.makefile("rb") as file:
+        for kind, body in messages(file):
+            if kind != protocol.NOTE:
+                return [*heard, "bytes of the model" if kind == protocol.CHUNK else "a seal"]
+            note = protocol.read_note(body)
+            heard.append(note.code if isinstance(note, protocol.Refusal) else type(note).__name__)
+            if isinstance(note, protocol.Hello):
+                sock.sendall(words(note))
+    return heard
+
+own, stolen = NodeKey(os.urandom(32)), NodeKey(base64.b64decode(told["key"]))
+print(json.dumps({
+    "silent": call(lambda hello: b""),
+    "nonsense": call(lambda hello: b"GET / HTTP/1.1\\r\\n\\r\\n"),
+    "a name of its own": call(lambda hello: ask(hello, "tenant", own)),
+    "a node's name": call(lambda hello: ask(hello, "n2", own)),
+    "no signature": call(lambda hello: ask(hello, "n2", None)),
+    "a node's name and key": call(lambda hello: ask(hello, "n2", stolen)),
+}))
+"""
+"""What each of these hears of an agent: kinds of messages and codes, until it hangs up or sends what is no note."""
+
+
+def test_a_tenants_pod_gets_no_byte_from_the_peer_port(exchanging: Cluster, namespace: str) -> None:
+    """It reaches the port, for nothing enforces NetworkPolicies here, and is refused whatever it says. The control has
+    the key of a node, which only root could give it, and gets what it asks for."""
+    with download(exchanging, "wished-for", seed=68, bytes_per_s=None) as wished_for:
+        digest = wished_for.end()["digest"]
+        files = f"/var/lib/cacheagent/models/{digest.replace(':', '-')}/files"
+        n2 = exchanging.node("n2")
+        sizes = n2.nsenter_command("sh", "-c", f"stat --dereference --format=%s {files}/*.safetensors").stdout.split()
+        told = {
+            "host": node_status(exchanging, "n1")["peerAddress"].rpartition(":")[0],
+            "digest": digest,
+            "pieces": sum(-(-int(size) // PIECE) for size in sizes),
+            "key": n2.nsenter_command("cat", "/var/lib/cacheagent/node.key").stdout,
+        }
+        pod = exchanging.get("pod", agent_pod(exchanging, "n1"), "-n", NAMESPACE)
+        assert told["host"] == pod["status"]["podIP"]
+        environment = [{"name": "CALL", "value": json.dumps(told)}]
+        with_our_packages = {"env": environment, "command": ["/opt/cacheagent/bin/python3", "-u", "-c", CALL]}
+        exchanging.apply(python_pod("calls", node="n1", namespace=namespace, container=with_our_packages))
+        said = wait_until(lambda: exchanging.kubectl("logs", "-n", namespace, "calls"), "it called")
+    assert json.loads(said) == {
+        "silent": ["Hello"],
+        "nonsense": ["Hello", "wants"],
+        "a name of its own": ["Hello", "member"],
+        "a node's name": ["Hello", "signature"],
+        "no signature": ["Hello", "signature"],
+        "a node's name and key": ["Hello", "Welcome", "bytes of the model"],
+    }
 
 
 def test_an_agent_that_is_killed_while_the_controller_is_away(exchanging: Cluster) -> None:
