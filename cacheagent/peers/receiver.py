@@ -9,7 +9,6 @@ the agent's business, and so is every signature of this node.
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import threading
@@ -41,7 +40,7 @@ from cacheagent.peers.orders import (
     Unproved,
 )
 from cacheagent.peers.vouchers import keep
-from cacheagent.transfer.channel import Channel, end_with_parent
+from cacheagent.transfer.channel import Channel, end_process, end_with_parent
 from cacheagent.transfer.disk import Buffer, DirectFile
 from cacheagent.transfer.orders import PieceHash
 from cacheagent.transfer.rate import Meter, SharedRate
@@ -301,7 +300,7 @@ def main() -> None:
         for order in channel:
             receiver.accept(order)
     finally:
-        os._exit(0)  # threads may be in calls that never return
+        end_process()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
+import time
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
@@ -27,9 +29,11 @@ from cacheagent.peers.orders import (
     Unproved,
 )
 from cacheagent.peers.protocol import pack_set
+from cacheagent.peers.quiet import Quiet
 from cacheagent.transfer.child import Child, argv_of
 from cacheagent.transfer.rate import SharedRate
 
+LOG: Final = logging.getLogger(__name__)
 ARGV: Final = argv_of("cacheagent.peers.receiver")
 ANSWER_WITHIN_S: Final = 5.0
 """How long the process may take to let go of pieces before it counts as hung and is killed."""
@@ -55,7 +59,8 @@ class Listener(Protocol):
 
 
 class Receiving:
-    """Used on the event loop only. The process is started when it is first needed, and again when it died."""
+    """Used on the event loop only. The process is started when it is first needed, and again when it died. While none
+    can be started, each connection ends as one to a member that is not reached."""
 
     def __init__(
         self,
@@ -80,9 +85,10 @@ class Receiving:
         self._releases: dict[int, asyncio.Future[None]] = {}
         self._stuck: dict[int, Child[ReceiverReport]] = {}
         """By their connections."""
+        self._quiet = Quiet()
 
     def start(self) -> None:
-        """Have the process ready before it is needed: it takes a fifth of a second. Raises OSError."""
+        """Have the process ready before it is needed: it takes a fifth of a second."""
         self._running()
 
     def session(self, digest: str, keys: dict[str, tuple[bytes, ...]]) -> int:
@@ -113,10 +119,14 @@ class Receiving:
             self._child.send(Forget(session=session))
 
     def connect(self, session: int, member: Member, listener: Listener) -> int:
-        """Begin; the listener hears the rest. Raises OSError when no process can be started."""
+        """Begin; the listener hears the rest."""
         child = self._running()
         number = next(self._numbers)
         self._listeners[number] = listener
+        if child is None:
+            ended = Ended(id=number, kind="connect", message="the peers' receiver can't be started")
+            asyncio.get_running_loop().call_soon(self._heard, ended)
+            return number
         child.send(
             Connect(
                 id=number,
@@ -170,23 +180,31 @@ class Receiving:
         if child.is_stuck and not answer.done():
             raise abandoned(_hangs(child))
 
-    def _running(self) -> Child[ReceiverReport]:
+    def _running(self) -> Child[ReceiverReport] | None:
         if self._child is None:
-            self._memory = self._memory or self._lend()
-            shared, slot = self._memory
-            self._child = Child(
-                [*ARGV, "--shared-fd", str(shared.fd), "--slot", str(slot)],
-                (shared.fd,),
-                ReceiverReport,
-                name="the peers' receiver",
-                on_report=self._heard,
-                on_end=self._died,
-            )
+            try:
+                self._child = self._started()
+            except OSError as error:  # no memory or no process to spare, which may be why the last one died
+                if times := self._quiet.count((self._me, "start"), time.monotonic()):
+                    LOG.warning("the peers' receiver can't be started", extra={"why": str(error), "times": times})
+                return None
             for session, keys in self._keys.items():
                 self._child.send(keys)
                 for target in self._targets[session]:
                     self._child.send(target)
         return self._child
+
+    def _started(self) -> Child[ReceiverReport]:
+        self._memory = self._memory or self._lend()
+        shared, slot = self._memory
+        return Child(
+            [*ARGV, "--shared-fd", str(shared.fd), "--slot", str(slot)],
+            (shared.fd,),
+            ReceiverReport,
+            name="the peers' receiver",
+            on_report=self._heard,
+            on_end=self._died,
+        )
 
     def _heard(self, report: ReceiverReport) -> None:
         if isinstance(report, Released):
@@ -214,6 +232,8 @@ class Receiving:
         listeners, self._listeners = self._listeners, {}
         kind: EndKind = "reset"
         message = "the receiver process ended"
+        if child is not None and not child.is_leaving:
+            LOG.warning("the peers' receiver ended; another one takes its place", extra={"how": child.how_it_ended})
         if child is not None and child.is_stuck:
             self._stuck.update(dict.fromkeys(listeners, child))
             kind, message = "stuck", _hangs(child)

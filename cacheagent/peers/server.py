@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import selectors
 import signal
 import socket
@@ -47,7 +46,7 @@ from cacheagent.peers.sender import Sender, start
 from cacheagent.peers.server_line import ServerLine, TlsFailed, TlsServerLine
 from cacheagent.peers.shelf import Shelf
 from cacheagent.peers.yielding import LOOK_S, DiskCounters, Yielding
-from cacheagent.transfer.channel import Channel, end_with_parent
+from cacheagent.transfer.channel import Channel, end_process, end_with_parent
 from cacheagent.transfer.rate import SharedRate
 
 if TYPE_CHECKING:
@@ -412,7 +411,7 @@ def main() -> None:
             server._obey(order)
         server.run()
     finally:
-        os._exit(0)  # threads may be in calls that never return
+        end_process()
 
 
 if __name__ == "__main__":

@@ -277,25 +277,35 @@ class Service:
         if self._closing:
             return
         number = self._listening.fileno()
-        self._child = Child(
-            [*ARGV, "--listen-fd", str(number)],
-            (number,),
-            ServerReport,
-            name="the peers' server",
-            on_report=self._heard,
-            on_end=self._died,
-        )
+        try:
+            self._child = Child(
+                [*ARGV, "--listen-fd", str(number)],
+                (number,),
+                ServerReport,
+                name="the peers' server",
+                on_report=self._heard,
+                on_end=self._died,
+            )
+        except OSError as error:  # no memory or no process to spare, which may be why the last one died
+            self._not_started(error)
+            return
         self._child.send(self._start_order)
         for served in self._served.values():
             self._child.send(served.order)
             for have in served.have.values():
                 self._child.send(have)
 
+    def _not_started(self, error: OSError) -> None:
+        """The kernel takes connections meanwhile, and whoever made one waits for a greeting."""
+        if times := self._quiet.count(("", "start"), time.monotonic()):
+            LOG.warning("the peers' server can't be started", extra={"why": str(error), "times": times})
+        asyncio.get_running_loop().call_later(RESTART_S, self._start)
+
     def _died(self) -> None:
-        self._child = None
+        child, self._child = self._child, None
         self._sent_by_others, self.connections, self._yields, self._backlogs = self.sent_bytes, 0, 0, {}
-        if not self._closing:
-            LOG.warning("the peers' server ended; another one takes its place")
+        if child is not None and not self._closing:
+            LOG.warning("the peers' server ended; another one takes its place", extra={"how": child.how_it_ended})
             asyncio.get_running_loop().call_later(RESTART_S, self._start)
 
     def _heard(self, report: ServerReport) -> None:

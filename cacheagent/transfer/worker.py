@@ -10,7 +10,6 @@ at once when its parent does: the socket says so, and the kernel where the main 
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import socket
 import threading
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, assert_never
 
-from cacheagent.transfer.channel import Channel, end_with_parent
+from cacheagent.transfer.channel import Channel, end_process, end_with_parent
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.failure import as_failure
 from cacheagent.transfer.http1 import Connections
@@ -154,7 +153,7 @@ def main() -> None:
     try:
         Worker(channel, tools, Threads(options.threads, connections.close_idle)).serve()
     finally:
-        os._exit(0)  # threads may be in calls that never return
+        end_process()
 
 
 def _parse_options() -> argparse.Namespace:

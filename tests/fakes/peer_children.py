@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +30,8 @@ class FakeChild:
         self.say = on_report
         self.ended = asyncio.Event()
         self.is_stuck = False
+        self.is_leaving = False
+        self.how_it_ended = "signal 9"
         self.is_killed = False
         self.is_forgotten = False
         self.pid = 4711
@@ -44,6 +48,7 @@ class FakeChild:
         self.is_forgotten = True
 
     async def close(self) -> None:
+        self.is_leaving = True
         self.end()
 
     def end(self, *, is_stuck: bool = False) -> None:
@@ -55,3 +60,15 @@ class FakeChild:
     def told_of(self, kind: type[msgspec.Struct]) -> list[Any]:
         """Orders of one kind, in order."""
         return [order for order in self.told if isinstance(order, kind)]
+
+
+class FailingChild(FakeChild):
+    """Of a machine that has no process to spare, `failures` times more."""
+
+    failures = 0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if FailingChild.failures:
+            FailingChild.failures -= 1
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        super().__init__(*args, **kwargs)

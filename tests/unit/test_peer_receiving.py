@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import cast
 
 import pytest
@@ -14,7 +15,7 @@ from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.orders import Arrived, Connect, Ended, Progress, Release, Released, Unproved
 from cacheagent.peers.receiving import Receiving
 from cacheagent.transfer.rate import SharedRate
-from tests.fakes.peer_children import FakeChild
+from tests.fakes.peer_children import FailingChild, FakeChild
 from tests.fakes.running import until
 
 pytestmark = pytest.mark.asyncio
@@ -109,3 +110,53 @@ async def test_pieces_are_never_free_when_the_process_hangs() -> None:
     await made.release(other, [2])
     await made.close()
     assert hanging.is_forgotten
+
+
+async def test_while_no_process_can_be_started_nobody_is_reached(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of those whose process died hears of it and may try again at once, which is no member's fault and no
+    defect; when there is a process again, they are connected."""
+    monkeypatch.setattr(receiving, "Child", FailingChild)
+    caplog.set_level(logging.WARNING)
+    made = Receiving(lambda: (cast("SharedRate", type("Memory", (), {"fd": 3})), 1))
+    FailingChild.failures = 1
+    made.start()
+    session = made.session("sha256:ab", {})
+    listeners = [Again(made, session) for _ in range(3)]
+    for each in listeners:
+        each.connect()
+    FailingChild.failures = 3
+    dead = FakeChild.last
+    assert len(dead.told_of(Connect)) == 3
+    dead.end()
+    assert [[end.kind for end in each.ends] for each in listeners] == [["reset"]] * 3
+    await until(lambda: all(len(each.ends) == 2 for each in listeners), "they have heard that it is in vain")
+    assert [each.ends[1].kind for each in listeners] == ["connect"] * 3
+    assert [each.ends[1].id for each in listeners] == [each.number for each in listeners]
+    assert [record.message for record in caplog.records if "started" in record.message] == [
+        "the peers' receiver can't be started"
+    ]
+    listeners[0].connect()
+    assert FakeChild.last is not dead
+    assert len(FakeChild.last.told_of(Connect)) == 1
+    await made.close()
+    assert len(listeners[0].ends) == 3
+
+
+class Again(Listening):
+    """Connects again when its connection is reset."""
+
+    def __init__(self, made: Receiving, session: int) -> None:
+        super().__init__()
+        self.number = 0
+        self._made = made
+        self._session = session
+
+    def connect(self) -> None:
+        self.number = self._made.connect(self._session, N1, self)
+
+    def ended(self, report: Ended) -> None:
+        super().ended(report)
+        if len(self.ends) == 1:
+            self.connect()

@@ -29,7 +29,7 @@ from cacheagent.peers.whole import serve_whole
 from cacheagent.store import Record, Store
 from cacheagent.store.layout import Layout
 from tests.fakes.cache import DOMAIN, NO_FLOOR, blobs_of, content_of, hashes_of, manifest_of, reserve, stage
-from tests.fakes.peer_children import FakeChild
+from tests.fakes.peer_children import FailingChild, FakeChild
 from tests.fakes.peer_exchange import CountingObserver
 from tests.fakes.running import until
 
@@ -261,6 +261,30 @@ async def test_refusals_are_counted_and_not_all_logged(scene: Scene, caplog: pyt
         FakeChild.last.say(Refused(reason="nonce", client="n1", message="replayed"))
     assert [record.__dict__["reason"] for record in caplog.records] == ["time", "nonce"]
     assert len(scene.observer.refused) == 51
+
+
+async def test_a_server_that_cannot_be_started_is_tried_again(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Until it can, whether it is the first or takes another one's place; it knows then what that one knew. The log
+    says so once."""
+    digest = manifest_of(FILES).digest
+    scene.service.show(shown(scene, digest), ("n0", "n1"), {})
+    monkeypatch.setattr(service, "Child", FailingChild)
+    monkeypatch.setattr(service, "RESTART_S", 0.001)
+    before = FakeChild.last
+    FailingChild.failures = 3
+    before.end()
+    await until(lambda: FakeChild.last is not before, "another one has begun")
+    assert [order.digest for order in FakeChild.last.told_of(Serve)] == [digest]
+    (line,) = [record for record in caplog.records if "can't be started" in record.message]
+    assert "temporarily unavailable" in line.__dict__["why"]
+    await scene.service.close()
+    before = FakeChild.last
+    FailingChild.failures = 2
+    scene.restarted()
+    assert FakeChild.last is before
+    await until(lambda: FakeChild.last is not before, "the first one has begun")
 
 
 async def test_what_is_private_has_no_members(scene: Scene, tmp_path: Path) -> None:
