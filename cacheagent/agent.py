@@ -45,7 +45,7 @@ from cacheagent.progress import JobStatus
 from cacheagent.readings import Readings
 from cacheagent.refetch import Refetch
 from cacheagent.reload import LiveConfig
-from cacheagent.running import Orders, until_stopped
+from cacheagent.running import Orders, allow_descriptors, until_stopped
 from cacheagent.scrub import Scrub, ScrubPolicy
 from cacheagent.source import open_source
 from cacheagent.spec import ModelSpec
@@ -84,6 +84,7 @@ def run(config_path: Path, node_name: str = "", kubeconfig: Path | None = None, 
     """
     config = load_config(config_path)
     start_logging(config.logs)
+    allow_descriptors()
     return asyncio.run(_run(config_path, config, kubeconfig, (node_name, peer_host)))
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -76,6 +77,14 @@ class Orders:
         late = threading.Timer(self._stop_within_s, end_now, ["something did not stop in time"])
         late.daemon = True  # it must not keep alive what has stopped
         late.start()
+
+
+def allow_descriptors() -> None:
+    """As many as this process may have, and the children that it starts: systemd lets it begin with 1024, which are for
+    programs that use `select`; a node with many peers needs more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # more than the kernel gives anybody by now
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def end_now(why: str) -> None:

@@ -85,10 +85,14 @@ class Subscription:
         except EOFError as error:
             ended = Ended(id=self.id, kind="disk", message=str(error))
         finally:
-            self._line.close()
-            self._close_file()
+            self.close()
         self._tell_progress()
         self._report(ended)
+
+    def close(self) -> None:
+        """Nothing of it is used any more."""
+        self._line.close()
+        self._close_file()
 
     def say(self, order: Say) -> None:
         """Never waits: what a connection does not take at once is the end of it."""
@@ -246,9 +250,7 @@ class Receiver:
             case Keys():
                 self._session(order.session).keys = order
             case Connect():
-                subscription = Subscription(order, self._session(order.session), self._meter, self._report)
-                self._subscriptions[order.id] = subscription
-                threading.Thread(target=self._run, args=(subscription,), name="peer", daemon=True).start()
+                self._connect(order)
             case Say():
                 if (one := self._subscriptions.get(order.id)) is not None:
                     one.say(order)
@@ -263,6 +265,23 @@ class Receiver:
                 self._sessions.pop(order.session, None)
             case _:
                 assert_never(order)
+
+    def _connect(self, order: Connect) -> None:
+        """Without a descriptor or a thread to spare there is one connection less, and the others go on."""
+        try:
+            self._begin(Subscription(order, self._session(order.session), self._meter, self._report))
+        except (OSError, RuntimeError) as error:
+            self._report(Ended(id=order.id, kind="connect", message=f"no room for a connection: {error}"))
+
+    def _begin(self, subscription: Subscription) -> None:
+        """Raises RuntimeError."""
+        self._subscriptions[subscription.id] = subscription
+        try:
+            threading.Thread(target=self._run, args=(subscription,), name="peer", daemon=True).start()
+        except RuntimeError:
+            del self._subscriptions[subscription.id]
+            subscription.close()
+            raise
 
     def _run(self, subscription: Subscription) -> None:
         try:

@@ -37,10 +37,16 @@ class Channel(Generic[Order]):
 
     def read(self) -> list[Order]:
         """At least one; empty when the parent is gone."""
-        while data := self.socket.recv(READ_BYTES):
+        while data := self._receive():
             if orders := self._reader.feed(data):
                 return orders
         return []
+
+    def _receive(self) -> bytes:
+        try:
+            return self.socket.recv(READ_BYTES)
+        except ConnectionResetError:  # it is gone, and has not read all that was said to it
+            return b""
 
     def send(self, report: msgspec.Struct) -> None:
         """Waits for the parent to take it."""

@@ -21,6 +21,7 @@ from tests.fakes.peer_agents import MODEL, PeerAgents, shards
 from tests.fakes.peer_caller import PATIENCE_S, Caller
 
 CROWD = 10_000
+FEW = 1024
 STRANGER = NodeKey(b"s" * 32)
 
 
@@ -33,11 +34,13 @@ def call(served: tuple[PeerAgents, bytes, str]) -> Iterator[Callable[[], Caller]
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PeerAgents, bytes, str]]:
-    """An agent that has published a model of two pieces; the pieces' bytes and the digest."""
+    """An agent that has published a model of two pieces; the pieces' bytes and the digest. It began as systemd begins
+    it, with few descriptors."""
     files = shards(1)
     with Origin(files) as origin, PeerAgents(tmp_path_factory.mktemp("port"), origin, 2) as fleet:
         origin.add_sums(MODEL)
-        fleet.start("n0")
+        with descriptors(FEW):
+            fleet.start("n0")
         fleet.wait_until_ready("n0")
         digest = fleet.agents["n0"].ask(lambda client: client.model(MODEL)).digest
         yield fleet, files[f"{MODEL}/shard-0.bin"], digest
@@ -168,7 +171,7 @@ def test_a_crowd_that_says_nothing_keeps_no_member_out(
     fleet, _, digest = served
     agent = fleet.agents["n0"]
     server = server_of(agent.process.pid)
-    with many_descriptors(CROWD + 1000), ExitStack() as stack:
+    with descriptors(CROWD + 1000), ExitStack() as stack:
         for _ in range(CROWD):
             stack.enter_context(socket.create_connection(("127.0.0.1", fleet.ports["n0"]), PATIENCE_S))
         assert isinstance(answer_to(call(), digest), protocol.Welcome)
@@ -177,13 +180,21 @@ def test_a_crowd_that_says_nothing_keeps_no_member_out(
     agent.wait_until(lambda: fleet.metric("n0", 'cacheagent_peer_refusals_total{result="busy"}') > CROWD / 2)
 
 
+def test_an_agent_takes_the_descriptors_that_it_may_have(served: tuple[PeerAgents, bytes, str]) -> None:
+    """And so do all processes that it starts."""
+    agent = psutil.Process(served[0].agents["n0"].process.pid)
+    for process in (agent, *agent.children()):
+        soft, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+        assert soft == hard > FEW
+
+
 @contextmanager
-def many_descriptors(count: int) -> Iterator[None]:
-    """For this process, if it may."""
+def descriptors(count: int) -> Iterator[None]:
+    """So many for this process, if it may, and for what it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:
         missing("room for descriptors", f"ulimit -Hn says {hard}")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cacheagent.peers.orders import Start
+from cacheagent.transfer.channel import Channel
 from cacheagent.transfer.child import argv_of
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.wire import frame
@@ -74,3 +75,13 @@ def test_the_end_of_the_agent_is_no_reason_for_a_word(started: Callable[[], Star
             pass
         _, said = process.communicate(timeout=PATIENCE_S)
     assert (said, process.returncode) == ("", 0)
+
+
+def test_an_agent_that_is_gone_has_not_read_everything() -> None:
+    """Which the kernel tells as an error, and which is none."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        channel: Channel[Start] = Channel(theirs, Start)
+        channel.send(Start(name="n0", seed=b"", root=""))
+        ours.close()
+        assert channel.read() == []

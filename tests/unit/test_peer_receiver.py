@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import queue
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -295,3 +298,43 @@ def test_what_arrives_is_told_before_it_is_let_go(bench: Bench) -> None:
     *_, arrived, released = bench.until(Released)
     assert isinstance(arrived, Arrived)
     assert released == Released(number=1)
+
+
+def none_left(*arguments: object) -> None:
+    """As when there are no more descriptors than the process has."""
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def no_thread(self: threading.Thread) -> None:
+    """As with a pids limit."""
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    "lacking", [(socket, "socket", none_left), (threading.Thread, "start", no_thread)], ids=["descriptors", "threads"]
+)
+def test_what_has_no_room_ends_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, lacking: tuple[Any, str, Any]
+) -> None:
+    """A connection for which there is no descriptor or no thread is none; the one that there is brings its piece, and
+    when there is room again, there is another one."""
+    host, port = bench.server.getsockname()
+    order = Connect(id=8, session=1, name="n2", host=host, port=port)
+    with monkeypatch.context() as poor:
+        poor.setattr(*lacking)
+        bench.receiver.accept(order)
+    ended = bench.next()
+    assert isinstance(ended, Ended)
+    assert (ended.id, ended.kind) == (8, "connect")
+    assert "no room" in ended.message
+    bench.receiver.accept(Disconnect(id=8))
+    bench.chunk(0, len(DATA))
+    bench.seal()
+    bench.until(Arrived)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        host, port = listening.getsockname()
+        bench.receiver.accept(msgspec.structs.replace(order, id=9, host=host, port=port))
+        listening.accept()[0].close()
+    *_, last = bench.until(Ended)
+    assert isinstance(last, Ended)
+    assert (last.id, last.kind) == (9, "reset")
