@@ -49,6 +49,7 @@ LOOK_S: Final = 5.0
 """How often members are asked again and what is served is looked for on disk."""
 PUBLISH_LOOK_S: Final = 0.05
 PUBLISH_TRIES: Final = 200
+"""After so many it takes its time."""
 RESTART_S: Final = 1.0
 NOTHING_WAITS: Final = Backlog(seconds=0.0)
 TELL_AGAIN_S: Final = 1.0
@@ -205,16 +206,19 @@ class Service:
 
     def expect_publish(self, digest: str, tries: int = PUBLISH_TRIES) -> None:
         """A download is complete: its files move to their last place in a moment, and whoever is sent something of them
-        waits for that."""
+        waits for that. What is refused in that moment moves nowhere, and is served no more."""
         served = self._served.get(digest)
         if served is None or served.order.hashes or self._closing:
             return
+        is_on_its_way = self._store.is_on_its_way(digest)  # asked first: there is a record before the job ends
         record = self._store.record(digest)
         if record is not None:
             self.published(record)
-        elif tries:
-            loop = asyncio.get_running_loop()
-            loop.call_later(PUBLISH_LOOK_S, self.expect_publish, digest, tries - 1)
+        elif is_on_its_way:
+            pause_s = PUBLISH_LOOK_S if tries else LOOK_S
+            asyncio.get_running_loop().call_later(pause_s, self.expect_publish, digest, max(0, tries - 1))
+        else:
+            self.withdraw(digest)
 
     def withdraw(self, digest: str) -> None:
         """It is not here any more, or was given up."""
@@ -238,8 +242,8 @@ class Service:
         digest = record.digest
         order = await self._vouchers.ask(partial(serve_whole, self._store, record))
         if order is None or self._store.record(digest) is None:  # evicted meanwhile
-            if digest not in self._served:
-                self._send(Withdraw(digest=digest))
+            if digest not in self._served or not self._store.is_on_its_way(digest):  # else it is fetched again
+                self.withdraw(digest)
             return
         self._say(self._listed(order))
         self._served[digest].have.clear()

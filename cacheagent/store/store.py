@@ -134,6 +134,10 @@ class Store:
         with disk_faults("room can't be made"):
             return self._room.reserve(digest, blobs, priority)
 
+    def is_on_its_way(self, digest: str) -> bool:
+        """Whether a job has room for it, which it gives back after its publish, or when it has failed."""
+        return any(digest == each.digest for each in tuple(self._state.reservations))
+
     def blob_hashes(self, blob: str) -> FileHashes | None:
         """Hashes of a blob that is published, or on its way and verified in this process."""
         known = self._state.index.blobs.get(blob)

@@ -287,6 +287,62 @@ async def test_a_server_that_cannot_be_started_is_tried_again(
     await until(lambda: FakeChild.last is not before, "the first one has begun")
 
 
+@pytest.mark.parametrize("tries", [service.PUBLISH_TRIES, 0], ids=["at once", "after a long while"])
+async def test_what_is_complete_and_not_published_is_withdrawn(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    """When its job is over, as after a header that is refused, and not before; it is served again by another job."""
+    monkeypatch.setattr(service, "LOOK_S", 0.01)
+    digest = manifest_of(FILES).digest
+    for _ in range(2):
+        reservation = reserve(scene.store, FILES)
+        scene.service.show(shown(scene, digest), ("n0", "n1"), {})
+        scene.service.expect_publish(digest, tries)
+        await asyncio.sleep(0.1)
+        assert not isinstance(FakeChild.last.told[-1], Withdraw)
+        reservation.release()
+        await until(lambda: isinstance(FakeChild.last.told[-1], Withdraw), "it is served no more")
+        assert not scene.service._served
+
+
+@pytest.mark.parametrize("tries", [service.PUBLISH_TRIES, 0], ids=["at once", "after a long while"])
+async def test_what_is_complete_and_published_is_served_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    """The control: the job ends with a record."""
+    monkeypatch.setattr(service, "LOOK_S", 0.01)
+    digest = manifest_of(FILES).digest
+    reservation = reserve(scene.store, FILES)
+    scene.service.show(shown(scene, digest), ("n0", "n1"), {})
+    scene.service.expect_publish(digest, tries)
+    await asyncio.sleep(0.1)
+    scene.publish("sha256")
+    reservation.release()
+    await until(lambda: shelf_of(FakeChild.last).order.hashes, "all of it is told of")
+    assert not FakeChild.last.told_of(Withdraw)
+
+
+async def test_what_is_evicted_while_it_is_told_of_is_withdrawn(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though a download had told of it; where another one has begun, that goes on."""
+    for again in (False, True):
+        record = scene.publish("sha256")
+        scene.service.show(shown(scene, record.digest), ("n0", "n1"), {})
+
+        def evicting(store: Store, record: Record, vouchers: Vouchers) -> Serve | None:
+            store.evict(record.digest)
+            return None
+
+        monkeypatch.setattr(service, "serve_whole", evicting)
+        before = len(FakeChild.last.told_of(Withdraw))
+        scene.service.expect_publish(record.digest)
+        reading = scene.service._reading[record.digest]
+        if again:
+            monkeypatch.setattr(scene.store, "is_on_its_way", lambda digest: True)
+        await reading
+        assert (len(FakeChild.last.told_of(Withdraw)) == before) is again
+        assert (record.digest in scene.service._served) is again
+
+
 async def test_what_is_private_has_no_members(scene: Scene, tmp_path: Path) -> None:
     """Whoever is on the list; nothing has any before there is a store."""
     listed = Member(name="n1", address="n1.example:7411", key=OTHER.public_text)
