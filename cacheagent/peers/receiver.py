@@ -102,9 +102,12 @@ class Subscription:
             self.stop(by_order=False)
 
     def release(self, pieces: set[int]) -> None:
-        """Returns when nothing of them is written any more."""
+        """Returns when nothing of them is written any more. Somebody else may write over what came of them, so it
+        counts no more: wanted again, they come from their first byte."""
         with self._condition:
             self._expected -= pieces
+            for piece in pieces:
+                self._incoming.pop(piece, None)
             self._condition.wait_for(lambda: self._writing not in pieces)
 
     def stop(self, *, by_order: bool = True) -> None:
@@ -148,7 +151,7 @@ class Subscription:
             if offset:
                 return
         with self._condition:
-            if number not in self._expected:
+            if not self._is_wanted(number, incoming):
                 return
             self._writing = number
         try:
@@ -172,7 +175,7 @@ class Subscription:
         report = self._judged(number, piece, (blake3, signature, signer))
         self._tell_progress()
         with self._condition:
-            if number not in self._expected:
+            if not self._is_wanted(number, incoming):
                 return
             self._expected.discard(number)
             del self._incoming[number]
@@ -202,6 +205,10 @@ class Subscription:
             return msgspec.structs.replace(report, unkept=str(error)[:200])
         return report
 
+    def _is_wanted(self, number: int, incoming: Incoming) -> bool:
+        """And was all the time since its first byte came. With the condition held."""
+        return number in self._expected and self._incoming.get(number) is incoming
+
     def _find(self, number: int) -> Incoming | None:
         if number not in self._expected:
             self._incoming.pop(number, None)
@@ -227,7 +234,7 @@ class Subscription:
 
     def _tell_progress(self) -> None:
         if self._received:
-            begun = tuple(number for number in self._incoming if number in self._expected)
+            begun = tuple(number for number in tuple(self._incoming) if number in self._expected)
             self._report(Progress(id=self.id, received_bytes=self._received, useful_bytes=self._useful, begun=begun))
         self._received = self._useful = 0
         self._reported_at = time.monotonic()

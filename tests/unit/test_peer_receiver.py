@@ -283,6 +283,25 @@ def test_what_was_let_go_does_not_arrive(bench: Bench) -> None:
     assert bench.next() == Progress(id=7, received_bytes=HALF, useful_bytes=0)
 
 
+def test_what_was_let_go_and_is_wanted_again_comes_from_its_first_byte(bench: Bench) -> None:
+    """Somebody else may have written over what came before: its rest and its seal alone are not the piece."""
+    bench.chunk(0, HALF)
+    bench.until(Progress)
+    bench.receiver.accept(Release(number=1, id=7, pieces=protocol.pack_set([0])))
+    bench.until(Released)
+    with bench.target.open("r+b") as file:
+        file.write(bytes(HALF))
+    bench.receiver.accept(Say(id=7, data=b"x", expect=protocol.pack_set([0])))
+    bench.chunk(HALF, len(DATA))
+    bench.seal()
+    bench.chunk(0, len(DATA))
+    bench.seal()
+    *before, arrived = bench.until(Arrived)
+    assert isinstance(arrived, Arrived)
+    assert not any(isinstance(report, Arrived | Ended) for report in before)
+    assert bench.target.read_bytes() == DATA
+
+
 def test_what_arrives_is_told_before_it_is_let_go(bench: Bench) -> None:
     """A release that comes while a piece is being told of is answered after it."""
     bench.go_on.clear()
