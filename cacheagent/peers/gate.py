@@ -45,6 +45,8 @@ class Judge:
             raise Turned("signature", "the signature is not that member's")
         if ask.pieces != shelf.pieces:
             raise Turned("wants", f"it counts {ask.pieces} pieces, this node {shelf.pieces}")
+        if not shelf.is_told:  # it would hear of a part, and get the rest elsewhere
+            raise Turned("busy", "this node is just learning what it has of that digest")
         return key
 
     @staticmethod

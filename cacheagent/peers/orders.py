@@ -43,7 +43,8 @@ class Serve(Value, tag="serve"):
     """A digest, from now on; said again when something of it changed. `members`: raw public keys by name, this node's
     own too; of them, those of the cohorts `above` and `below`. `sizes`: of the large files, in order. `paths`: where
     they are now; empty where one is not staged yet. `hashes`: the raw BLAKE3 of all pieces if all are here, else empty.
-    `seals`: of those among them for which others vouch.
+    `seals`: of those among them for which others vouch. `first`: the piece that `hashes` begin with; what is long comes
+    in several orders, all but the last of which say that it `goes_on`.
     """
 
     digest: str
@@ -55,6 +56,8 @@ class Serve(Value, tag="serve"):
     seals: tuple[Have, ...] = ()
     above: tuple[str, ...] = ()
     below: tuple[str, ...] = ()
+    first: int = 0
+    goes_on: bool = False
 
     def with_path(self, file: int, path: str) -> Serve:
         """One of the files lies there."""

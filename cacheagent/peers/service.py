@@ -39,7 +39,7 @@ from cacheagent.peers.orders import (
 from cacheagent.peers.protocol import pack_set
 from cacheagent.peers.quiet import Quiet
 from cacheagent.peers.vouchers import Vouchers
-from cacheagent.peers.whole import serve_whole
+from cacheagent.peers.whole import in_parts, serve_whole
 from cacheagent.store import Record, Store
 from cacheagent.transfer.child import Child, argv_of
 
@@ -235,7 +235,7 @@ class Service:
         if record is not None and not served.order.hashes:
             self.published(record)
         elif order != served.order:
-            self._say(order)
+            self._say_who(served, order)
 
     async def _tell_whole(self, record: Record) -> None:
         """What a download told of it is no longer needed then."""
@@ -261,8 +261,7 @@ class Service:
         served = self._served.get(digest)
         if served is not None:
             served.told_at = asyncio.get_running_loop().time()
-            served.order = self._listed(served.order)
-            self._send(msgspec.structs.replace(served.order, hashes=b"", seals=()))  # those it has
+            self._say_who(served, self._listed(served.order))
 
     @staticmethod
     def _pause_s(served: Served) -> float:
@@ -271,7 +270,13 @@ class Service:
     def _say(self, order: Serve) -> None:
         served = self._served.setdefault(order.digest, Served(order=order))
         served.order = order
-        self._send(order)
+        for part in in_parts(order):
+            self._send(part)
+
+    def _say_who(self, served: Served, order: Serve) -> None:
+        """The members may be others than before. What is here the process knows, and it is much."""
+        served.order = order
+        self._send(msgspec.structs.replace(order, hashes=b"", seals=()))
 
     def _send(self, order: msgspec.Struct) -> None:
         if self._child is not None:
@@ -295,7 +300,8 @@ class Service:
             return
         self._child.send(self._start_order)
         for served in self._served.values():
-            self._child.send(served.order)
+            for part in in_parts(served.order):
+                self._child.send(part)
             for have in served.have.values():
                 self._child.send(have)
 

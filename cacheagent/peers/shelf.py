@@ -37,6 +37,8 @@ class Shelf:
         self.condition: Final = threading.Condition()
         self.arrived: list[int] = []
         """Pieces of which something is here, in the order in which they came: only grows."""
+        self.is_told = False
+        """The agent has said all that was here when it began to serve this."""
         self.is_closed = False
         self.wanted: Final[Counter[int]] = Counter()
         """By how many subscribers a piece still is."""
@@ -65,8 +67,9 @@ class Shelf:
         """What the agent says anew: members, places, or that all is here."""
         with self.condition:
             self.order = order
-            for piece in range(len(order.hashes) // protocol.HASH_BYTES):
-                at = piece * protocol.HASH_BYTES
+            self.is_told = self.is_told or not order.goes_on
+            for number in range(len(order.hashes) // protocol.HASH_BYTES):
+                at, piece = number * protocol.HASH_BYTES, order.first + number
                 self._hashes[piece] = order.hashes[at : at + protocol.HASH_BYTES]
                 self._come(piece, self.length(piece))
             for seal in order.seals:

@@ -65,6 +65,20 @@ def test_an_honest_member_is_let_in() -> None:
     Judge("n1", NONCE, NOW).judge(ask(), shelf(members=both))  # a key that is being changed
 
 
+def test_who_comes_while_the_server_is_still_told_what_is_here_comes_again() -> None:
+    """It would take a part for all that there is. Once that was told, later changes keep nobody out."""
+    told = shelf(hashes=b"h" * 32, goes_on=True)
+    with pytest.raises(Turned) as turned:
+        Judge("n1", NONCE, NOW).judge(ask(), told)
+    assert turned.value.code == "busy"
+    rest = msgspec.structs.replace(told.order, hashes=b"i" * 32, first=1, goes_on=False)
+    told.update(rest)
+    Judge("n1", NONCE, NOW).judge(ask(), told)
+    assert [told._hashes[piece] for piece in told.proved()] == [b"h" * 32, b"i" * 32]
+    told.update(msgspec.structs.replace(rest, goes_on=True))
+    Judge("n1", NONCE, NOW).judge(ask(), told)
+
+
 @pytest.mark.parametrize(
     ("asked", "code"),
     [

@@ -28,6 +28,7 @@ from cacheagent.peers.orders import (
     ServerReport,
     Sought,
     Start,
+    Withdraw,
 )
 from cacheagent.peers.server import Server
 from cacheagent.transfer.channel import Channel
@@ -133,6 +134,20 @@ def piece(caller: Caller) -> tuple[int, bytes]:
         data += message[3]
     assert protocol.read_seal(message[3])[0] == blake3(data).digest()
     return message[1], data
+
+
+def test_who_comes_between_two_parts_comes_again(port: Port) -> None:
+    """He hears of all that is here, once that is known."""
+    first, last = (blake3(data).digest() for data in port.data)
+    port.tell(Withdraw(digest=DIGEST))
+    port.tell(structs.replace(port.order, hashes=first, goes_on=True))
+    assert refusal(port.call()) == "busy"
+    port.tell(structs.replace(port.order, hashes=last, first=1))
+    caller = port.call()
+    welcome = caller.note()
+    assert isinstance(welcome, protocol.Welcome)
+    assert welcome.complete
+    assert {piece(caller) for _ in range(2)} == set(enumerate(port.data))
 
 
 def test_who_is_taken_off_the_list_gets_nothing_more(port: Port) -> None:

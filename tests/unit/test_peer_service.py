@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import threading
@@ -15,19 +16,21 @@ import pytest_asyncio
 
 from cacheagent.cohorts import Circle
 from cacheagent.config import Address, PeersSettings
+from cacheagent.errors import TransferFailed
 from cacheagent.member import Member
 from cacheagent.model import SMALL_FILE_BYTES, blob_id
-from cacheagent.peers import service
+from cacheagent.peers import service, whole
 from cacheagent.peers.keys import NodeKey
-from cacheagent.peers.orders import Have, Refused, Serve, Sought, Withdraw
+from cacheagent.peers.orders import Have, Refused, Serve, ServerOrder, Sought, Withdraw
 from cacheagent.peers.protocol import seal_to_sign
 from cacheagent.peers.service import Service, Shown
 from cacheagent.peers.shelf import Shelf
 from cacheagent.peers.swarm import NodePeers
 from cacheagent.peers.vouchers import KEEP_S, Vouchers, keep
-from cacheagent.peers.whole import serve_whole
+from cacheagent.peers.whole import in_parts, serve_whole
 from cacheagent.store import Record, Store
 from cacheagent.store.layout import Layout
+from cacheagent.transfer.wire import FrameReader, frame
 from tests.fakes.cache import DOMAIN, NO_FLOOR, blobs_of, content_of, hashes_of, manifest_of, reserve, stage
 from tests.fakes.peer_children import FailingChild, FakeChild
 from tests.fakes.peer_exchange import CountingObserver
@@ -171,6 +174,58 @@ async def test_what_only_crcs_speak_for_goes_on_under_the_name_that_it_came_with
     scene.restarted()
     await scene.seek(digest)
     assert signers(FakeChild.last) == expected
+
+
+@pytest.mark.parametrize("at_once", [1, 2], ids=["in parts", "in one"])
+async def test_what_is_much_is_told_in_parts(scene: Scene, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Also to a process that takes another one's place. Who is a member by now is told without any of it."""
+    monkeypatch.setattr(whole, "PIECES_AT_ONCE", at_once)
+    record = scene.publish("crc64nvme")
+    scene.keep(scene.seal(record.digest, 1))
+    await scene.seek(record.digest)
+    for _ in range(2):
+        told = FakeChild.last.told_of(Serve)
+        assert [order.goes_on for order in told] == [True, False][at_once - 1 :]
+        assert [seal.piece for seal in told[-1].seals] == [1]
+        assert sum(len(order.seals) for order in told) == 1
+        assert shelf_of(FakeChild.last).is_complete
+        assert signers(FakeChild.last) == ["n0", "n1"]
+        scene.service._child = None
+        scene.service._start()
+    del scene.keys["n1"]
+    scene.service.look()
+    changed = FakeChild.last.told_of(Serve)[-1]
+    assert (set(changed.members), changed.hashes, changed.seals, changed.goes_on) == ({"n0"}, b"", (), False)
+    assert shelf_of(FakeChild.last).is_complete
+    assert signers(FakeChild.last) == ["n0", "n0"]
+    scene.service._child = None
+    scene.service._start()
+    assert shelf_of(FakeChild.last).is_complete
+
+
+async def test_no_part_is_too_long_for_a_process() -> None:
+    """Of 5 TB that others vouch for, under the longest of names; in one, which is the control, it would be its end."""
+    pieces, digest = 300_000, "sha256:" + "ab" * 32
+    hashes = [piece.to_bytes(32, "big") for piece in range(pieces)]
+    seals = [
+        Have(digest=digest, piece=piece, blake3=blake3, signer="n" * 253, signature=b"s" * 64)
+        for piece, blake3 in enumerate(hashes)
+    ]
+    order = Serve(
+        digest=digest, members={}, homes=(), sizes=(), paths=(), hashes=b"".join(hashes), seals=tuple(seals[::-1])
+    )
+    with pytest.raises(TransferFailed, match="at most"):
+        FrameReader[ServerOrder](ServerOrder).feed(frame(order)[:4])
+    reader = FrameReader[ServerOrder](ServerOrder)
+    parts = [each for part in in_parts(order) for each in reader.feed(frame(part))]
+    assert len(parts) == 5
+    firsts = [part.first for part in parts if isinstance(part, Serve)]
+    assert firsts == [
+        0,
+        *itertools.accumulate(len(part.hashes) // 32 for part in parts[:-1] if isinstance(part, Serve)),
+    ]
+    assert b"".join(part.hashes for part in parts if isinstance(part, Serve)) == order.hashes
+    assert {seal for part in parts if isinstance(part, Serve) for seal in part.seals} == set(seals)
 
 
 async def test_what_nobody_else_would_believe_this_node_says_itself(scene: Scene) -> None:
