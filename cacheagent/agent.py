@@ -243,7 +243,7 @@ def _is_private(models: Callable[[], Iterable[ModelSpec]], store: Store, digest:
 
 def _me(peers: NodePeers | None, cluster: Cluster) -> Member | None:
     """This node as its peers are to know it. Raises ConfigError."""
-    if peers is None or peers.service is None or peers.key is None:
+    if peers is None or peers.service is None or peers.keys is None:
         return None
     bound, _, port = peers.service.address.rpartition(":")
     host = (cluster.peer_host or bound).strip("[]")
@@ -252,7 +252,7 @@ def _me(peers: NodePeers | None, cluster: Cluster) -> Member | None:
             "peers.listen says nothing about where other nodes reach this one", hint="give its address with --peer-host"
         )
     return Member(
-        name=cluster.node, address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}", key=peers.key.public_text
+        name=cluster.node, address=f"[{host}]:{port}" if ":" in host else f"{host}:{port}", key=peers.keys.public_text
     )
 
 

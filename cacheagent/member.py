@@ -14,8 +14,8 @@ KEY_BYTES: Final = 32
 
 class Member(Value):
     """A node that wants a digest. `name` is what keys and homes go by, and is never an address; `address`: host:port of
-    its peer port; `zone`: where it is, if that is known; `key`: its Ed25519 public key in base64, or two with a comma
-    between them while the node changes from one to the other.
+    its peer port; `zone`: where it is, if that is known; `key`: its Ed25519 public key in base64, or several with
+    commas between them: the present and the next one, or those of before and after a change. It may sign with any.
     """
 
     name: str

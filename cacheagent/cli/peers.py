@@ -17,12 +17,13 @@ def peers() -> None:
     "--cache", type=click.Path(file_okay=False, path_type=Path), required=True, help="The node's cache directory."
 )
 def key(cache: Path) -> None:
-    """Print the public half of this node's key, which the other members must know. Made if there is none.
+    """Print the public halves of this node's keys, which the other members must know: of the one that it signs with
+    and, after a comma, of the next one. Made where there are none.
 
     \b
     Example:
       cacheagent peers key --cache /var/lib/cacheagent
     """
-    from cacheagent.peers.keys import load_or_make_key  # only this command needs cryptography
+    from cacheagent.peers.keys import load_or_make_keys  # only this command needs cryptography
 
-    click.echo(load_or_make_key(cache).public_text)
+    click.echo(load_or_make_keys(cache).public_text)

@@ -248,10 +248,10 @@ class NodeUsage(KubeValue):
 class ModelCacheNodeStatus(KubeValue):
     """Written by the node's own agent only (server-side apply). `models`: what is assigned, and every version on disk.
     `incarnation`: changes when the cache directory was made anew (a wiped disk), so that the node counts as cold again.
-    `observed_generation`: the spec that the agent has taken in. `public_key` (Ed25519, base64) and `peer_address`
-    (`host:port`): how other agents know and reach this one; empty while it exchanges nothing. `liars`: nodes that this
-    one has caught, and asks for nothing; its word alone, which nobody else goes by. `ready` and `free` ("3/4"
-    models, "1.2 TB") follow the other fields by themselves.
+    `observed_generation`: the spec that the agent has taken in. `public_key` (Ed25519, base64; the present one, a
+    comma and the next one) and `peer_address` (`host:port`): how other agents know and reach this one; empty while it
+    exchanges nothing. `liars`: nodes that this one has caught, and asks for nothing; its word alone, which nobody else
+    goes by. `ready` and `free` ("3/4" models, "1.2 TB") follow the other fields by themselves.
     """
 
     observed_generation: int = 0
@@ -278,8 +278,8 @@ class ModelCacheNodeStatus(KubeValue):
 
 
 class PeerMember(KubeValue):
-    """One node of a cohort. `name`: the node's. `address`: `host:port` of its agent. `key`: its public half (Ed25519,
-    base64)."""
+    """One node of a cohort. `name`: the node's. `address`: `host:port` of its agent. `key`: what its agent reports
+    as its public key."""
 
     name: str
     address: str
@@ -288,7 +288,7 @@ class PeerMember(KubeValue):
 
 
 class PeerBelow(KubeValue):
-    """A node that this cohort feeds: by its key it is let in, and it is never called."""
+    """A node that this cohort feeds: by its keys it is let in, and it is never called."""
 
     name: str
     key: str

@@ -24,8 +24,8 @@ exchange with. A controller answers within a second or two; one that is away kee
 
 
 class PeerLists:
-    """A `Membership`. One event loop. `me`: how this node's own agent reports itself; `changed` is called with news,
-    and when a wait is over."""
+    """A `Membership`. One event loop. `me`: how this node's own agent reports itself, its present key first; `changed`
+    is called with news, and when a wait is over."""
 
     def __init__(self, api: KubeApi, me: Member, *, changed: Callable[[], None], hold_s: float | None = None) -> None:
         self.me = me
@@ -70,7 +70,7 @@ class PeerLists:
         if digest not in self._until:
             self._until[digest] = now + self._hold_s
             asyncio.get_running_loop().call_later(self._hold_s, self._changed)
-        if self.me not in _without_zones(self.circle(digest).near) and now < self._until[digest]:
+        if not self._is_known(digest) and now < self._until[digest]:
             return True
         self._until.pop(digest)
         self._released.add(digest)
@@ -80,6 +80,13 @@ class PeerLists:
         """All but these versions may wait again when they are wanted again."""
         self._released &= wanted
         self._until = {digest: until for digest, until in self._until.items() if digest in wanted}
+
+    def _is_known(self, digest: str) -> bool:
+        """Whether others reach this node, and believe what it signs."""
+        return any(
+            each.name == self.me.name and each.address == self.me.address and self.me.keys[0] in each.keys
+            for each in self.circle(digest).near
+        )
 
     def _heard(self, _before: Object | None, _after: Object | None) -> None:
         found = []
@@ -128,10 +135,6 @@ def _members_of(listed: Iterable[PeerMember]) -> tuple[Member, ...]:
         except ValueError as error:
             LOG.warning("a peer is left out: %s", error)
     return tuple(members)
-
-
-def _without_zones(members: Iterable[Member]) -> set[Member]:
-    return {Member(name=each.name, address=each.address, key=each.key) for each in members}
 
 
 def _age(item: Object) -> int:

@@ -2,7 +2,7 @@
 
 The members' list names keys, not authorities. So each node's key issues the certificate that its peer port shows, for a
 key of the server process that lives for a day; and whoever connects makes itself a certificate of each key that the
-list names for that member, and trusts those and nothing else. Two keys while a node changes its own: two of them.
+list names for that member, and trusts those and nothing else. A key that is not in use yet has one as well.
 """
 
 from __future__ import annotations

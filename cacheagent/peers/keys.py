@@ -1,18 +1,22 @@
-"""A node's own key among its peers: Ed25519, made by its agent, on its disk and nowhere else."""
+"""A node's own keys among its peers: Ed25519, made by its agent, on its disk and nowhere else.
+
+It signs with one. The next one is made and handed out beside it, so that everybody knows it before it is needed.
+"""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cacheagent.errors import StoreError
-from cacheagent.store.durable import disk_faults, write_whole
+from cacheagent.store.durable import disk_faults, sync_directory, write_whole
 from cacheagent.store.layout import Layout
 
 if TYPE_CHECKING:
@@ -52,6 +56,19 @@ class NodeKey:
         return f"NodeKey({self.public_text})"
 
 
+class NodeKeys(NamedTuple):
+    """A node's own. `current` signs. `next` signs nothing yet: it becomes the current one when that one's file is
+    gone."""
+
+    current: NodeKey
+    next: NodeKey
+
+    @property
+    def public_text(self) -> str:
+        """Both, the current one first, as member lists have them."""
+        return f"{self.current.public_text},{self.next.public_text}"
+
+
 def is_signed(message: bytes, signature: bytes, keys: tuple[bytes, ...]) -> bool:
     """Whether one of these public keys signed it."""
     return signing_key(message, signature, keys) is not None
@@ -62,20 +79,22 @@ def signing_key(message: bytes, signature: bytes, keys: tuple[bytes, ...]) -> by
     return next((key for key in keys if _agrees(message, signature, key)), None)
 
 
-def load_or_make_key(root: Path) -> NodeKey:
-    """This node's key; made, durable and readable by its owner alone, if there is none. Blocks. Raises DiskFault, and
-    StoreError for a file that holds no key.
+def load_or_make_keys(root: Path) -> NodeKeys:
+    """This node's keys; those that are not there are made, durable and readable by their owner alone, but for a current
+    one whose place the next one can take. Blocks. Raises DiskFault, and StoreError for a file that holds no key.
     """
-    path = Layout(root).node_key
-    with disk_faults(f"this node's key {path} can't be read or made"):
+    layout = Layout(root)
+    current = _load(layout.node_key) or _promote(layout) or _make(layout.node_key)
+    return NodeKeys(current, _load(layout.next_node_key) or _make(layout.next_node_key))
+
+
+def _load(path: str) -> NodeKey | None:
+    with _faults(path):
         try:
             with open(path, "rb") as file:
                 written = file.read(1024)
         except FileNotFoundError:
-            seed = os.urandom(SEED_BYTES)
-            os.makedirs(root, exist_ok=True)
-            write_whole(path, base64.b64encode(seed) + b"\n", mode=0o600)
-            return NodeKey(seed)
+            return None
     try:
         seed = base64.b64decode(written, validate=False)
     except binascii.Error as error:
@@ -83,6 +102,24 @@ def load_or_make_key(root: Path) -> NodeKey:
     if len(seed) != SEED_BYTES:
         raise _no_key(path)
     return NodeKey(seed)
+
+
+def _make(path: str) -> NodeKey:
+    seed = os.urandom(SEED_BYTES)
+    with _faults(path):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        write_whole(path, base64.b64encode(seed) + b"\n", mode=0o600)
+    return NodeKey(seed)
+
+
+def _promote(layout: Layout) -> NodeKey | None:
+    """The next key is the current one from here on, also after a power cut."""
+    key = _load(layout.next_node_key)
+    if key is not None:
+        with _faults(layout.node_key):
+            os.rename(layout.next_node_key, layout.node_key)
+            sync_directory(layout.root)
+    return key
 
 
 def _agrees(message: bytes, signature: bytes, key: bytes) -> bool:
@@ -95,5 +132,9 @@ def _agrees(message: bytes, signature: bytes, key: bytes) -> bool:
 
 def _no_key(path: str) -> StoreError:
     return StoreError(
-        f"{path} holds no key", hint="remove it: a new one is made, and its public half must be handed out"
+        f"{path} holds no key", hint="remove it: another one takes its place, whose public half the lists must have"
     )
+
+
+def _faults(path: str) -> AbstractContextManager[None]:
+    return disk_faults(f"this node's key {path} can't be read or made")

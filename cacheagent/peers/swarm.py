@@ -14,7 +14,7 @@ from cacheagent.config import PeersSettings
 from cacheagent.model import SMALL_FILE_BYTES, piece_count
 from cacheagent.peers.budget import share
 from cacheagent.peers.exchange import Exchange
-from cacheagent.peers.keys import NodeKey, load_or_make_key
+from cacheagent.peers.keys import NodeKeys, load_or_make_keys
 from cacheagent.peers.member import Membership, StaticMembership
 from cacheagent.peers.node import PeerNode
 from cacheagent.peers.observer import PeerObserver
@@ -119,7 +119,7 @@ class NodePeers:
         listed = StaticMembership(settings.members, settings.node_name, cohort)
         self.membership: Membership = listed
         self.sharers: Callable[[str], int] = lambda digest: listed.circle(digest).sharers
-        self.key: NodeKey | None = None
+        self.keys: NodeKeys | None = None
         self.is_private = is_private
         self.liars: set[str] = set()
         self.service: Service | None = None
@@ -137,17 +137,18 @@ class NodePeers:
     @asynccontextmanager
     async def open(self, store: Store, pool: WorkerPool) -> AsyncIterator[Swarm]:
         """Listen for the length of the block. Raises ConfigError, DiskFault, StoreError."""
-        self.key = await in_thread(partial(load_or_make_key, self._root))
+        self.keys = await in_thread(partial(load_or_make_keys, self._root))
+        key = self.keys.current
         self._store = store
         vouchers = Vouchers(Layout(self._root))
         await in_thread(lambda: vouchers.tidy(lambda digest: store.record(digest) is not None))
-        self.service = Service(self._settings, self.key, store, vouchers, self, self._observer)
+        self.service = Service(self._settings, key, store, vouchers, self, self._observer)
         tls = self._settings.tls
         receiving = Receiving(pool.lend, me=self._settings.node_name, tls=tls, seals_of=vouchers.path)
         receiving.start()
         node = PeerNode(
             name=self._settings.node_name,
-            key=self.key,
+            key=key,
             service=self.service,
             receiving=receiving,
             store=store,
@@ -155,7 +156,8 @@ class NodePeers:
             observer=self._observer,
             origin_share=lambda digest: share(int(self._settings.origin_budget_bytes_per_s), self.sharers(digest)),
         )
-        LOG.info("listening for peers", extra={"listen": self.service.address, "key": self.key.public_text, "tls": tls})
+        told = {"listen": self.service.address, "key": self.keys.public_text, "tls": tls}
+        LOG.info("listening for peers", extra=told)
         try:
             yield Swarm(node, self.liars)
         finally:

@@ -37,6 +37,7 @@ class Layout:
         self.incarnation = f"{self.root}/incarnation"
         self.assignment = f"{self.root}/assignment.json"
         self.node_key = f"{self.root}/node.key"
+        self.next_node_key = f"{self.root}/node.key.next"
         self.seals = f"{self.root}/seals"
         self.staging = f"{self.root}/staging"
         self.small = f"{self.staging}/small"

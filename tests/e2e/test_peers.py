@@ -13,7 +13,16 @@ from typing import Any
 import pytest
 
 from tests.e2e.cluster.cluster import Cluster
-from tests.e2e.cluster.faults import container_status, kill_container, node_model, node_status, wait_until_started_again
+from tests.e2e.cluster.faults import (
+    agent_metrics_url,
+    container_status,
+    kill_container,
+    metrics_at,
+    node_model,
+    node_status,
+    total,
+    wait_until_started_again,
+)
 from tests.e2e.cluster.models import Weights, delete_models, model_cache, upload_checkpoint, wait_until_cached
 from tests.e2e.cluster.paced import PacedOrigin, paced_origin
 from tests.e2e.cluster.product import NAMESPACE, ON_EVERY_NODE, agent_pod, install
@@ -267,10 +276,14 @@ def test_a_node_that_is_gone_in_the_middle(exchanging: Cluster) -> None:
 
 
 def test_a_key_that_is_renewed_in_the_middle(exchanging: Cluster) -> None:
-    """The file is removed and the agent restarted: its new key is reported, listed, and believed by the others."""
+    """The file is removed and the agent restarted: it goes on with the key that was listed as the next one, so nobody
+    refuses it, and reports and is listed with another next one."""
     with download(exchanging, "renewed", seed=64) as renewed:
         renewed.reach(0.35)
-        before = node_status(exchanging, "n3")["publicKey"]
+        before = str(node_status(exchanging, "n3")["publicKey"])
+        assert listed_keys(exchanging, "n3") == {before}
+        present, following = before.split(",")
+        refused = refused_signatures(exchanging)
         exchanging.node("n3").nsenter_command("rm", "/var/lib/cacheagent/node.key")
         pod = agent_pod(exchanging, "n3")
         was = str(container_status(exchanging, NAMESPACE, pod, "agent")["containerID"])
@@ -278,8 +291,24 @@ def test_a_key_that_is_renewed_in_the_middle(exchanging: Cluster) -> None:
         renewed.end()
         assert renewed.copies <= WITH_ONE_THIRD_LOST, f"{renewed.copies:.2f} copies"
         wait_until_started_again(exchanging, NAMESPACE, pod, "agent", was)
-        after = node_status(exchanging, "n3")["publicKey"]
-        assert after != before
-        lists = exchanging.get("modelcachepeers")["items"]
-        keys = {member["key"] for item in lists for member in item["spec"]["members"] if member["name"] == "n3"}
-        assert keys == {after}
+        after = str(node_status(exchanging, "n3")["publicKey"])
+        used, new = after.split(",")
+        assert used == following
+        assert new not in {present, following}
+        wait_until(lambda: listed_keys(exchanging, "n3") == {after}, "it is listed with them", 30)
+        assert refused_signatures(exchanging) == {**refused, "n3": 0}
+        received = metrics_at(agent_metrics_url(exchanging, "n3"))
+        assert total(received, "cacheagent_peer_received_bytes_total") > 0, "since it was started again"
+
+
+def listed_keys(cluster: Cluster, node: str) -> set[str]:
+    """What the lists say of a node: one text if all say the same."""
+    lists = cluster.get("modelcachepeers")["items"]
+    return {str(member["key"]) for item in lists for member in item["spec"]["members"] if member["name"] == node}
+
+
+def refused_signatures(cluster: Cluster) -> dict[str, float]:
+    """By node: connections whose signature its agent did not believe, since it was started."""
+    found = {node: metrics_at(agent_metrics_url(cluster, node)) for node in NODES}
+    name = "cacheagent_peer_refusals_total"
+    return {node: total(metrics, name, result="signature") for node, metrics in found.items()}

@@ -16,7 +16,7 @@ from typing import Any, Self
 import psutil
 
 from cacheagent.model import PIECE_SIZE_BYTES
-from cacheagent.peers.keys import load_or_make_key
+from cacheagent.peers.keys import load_or_make_keys
 from tests.fakes.faults import SlowFirstByte
 from tests.fakes.origin import Origin
 from tests.fakes.running_agent import RunningAgent
@@ -38,8 +38,9 @@ def add_index(origin: Origin) -> None:
 
 
 class PeerAgents:
-    """`agents` by name, n0, n1 …; not started until somebody does. Ended at the end. `via`: ports at which the list
-    has some of them, in place of their own. `zones`: of each, in order."""
+    """`agents` by name, n0, n1 …; not started until somebody does. Ended at the end. `keys`: those that they sign
+    with; the list has the next ones too. `via`: ports at which the list has some of them, in place of their own.
+    `zones`: of each, in order."""
 
     def __init__(
         self,
@@ -55,10 +56,11 @@ class PeerAgents:
         self.origin = origin
         names = [f"n{number}" for number in range(count)]
         self.ports = {name: free_port() for name in names}
-        self.keys = {name: load_or_make_key(directory / name / "cache") for name in names}
+        own = {name: load_or_make_keys(directory / name / "cache") for name in names}
+        self.keys = {name: keys.current for name, keys in own.items()}
         listed = {**self.ports, **(via or {})}
         self.members = [
-            {"name": name, "address": f"127.0.0.1:{listed[name]}", "key": self.keys[name].public_text, "zone": zone}
+            {"name": name, "address": f"127.0.0.1:{listed[name]}", "key": own[name].public_text, "zone": zone}
             for name, zone in zip(names, zones or [""] * count, strict=True)
         ]
         self.agents: dict[str, RunningAgent] = {}

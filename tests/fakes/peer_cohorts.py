@@ -13,7 +13,7 @@ from cacheagent.cohorts import Circle, circle_of, tree_of
 from cacheagent.config import Address, PeersSettings
 from cacheagent.member import Member
 from cacheagent.node import Node, open_node
-from cacheagent.peers.keys import NodeKey, load_or_make_key
+from cacheagent.peers.keys import NodeKey, load_or_make_keys
 from cacheagent.peers.swarm import NodePeers
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Record
@@ -97,10 +97,11 @@ class CohortNodes:
         self.digest = await self._look_up()
         names = self._names()
         self.ports = {name: free_port() for name in names}
-        self.keys = {name: load_or_make_key(self._directory / name) for name in names}
+        own = {name: load_or_make_keys(self._directory / name) for name in names}
+        self.keys = {name: keys.current for name, keys in own.items()}
         self.counted = {name: Counted() for name in names}
         self.members = tuple(
-            Member(name=name, address=f"127.0.0.1:{self.ports[name]}", key=self.keys[name].public_text, zone=zone)
+            Member(name=name, address=f"127.0.0.1:{self.ports[name]}", key=own[name].public_text, zone=zone)
             for name, zone in zip(names, self._zones or [""] * NODES, strict=True)
         )
         return self

@@ -10,7 +10,7 @@ from typing import Any
 from cacheagent.config import Address, PeersSettings
 from cacheagent.member import Member
 from cacheagent.node import Node, open_node
-from cacheagent.peers.keys import load_or_make_key
+from cacheagent.peers.keys import load_or_make_keys
 from cacheagent.peers.swarm import NodePeers
 from cacheagent.transfer.pool import TransferConfig
 from tests.fakes.cache import NO_FLOOR
@@ -33,7 +33,7 @@ def open_nodes(
     directory: Path, received: dict[str, Received], **settings: Any
 ) -> list[AbstractAsyncContextManager[Node]]:
     """Two engines that know each other, in this process; workers and peers' processes are real."""
-    keys = {name: load_or_make_key(directory / name) for name in NAMES}
+    keys = {name: load_or_make_keys(directory / name) for name in NAMES}
     ports = {name: free_port() for name in NAMES}
     members = tuple(Member(name=name, address=f"127.0.0.1:{ports[name]}", key=keys[name].public_text) for name in NAMES)
     nodes: list[AbstractAsyncContextManager[Node]] = []

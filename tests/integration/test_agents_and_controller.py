@@ -292,7 +292,8 @@ BIG = 6 * 16 * 2**20 + 12345
 
 def test_nodes_exchange_what_they_fetch(cluster: Cluster) -> None:
     """Three nodes cost the origin one copy, also the one that resolved; a node that comes later takes its own share at
-    most; what may not be exchanged is fetched by each; one whose key is new is known by it."""
+    most; what may not be exchanged is fetched by each; one whose key is gone goes on with the next one, which all
+    know."""
     cluster.settings = {"peers": {"listen": "127.0.0.1:0"}}
     agents = [cluster.node(f"n{number}") for number in (1, 2, 3)]
     cluster.until(lambda: all(_status(cluster, f"n{number}").get("publicKey") for number in (1, 2, 3)))
@@ -322,12 +323,16 @@ def test_nodes_exchange_what_they_fetch(cluster: Cluster) -> None:
     assert cluster.origin.body_bytes_sent("closed/weights.bin") == 4 * BIG
 
     before = _status(cluster, "n2")["publicKey"]
+    assert before in _keys(cluster)
     agents[1].send(signal.SIGKILL)
     agents[1].wait()
     (agents[1].root / "node.key").unlink()
     agents[1].start()
     cluster.until(lambda: _status(cluster, "n2")["publicKey"] != before)
     after = _status(cluster, "n2")["publicKey"]
+    (present, following), (used, new) = before.split(","), after.split(",")
+    assert used == following
+    assert new not in {present, following}
     cluster.until(lambda: after in _keys(cluster))
     assert before not in _keys(cluster)
 

@@ -59,7 +59,7 @@ def test_a_key_is_changed_in_the_middle(tmp_path: Path, *, listed: bool) -> None
     with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
         origin.add_sums(MODEL)
         if listed:
-            fleet.members[1]["key"] += f",{new.public_text}"
+            fleet.members[1]["key"] = f"{fleet.keys['n1'].public_text},{new.public_text}"
             for agent in fleet.agents.values():
                 agent.configure(fleet.model())
         fleet.start_together()
@@ -72,6 +72,33 @@ def test_a_key_is_changed_in_the_middle(tmp_path: Path, *, listed: bool) -> None
         refused = [fleet.metric(name, 'cacheagent_peer_refusals_total{result="signature"}') for name in ("n0", "n2")]
         assert (max(refused) == 0) is listed
         assert (fleet.metric("n1", "cacheagent_peer_received_bytes_total") > 0) is listed
+
+
+@pytest.mark.parametrize(
+    ("removed", "tls"),
+    [(["node.key"], False), (["node.key"], True), (["node.key", "node.key.next"], False)],
+    ids=["the current one", "the current one, with TLS", "both"],
+)
+def test_a_node_whose_key_is_removed_in_the_middle(tmp_path: Path, removed: list[str], *, tls: bool) -> None:
+    """Its next one was on the lists before: nobody refuses it, and others give it the rest. The control has removed
+    that too, so that nobody knows it."""
+    files, known = shards(4, 3), removed == ["node.key"]
+    with Origin(files, bytes_per_s=40e6) as origin, PeerAgents(tmp_path, origin, 3, tls=tls) as fleet:
+        origin.add_sums(MODEL)
+        fleet.start_together()
+        origin.wait_until(lambda: large_bytes_sent(origin) > large_bytes(files) / 4)
+        fleet.kill("n1")
+        for name in removed:
+            (fleet.agents["n1"].root / name).unlink()
+        fleet.start("n1")
+        fleet.wait_until_ready()
+        fleet.require(files)
+        refused = [fleet.metric(name, 'cacheagent_peer_refusals_total{result="signature"}') for name in fleet.agents]
+        assert (max(refused) == 0) is known
+        assert (fleet.metric("n1", "cacheagent_peer_received_bytes_total") > 0) is known
+        before, after = fleet.members[1]["key"].split(","), reported_keys(fleet, "n1")
+        assert (after[0] == before[1]) is known
+        assert not set(after) & set(before[:1] if known else before)
 
 
 def test_a_member_without_room_costs_the_others_nothing(tmp_path: Path) -> None:
@@ -98,6 +125,12 @@ def test_a_member_without_room_costs_the_others_nothing(tmp_path: Path) -> None:
         fleet.wait_until_ready("n1")
         fleet.require(files, "n1")
         assert large_bytes_sent(origin) < sent + large_bytes(files) / 2
+
+
+def reported_keys(fleet: PeerAgents, name: str) -> list[str]:
+    """The public ones of a node: that which it signs with, and the next one."""
+    (told,) = fleet.agents[name].events("listening for peers")
+    return str(told["key"]).split(",")
 
 
 def large_bytes(files: dict[str, bytes]) -> int:

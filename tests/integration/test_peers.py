@@ -6,6 +6,7 @@ the origin sent are between one copy and what all would ask for without each oth
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from cacheagent.model import PIECE_SIZE_BYTES
 from cacheagent.peers import protocol
-from cacheagent.peers.keys import load_or_make_key
+from cacheagent.peers.keys import NodeKey
 from cacheagent.peers.vouchers import Vouchers
 from cacheagent.store.layout import Layout
 from tests.fakes.lying_peer import LyingPeer, lengths_of
@@ -249,7 +250,7 @@ def test_a_seal_of_somebody_else_is_no_seal(tmp_path: Path) -> None:
     files = shards(4, odd=0)
     with Origin(files) as origin, PeerAgents(tmp_path, origin, 2) as fleet:
         origin.add_sums(MODEL)
-        stranger = load_or_make_key(tmp_path / "stranger")
+        stranger = NodeKey(os.urandom(32))
         right = files[f"{MODEL}/shard-0.bin"]
 
         def honest(piece: int, length: int) -> bytes:

@@ -46,10 +46,10 @@ def written(name: str, *members: PeerMember, digests: tuple[str, ...] = (A1,)) -
 class Lists:
     """Those of node n1, and how often it had news."""
 
-    def __init__(self, hold_s: float = 60.0) -> None:
+    def __init__(self, hold_s: float = 60.0, me: Member = ME) -> None:
         self.kube = FakeKube()
         self.news = 0
-        self.lists = PeerLists(self.kube, ME, changed=self._changed, hold_s=hold_s)
+        self.lists = PeerLists(self.kube, me, changed=self._changed, hold_s=hold_s)
 
     def _changed(self) -> None:
         self.news += 1
@@ -143,6 +143,21 @@ async def test_a_fetch_waits_until_others_know_this_node_by_its_key() -> None:
         assert not scene.lists.wait(A1), "it may be on its way by now"
         scene.lists.forget({B1})
         assert scene.lists.wait(A1), "wanted again, it is another fetch"
+
+
+@pytest.mark.parametrize(
+    ("listed", "waits"), [("old,n1", False), ("n1,after", False), ("n1", False), ("next,old", True)]
+)
+async def test_a_fetch_does_not_wait_where_others_know_the_present_key(listed: str, *, waits: bool) -> None:
+    """Whatever else is listed: they had it as the next one, or have not heard of what comes after it."""
+    scene = Lists(me=msgspec.structs.replace(ME, key=f"{key_of('n1')},{key_of('next')}"))
+    keys = ",".join(map(key_of, listed.split(",")))
+    scene.lists.start([ModelCachePeersSpec(digests=(A1,), members=(member("n1", keys), member("n2")))])
+    assert scene.lists.wait(A1) is waits
+    moved = msgspec.structs.replace(member("n1", keys), address="before.example:7411")
+    scene.lists.forget(set())
+    scene.lists.start([ModelCachePeersSpec(digests=(A1,), members=(moved, member("n2")))])
+    assert scene.lists.wait(A1), "nobody reaches it"
 
 
 async def test_nobody_waits_for_a_controller_that_is_away() -> None:
