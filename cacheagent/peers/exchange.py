@@ -133,6 +133,8 @@ class Exchange:
 
     def adopt(self, order: Adopt) -> None:
         """A member asks this node to fetch pieces if nobody else brings them."""
+        if not self._zones.homes:
+            return  # it asks an earlier exchange of this digest; this one has no homes yet
         self._placement.adopt(unpack_set(order.pieces, self._pieces), order.client, self._pace.is_good)
 
     # --- what the files say, see Keeper
@@ -283,7 +285,7 @@ class Exchange:
         self._ticked_at, self._inflow = now, 0
         self._placement.offer()
         for link in self._links.values():
-            if link.expected and link.keeps_out and now - self._pace.started > OUT_AFTER_S:
+            if link.expected and link.keeps_out and now - max(self._pace.started, link.called_at) > OUT_AFTER_S:
                 self._placement.give_up(link)
         for link in self._pace.slow(now):
             self._relieve(link)

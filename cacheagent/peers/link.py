@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections import deque
@@ -83,6 +84,8 @@ class Link:
         self.begun: frozenset[int] = frozenset()
         """Pieces of which a part has come, as it was last told: they would begin anew elsewhere."""
         self.relieved_at = time.monotonic()
+        self.called_at = math.inf
+        """First."""
         self._up_at = 0.0
         self._brought = False
         self._digest = subject.digest
@@ -119,6 +122,7 @@ class Link:
 
     def connect(self) -> None:
         """Try; the owner hears how it went."""
+        self.called_at = min(self.called_at, time.monotonic())
         self.refusal = None
         self._connection = self._receiving.connect(self._receiver_session, self.member, self)
 

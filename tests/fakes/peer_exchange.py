@@ -230,6 +230,12 @@ class ExchangeScene:
 
     async def start(self, digest: str = DIGEST) -> Exchange:
         """One that has called the others."""
+        exchange = self.make(digest)
+        await exchange.start(Shown(digest=digest, blobs=self._blobs, paths={}, here={}))
+        return exchange
+
+    def make(self, digest: str = DIGEST) -> Exchange:
+        """One that has no homes yet."""
         node = PeerNode(
             name="n0",
             key=self.keys["n0"],
@@ -239,9 +245,7 @@ class ExchangeScene:
             membership=self,
             observer=self.observer,
         )
-        exchange = Exchange(digest, self._blobs, self.circle(digest), node, self.liars)
-        await exchange.start(Shown(digest=digest, blobs=self._blobs, paths={}, here={}))
-        return exchange
+        return Exchange(digest, self._blobs, self.circle(digest), node, self.liars)
 
     def circle(self, digest: str) -> Circle:
         """See Membership."""

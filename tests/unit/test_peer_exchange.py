@@ -281,6 +281,17 @@ async def test_who_leaves_the_list_of_one_version_may_come_back(scene: ExchangeS
     await running.leave()
 
 
+async def test_who_asks_before_there_are_homes_asks_nobody(scene: ExchangeScene) -> None:
+    """It means the exchange before this one, whose list the server still has."""
+    running = scene.make()
+    running.adopt(ask_to_adopt({0, 1}))
+    assert not running._placement._adopted
+    running = await scene.start()
+    running.adopt(ask_to_adopt({0, 1}))
+    assert running._placement._adopted == {0, 1}
+    await running.leave()
+
+
 async def test_who_has_a_part_serves_that_part(tmp_path: Path) -> None:
     """Of what this node is the home of, it asks each member for what that one has, and the origin for the rest."""
     with ExchangeScene(tmp_path / "cache", ("n0", "n1", "n2"), (30,)) as scene:

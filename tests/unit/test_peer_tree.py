@@ -76,6 +76,29 @@ async def test_nobody_above_is_called_before_he_is_needed(scene: ExchangeScene) 
     await running.leave()
 
 
+async def test_who_is_called_late_has_as_long_to_let_this_node_in(
+    scene: ExchangeScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its first call on, however old the exchange is by then: until that time it may not have heard of this node.
+    Then the next one is asked."""
+    monkeypatch.setattr(exchange, "OUT_AFTER_S", 30.0)
+    running = await scene.start()
+    running._pace.started -= 60
+    _job, _share = scene.begin(running)
+    scene.let_in("n1")
+    await until(lambda: scene.receiving.connections.keys() >= set(ABOVE), "those above are called")
+    first, *others = ABOVE
+    for name in others:
+        scene.let_in(name)
+    scene.greet(first)
+    ticks = running._ticks
+    await until(lambda: running._ticks > ticks + 2, "it could have been given up")
+    assert scene.connection(first).expected == fed_by(scene, first)
+    running._links[first].called_at -= 60
+    await until(lambda: not running._links[first].expected, "it is given up")
+    await running.leave()
+
+
 async def test_who_dies_above_is_followed_by_the_next_there_and_at_last_by_the_origin(scene: ExchangeScene) -> None:
     """That one is asked to adopt the pieces. What the home in this cohort owes is not asked of anybody else."""
     running, job = await begin(scene)
