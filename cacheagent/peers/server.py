@@ -180,11 +180,16 @@ class Server:
                 sock, _ = self._listening.accept()
             except OSError:
                 return  # there is none any more, or no descriptor for one
+            try:
+                line = self._line(sock)
+            except OSError:  # no descriptor for what TLS needs
+                sock.close()
+                return
             if len(self._pending) >= MOST_PENDING:
                 self._refuse(self._pending[0], "busy", "too many connections say nothing")
             sock.setblocking(False)
             settle_socket(sock)
-            pending = Pending(self._line(sock), time.monotonic())
+            pending = Pending(line, time.monotonic())
             self._pending.append(pending)
             self._selector.register(sock, selectors.EVENT_READ, pending)
             if not pending.line.is_mute:
@@ -292,7 +297,12 @@ class Server:
         def on_end() -> None:
             member.is_over = True
 
-        start(sender, on_end)
+        try:
+            start(sender, on_end)
+        except RuntimeError:  # no thread for it: it ends as one that has gone at once
+            sender.stop()
+            sender.run()
+            on_end()
 
     def _read_member(self, member: Member) -> None:
         try:

@@ -52,7 +52,11 @@ class Caller(AbstractContextManager["Caller"]):
                 self.socket.close()
                 raise
             self.channel = hashlib.sha256(wrapped.getpeercert(binary_form=True) or b"").digest()
-        hello = self.note()
+        try:
+            hello = self.note()
+        except BaseException:
+            self.socket.close()
+            raise
         if not isinstance(hello, protocol.Hello):
             self.socket.close()
             raise NotGreeted(hello)

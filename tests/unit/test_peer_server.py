@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -9,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
 from blake3 import blake3
@@ -215,6 +216,31 @@ def test_a_defect_costs_the_connection_that_found_it(port: Port, monkeypatch: py
         assert caller.is_closed()
     port.show(1)
     assert piece(stays) == (1, port.data[1])
+
+
+@pytest.mark.parametrize("lacks", ["thread", "descriptor", "nothing"])
+def test_a_server_that_lacks_something_goes_on(port: Port, monkeypatch: pytest.MonkeyPatch, lacks: str) -> None:
+    """Who comes just then is sent away without a word, and who comes after it is served."""
+    port.show(0)
+
+    def lack(*_: object) -> NoReturn:
+        raise RuntimeError("can't start new thread") if lacks == "thread" else OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as poor:
+        if lacks == "thread":
+            poor.setattr(server, "start", lack)
+        elif lacks == "descriptor":
+            poor.setattr(port.server, "_line", lack)
+        try:
+            caller = port.call("n1")
+            is_served = is_let_in(caller) and piece(caller) == (0, port.data[0])
+        except (EOFError, OSError):
+            is_served = False
+        assert is_served == (lacks == "nothing")
+    other = port.call("n2")
+    assert is_let_in(other)
+    assert piece(other) == (0, port.data[0])
+    assert port.server._shelves[DIGEST].wanted[1] == (2 if lacks == "nothing" else 1)
 
 
 def test_a_member_that_vanishes_is_noticed(port: Port) -> None:
