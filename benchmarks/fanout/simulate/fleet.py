@@ -1,118 +1,151 @@
-"""The fleet that is simulated: who is in which cohort, how cohorts hang together, who is slow and who fails. Pure."""
+"""The fleet that is simulated: its cohorts and their tree, who brings which piece into each zone, who is slow and who
+fails. All by the product's own rules, from names, zones and a digest. Pure.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cacheagent.cohorts import COHORT
+from cacheagent.cohorts import Cohort, tree_of
 from cacheagent.model import Value
-from cacheagent.peers.homes import assign_homes, rank
+from cacheagent.peers.homes import assign_homes, assign_zone_homes
 
-DIGEST = "sha256:" + "0" * 64
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
-Shape = Literal["tree", "apart"]
-"""How several cohorts get their copies: the homes of one from the homes of another, in a tree of that breadth, so that
-the origin gives one copy; or each cohort one from the origin."""
+HOME, ZONE = 0, 1
+"""As what a node has a piece to give: as its home, or as the one that brings it into its zone from the home."""
+TREES = 16
+"""Kept: the scenes of one size are of the same trees."""
 
 
 class Scene(Value):
-    """`slow`: part of the nodes whose links have a tenth of the rate; `failing`: part that dies at some moment of the
-    transfer. `breadth`: cohorts that one feeds in a tree. `seed`: of what is drawn.
+    """`slow`: part of the nodes whose links have a tenth of the rate; `failing`: part that vanishes at some moment of
+    the transfer. At least one where it is more than none, and nobody is both. `seed`: of what is drawn, and of the
+    digest, so of the tree too.
     """
 
     nodes: int
-    shape: Shape = "tree"
-    breadth: int = 2
     zones: int = 1
     slow: float = 0.0
     failing: float = 0.0
     seed: int = 1
 
 
-class Fleet:
-    """Arrays of (cohort, place in it). A place that nobody has is not `real`.
+@dataclass(frozen=True, kw_only=True)
+class Tree:
+    """A group is the members of one zone in one cohort. Nodes are (group, place in it), sources are (group, role,
+    place): a node as the home of pieces, and as who brings others into its zone.
 
-    `pieces`: how many pieces each node is the home of, by the product's own rule. `feeder`: who feeds a home with its
-    share, as an index into all places (-1: the origin). `dies_at`: in parts of the time that the links permit; infinity
-    for who lives.
+    `real`: places that somebody has. `pieces`: of each source. `is_root`, `level` (1: the root), `zone`: of each group.
+    `into`, `of`, `shared`: which source is fed by which, flat indexes, and with how many pieces.
+    """
+
+    cohorts: Mapping[str, Cohort]
+    real: NDArray[np.bool_]
+    pieces: Floats
+    is_root: NDArray[np.bool_]
+    level: Ints
+    zone: Ints
+    into: Ints
+    of: Ints
+    shared: Floats
+
+
+class Fleet:
+    """A tree, and what is drawn. `speed`: of a node's link, in links. `dies_at`: in parts of the time that the links
+    permit; infinity for who lives.
     """
 
     def __init__(self, scene: Scene, pieces: int) -> None:
+        self.tree = tree(scene.nodes, scene.zones, scene.seed, pieces)
         drawn = random.Random(scene.seed)
-        groups = cohorts(scene)
-        width = max(map(len, groups))
-        shape = (len(groups), width)
-        self.zones = groups_zones(groups)
-        self.real: NDArray[np.bool_] = np.zeros(shape, bool)
-        self.pieces: NDArray[np.float32] = np.zeros(shape, np.float32)
-        self.speed: NDArray[np.float32] = np.ones(shape, np.float32)
-        self.dies_at: NDArray[np.float32] = np.full(shape, np.inf, np.float32)
-        self.above = [above(scene, number) for number in range(len(groups))]
-        self.feeder: NDArray[np.int64] = np.full(shape, -1)
-        places = []
-        for number, names in enumerate(groups):
-            homes = Counter(assign_homes([name for name, _ in names], DIGEST, pieces))
-            for place, (name, _) in enumerate(names):
-                self.real[number, place] = True
-                self.pieces[number, place] = homes[name]
-                places.append((number, place))
-                if (feeder := self.above[number]) >= 0:
-                    self.feeder[number, place] = feeder * width + place % len(groups[feeder])
-        for some in drawn.sample(places, round(scene.slow * len(places))):
-            self.speed[some] = 0.1
-        for some in drawn.sample(places, round(scene.failing * len(places))):
-            self.dies_at[some] = drawn.random()
+        self.speed = np.ones(self.tree.real.shape, np.float32)
+        self.dies_at = np.full(self.tree.real.shape, np.inf, np.float32)
+        slow, failing = math.ceil(scene.slow * scene.nodes), math.ceil(scene.failing * scene.nodes)
+        for number, some in enumerate(drawn.sample(np.argwhere(self.tree.real).tolist(), slow + failing)):
+            if number < slow:
+                self.speed[tuple(some)] = 0.1
+            else:
+                self.dies_at[tuple(some)] = drawn.random()
 
 
-def above(scene: Scene, number: int) -> int:
-    """The cohort that feeds this one: in a tree numbered level by level; -1 for the origin."""
-    return (number - 1) // scene.breadth if scene.shape == "tree" and number else -1
+@lru_cache(maxsize=TREES)
+def tree(nodes: int, zones: int, seed: int, pieces: int) -> Tree:
+    """Of so many nodes, spread evenly over the zones."""
+    digest = f"sha256:{seed:064x}"
+    zone_of = {f"node-{number}": f"zone-{number % zones}" for number in range(nodes)}
+    cohorts = tree_of(zone_of, salt=digest)
+    groups = [
+        (key, zone, names)
+        for key, cohort in cohorts.items()
+        for zone in sorted({zone_of[name] for name in cohort.names})
+        if (names := [name for name in cohort.names if zone_of[name] == zone])
+    ]
+    width = max(len(names) for _, _, names in groups)
+    roles = 2 if len(groups) > len(cohorts) else 1
+    node = {name: (group, place) for group, (_, _, names) in enumerate(groups) for place, name in enumerate(names)}
+    flat = {name: group * roles * width + place for name, (group, place) in node.items()}
+    homes = {key: assign_homes(cohort.names, digest, pieces) for key, cohort in cohorts.items()}
+    at_home = {key: np.array([flat[name] for name in names]) for key, names in homes.items()}
+    brought = {}
+    for key, zone, names in groups:
+        found = assign_zone_homes(homes[key], names, digest)
+        sources = np.array([flat[name] for name in found])
+        brought[key, zone] = sources + width * ZONE * (sources != at_home[key])
+    owed, edges = np.zeros((len(groups), roles, width), np.float32), Counter[tuple[int, int]]()
+    for group, (key, zone, _) in enumerate(groups):
+        first = group * roles * width
+        near = (at_home[key] >= first) & (at_home[key] < first + roles * width)
+        np.add.at(owed.reshape(-1), brought[key, zone], 1)
+        edges.update(zip(brought[key, zone][~near].tolist(), at_home[key][~near].tolist(), strict=True))
+        above = cohorts[key].above
+        if above is not None:
+            feeders = brought.get((above, zone), at_home[above])
+            edges.update(zip(at_home[key][near].tolist(), feeders[near].tolist(), strict=True))
+    pairs = sorted(edges)
+    return Tree(
+        cohorts=cohorts,
+        real=np.array([[place < len(names) for place in range(width)] for _, _, names in groups]),
+        pieces=owed,
+        is_root=np.array([cohorts[key].above is None for key, _, _ in groups]),
+        level=np.array([max(1, cohorts[key].level) for key, _, _ in groups]),
+        zone=np.array([int(zone.removeprefix("zone-")) for _, zone, _ in groups]),
+        into=np.array([into for into, _ in pairs], np.int64),
+        of=np.array([of for _, of in pairs], np.int64),
+        shared=np.array([edges[pair] for pair in pairs], np.float32),
+    )
 
 
-def cohorts(scene: Scene) -> list[list[tuple[str, int]]]:
-    """(name, zone) of the members of each cohort, all of the same size, while the product's have between half of that
-    and all of it. In a tree they are of one zone where zones are large enough, and zones hang together; apart they are
-    drawn from all.
+def crossings(tree: Tree) -> float:
+    """Copies of the model that cross from zone to zone while nobody is slow or dead, by a node: what is brought into
+    each zone of a cohort from homes in its others, and what comes from another zone of the cohort above.
     """
-    nodes = [(f"node-{number}", number % scene.zones) for number in range(scene.nodes)]
-    count = -(-scene.nodes // COHORT)
-    if scene.shape == "tree":
-        nodes.sort(key=lambda node: node[1])
-        return [nodes[scene.nodes * n // count : scene.nodes * (n + 1) // count] for n in range(count)]
-    zones = dict(nodes)
-    ordered = rank(zones, DIGEST, 0)[::-1]
-    groups = [sorted(ordered[number::count]) for number in range(count)]
-    place = {name: at for at, name in enumerate(zones)}
-    groups.sort(key=lambda names: min(place[name] for name in names))
-    return [[(name, zones[name]) for name in names] for names in groups]
+    size = tree.pieces[0].size
+    crossing = tree.zone[tree.into // size] != tree.zone[tree.of // size]
+    model = float(tree.pieces[0].sum())  # every group has every piece once
+    return float(tree.shared[crossing].sum()) / model / int(tree.real.sum())
 
 
-def groups_zones(groups: list[list[tuple[str, int]]]) -> list[Counter[int]]:
-    """How many members of each zone a cohort has."""
-    return [Counter(zone for _, zone in names) for names in groups]
-
-
-def crossings(fleet: Fleet) -> float:
-    """Copies of the model that cross from zone to zone, by a node: of what homes send to their cohorts, and of what
-    cohorts feed each other.
+def connections(tree: Tree) -> int:
+    """The most that one node may have, both directions together: to each other member of its cohort and all of the
+    cohort above, of whom it may want something; and from each other member and all of the cohorts below.
     """
-    copies = 0.0
-    for number, zones in enumerate(fleet.zones):
-        size = zones.total()
-        copies += sum(count * (size - count) / size for count in zones.values())
-        if fleet.above[number] >= 0:
-            feeders = fleet.zones[fleet.above[number]]
-            copies += sum(zones[zone] / size * (1 - feeders[zone] / feeders.total()) for zone in zones)
-    return copies / int(fleet.real.sum())
-
-
-def connections(fleet: Fleet) -> int:
-    """The most that one node has: one to and one from each of its cohort, and those of the tree."""
-    below: Counter[int] = Counter(int(feeder) for feeder in fleet.feeder[fleet.feeder >= 0])
-    width = max(zones.total() for zones in fleet.zones)
-    return 2 * (width - 1) + max(below.values(), default=0) + (1 if below else 0)
+    below: Counter[str] = Counter()
+    for cohort in tree.cohorts.values():
+        if cohort.above is not None:
+            below[cohort.above] += len(cohort.names)
+    return max(
+        2 * (len(cohort.names) - 1)
+        + (len(tree.cohorts[cohort.above].names) if cohort.above is not None else 0)
+        + below[key]
+        for key, cohort in tree.cohorts.items()
+    )
