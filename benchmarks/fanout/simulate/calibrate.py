@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.fanout.cell import Cell, Run
+from benchmarks.fanout.cell import Cell, Run, Source, Tcp
 from benchmarks.fanout.figures import Summary, summarize
 from benchmarks.fanout.simulate.fleet import Scene
 from benchmarks.fanout.simulate.flows import simulate
@@ -24,6 +24,8 @@ class Check(Value):
 
     nodes: int
     rate_bytes_per_s: float
+    source: Source
+    tcp: Tcp
     measured_s: float
     simulated_s: float
     is_fitted: bool
@@ -36,11 +38,13 @@ class Check(Value):
 
 def calibrate(runs: Sequence[Run]) -> tuple[Parameters, list[Check]]:
     """From runs with peers: the link's payload, start and end from one node; the time of a hop from `FITTED` nodes.
+    Every fleet is a check of which one node was measured behind such a link.
 
     Raises LookupError where those runs are missing.
     """
     cells = [each for each in summarize(runs) if each.cell.variant == "peers" and each.cell.disturbed is None]
-    cells = [each for each in cells if each.cell.is_bound_by_links]
+    links = {_link(each.cell) for each in cells if each.cell.nodes == 1}
+    cells = [each for each in cells if each.cell.is_bound_by_links and _link(each.cell) in links]
     fitted = next((each for each in cells if each.cell.nodes == FITTED), None)
     if fitted is None:
         raise LookupError(f"no run of {FITTED} nodes with peers is there to fit the simulation to")
@@ -58,8 +62,8 @@ def alone(runs: Sequence[Run], like: Cell) -> Parameters:
     found = [
         run
         for run in runs
-        if run.cell.variant == "peers" and run.cell.nodes == 1 and run.cell.rate_bytes_per_s == like.rate_bytes_per_s
-        if not run.failure and run.cell.size_bytes == like.size_bytes
+        if run.cell.variant == "peers" and run.cell.nodes == 1 and _link(run.cell) == _link(like)
+        if not run.failure
     ]
     if not found:
         raise LookupError(f"no run of one node with peers at {like.rate_bytes_per_s / 1e6:g} MB/s is there")
@@ -76,6 +80,10 @@ def alone(runs: Sequence[Run], like: Cell) -> Parameters:
         start_s=start_s,
         finish_s=max(0.0, total_s - start_s - like.size_bytes / rate),
     )
+
+
+def _link(cell: Cell) -> tuple[object, ...]:
+    return cell.rate_bytes_per_s, cell.size_bytes, cell.tcp
 
 
 def _start_and_rate(run: Run) -> tuple[float, float]:
@@ -102,6 +110,8 @@ def _check(measured: Summary, parameters: Parameters) -> Check:
     return Check(
         nodes=measured.cell.nodes,
         rate_bytes_per_s=measured.cell.rate_bytes_per_s,
+        source=measured.cell.source,
+        tcp=measured.cell.tcp,
         measured_s=measured.median_s,
         simulated_s=_simulated_s(measured.cell.nodes, parameters),
         is_fitted=measured.cell.nodes == FITTED,
