@@ -382,6 +382,9 @@ class Server:
                 self._selector.unregister(member.socket)
             member.socket.close()
         if now - self._counted_at >= COUNTS_S:
+            for member in self._members:
+                if not member.sender.takes_enough():
+                    member.sender.stop()
             passed_s, self._counted_at = now - self._counted_at, now
             sent = self._sent_before + sum(member.sender.sent_bytes for member in self._members)
             rate = (sent - self._last_counts.sent_bytes) / passed_s

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -37,6 +39,8 @@ from tests.fakes.peer_caller import PATIENCE_S, Caller
 
 DIGEST = "sha256:" + "ab" * 32
 MB = 1_000_000
+WINDOW = 64 * 1024
+SLOW_S = 3
 R = TypeVar("R", bound=ServerReport)
 
 
@@ -91,9 +95,11 @@ class Port(AbstractContextManager["Port"]):
                     return report
         raise EOFError
 
-    def call(self, name: str = "n1", key: NodeKey | None = None) -> Caller:
-        """Somebody who asks for everything."""
+    def call(self, name: str = "n1", key: NodeKey | None = None, window: int = 0) -> Caller:
+        """Somebody who asks for everything, with room for so much where that is said."""
         caller = self.stack.enter_context(Caller(self))
+        if window:
+            caller.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         caller.say(caller.ask(DIGEST, client=name, key=key or self.keys[name]))
         return caller
 
@@ -313,6 +319,58 @@ def test_who_reads_nothing_holds_nobody_up_and_is_dropped(tmp_path: Path, monkey
             piece(slow)
         port.show(1)
         assert piece(reads) == (1, port.data[1])
+
+
+def test_who_takes_a_little_now_and_then_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though it never takes nothing for long. The control beside it is slow too, so that it takes longer than that, and
+    gets every byte."""
+    monkeypatch.setattr(sender, "SLOW_S", SLOW_S)
+    with Port(tmp_path, 8 * sender.CHUNK_BYTES) as port, ThreadPoolExecutor(1) as pool:
+        port.show(0)
+        drips, slow = port.call("n1", window=WINDOW), port.call("n2", window=WINDOW)
+        assert is_let_in(drips)
+        assert is_let_in(slow)
+        port.hear(Counts, lambda counts: counts.connections == 2)
+        dripping = pool.submit(drip, drips)
+        began = time.monotonic()
+        assert slowly(slow, len(port.data[0])) == port.data[0]
+        assert time.monotonic() - began > SLOW_S
+        assert 0 < dripping.result(PATIENCE_S) < len(port.data[0])
+        port.hear(Counts, lambda counts: counts.connections == 1)
+
+
+def test_who_waits_for_the_cap_is_not_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets less than it must take, for longer than that, and it gets all of it."""
+    monkeypatch.setattr(sender, "SLOW_S", SLOW_S)
+    rate = sender.CHUNK_BYTES // SLOW_S // 2
+    with Port(tmp_path, 2 * sender.CHUNK_BYTES, egress_cap_bytes_per_s=rate) as port:
+        capped = port.call("n1", window=WINDOW)
+        assert is_let_in(capped)
+        began = time.monotonic()
+        port.show(0)
+        assert piece(capped) == (0, port.data[0])
+        assert time.monotonic() - began > SLOW_S
+
+
+def drip(caller: Caller) -> int:
+    """How much came, read a little now and then, until the server hung up."""
+    taken = 0
+    with contextlib.suppress(ConnectionResetError):
+        while part := caller.socket.recv(4096):
+            taken += len(part)
+            time.sleep(0.05)
+    return taken
+
+
+def slowly(caller: Caller, length: int) -> bytes:
+    """A piece that is read three times as fast as it must be."""
+    data = b""
+    while len(data) < length:
+        kind, _, _, body = caller.message()
+        assert kind == protocol.CHUNK
+        data += body
+        time.sleep(SLOW_S / 3 * len(body) / sender.CHUNK_BYTES)
+    return data
 
 
 def test_all_together_get_no_more_than_the_cap(tmp_path: Path) -> None:
