@@ -21,6 +21,7 @@ from benchmarks.fanout.report import outcome_of, plot
 from benchmarks.fanout.results import add_run, read_runs
 from benchmarks.fanout.turns import Turns
 from benchmarks.report import keep, write_report
+from cacheagent.cohorts import COHORT
 
 RESULTS = Path("reports") / "benchmarks" / "fanout"
 
@@ -70,6 +71,7 @@ def _cells(wanted: argparse.Namespace, size_bytes: int) -> Iterator[Cell]:
                 source="s3" if variant == "aria2" else wanted.source,
                 tcp=wanted.tcp,
                 connection_bytes_per_s=int(wanted.connection_mb * 1e6),
+                cohort=wanted.cohort,
             )
 
 
@@ -105,6 +107,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--source", choices=("s3", "sha256"), default="s3", help="[%(default)s]")
     parser.add_argument("--tcp", choices=("cubic", "bbr"), default="cubic", help="congestion control [%(default)s]")
     parser.add_argument("--connection-mb", type=float, default=0.0, help="the origin gives one, MB/s; 0: no limit")
+    parser.add_argument("--cohort", type=int, default=COHORT, help="members of one at most [%(default)s]")
     parser.add_argument("--workdir", type=Path, default=Path("/var/tmp"), help="on the disk under test [%(default)s]")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where runs are added to [%(default)s]")
     parser.add_argument("--logs", type=Path, help="keep the nodes' logs of the last run there")

@@ -128,7 +128,8 @@ def _source(target: Target, source: Source) -> dict[str, str]:
 def _environment(cell: Cell, node: int) -> dict[str, str]:
     """Of the same product as ours; what is changed in it is in `PIECES`."""
     lies = {"FANOUT_LIES": "1"} if cell.scenario == "lying" and node == cell.disturbed else {}
-    return {"PYTHONPATH": f"{PIECES}{os.pathsep}{PRODUCT}", "FANOUT_PIECE_BYTES": str(cell.piece_bytes)} | lies
+    sizes = {"FANOUT_PIECE_BYTES": str(cell.piece_bytes), "FANOUT_COHORT": str(cell.cohort)}
+    return {"PYTHONPATH": f"{PIECES}{os.pathsep}{PRODUCT}"} | sizes | lies
 
 
 async def _answers(client: AgentClient, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
+from cacheagent.cohorts import COHORT
 from cacheagent.model import Value
 
 Variant = Literal["direct", "peers", "aria2"]
@@ -20,7 +21,8 @@ class Cell(Value):
     one member sends the first piece of each file in place of all others. `source`: how the agents ask the origin:
     objects with CRCs, of which members spot-check each other, or files with a list of SHA-256, which are hashed whole
     at the end. `tcp`: congestion control of all sides; cubic is Linux's default. `connection_bytes_per_s`: what the
-    origin gives one connection, as object storage does; 0: no limit.
+    origin gives one connection, as object storage does; 0: no limit. `cohort`: members of one at most; smaller than the
+    real one it makes a tree of few nodes.
     """
 
     variant: Variant
@@ -33,6 +35,12 @@ class Cell(Value):
     source: Source = "s3"
     tcp: Tcp = "cubic"
     connection_bytes_per_s: int = 0
+    cohort: int = COHORT
+
+    @property
+    def is_tree(self) -> bool:
+        """There are several cohorts."""
+        return self.nodes > self.cohort
 
     @property
     def limit_s(self) -> float:
@@ -54,12 +62,17 @@ class Cell(Value):
         """Index of the node that is killed, slow or lying; its own time does not count."""
         return None if self.scenario == "undisturbed" else self.nodes // 2
 
+    @property
+    def tree(self) -> str:
+        """As a row names it."""
+        return f", cohorts of {self.cohort}" if self.is_tree else ""
+
     def __str__(self) -> str:
         thin = f", {self.connection_bytes_per_s / 1e6:g} MB/s a connection" if self.connection_bytes_per_s else ""
         return (
             f"{self.variant}, {self.nodes} nodes, {self.size_bytes / 1e6:.0f} MB, "
             f"{self.rate_bytes_per_s / 1e6:g} MB/s, "
-            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}, {self.tcp}{thin}"
+            f"origin {self.origin_links:g} links, {self.scenario}, {self.source}, {self.tcp}{thin}{self.tree}"
         )
 
 

@@ -53,6 +53,7 @@ def find(summaries: Sequence[Summary], variant: Variant, nodes: int, like: Cell 
             each
             for each in summaries
             if (each.cell.variant, each.cell.nodes, each.cell.scenario) == (variant, nodes, "undisturbed")
+            and not each.cell.is_tree
             and (like is None or _links(each.cell) == _links(like))
             and (like is None or variant == "aria2" or each.cell.source == like.source)
         ),
@@ -166,9 +167,9 @@ def _figure(title: str, value: float | None, bar: float, unit: str, how: str) ->
 
 
 def _peers(summaries: Sequence[Summary]) -> list[Summary]:
-    """Undisturbed, from an origin that gives each connection what its link carries."""
+    """Undisturbed, in one cohort, from an origin that gives each connection what its link carries."""
     ours = (each for each in summaries if each.cell.variant == "peers" and each.cell.disturbed is None)
-    return [each for each in ours if not each.cell.connection_bytes_per_s]
+    return [each for each in ours if not each.cell.connection_bytes_per_s and not each.cell.is_tree]
 
 
 def _links(cell: Cell) -> tuple[object, ...]:
@@ -178,7 +179,8 @@ def _links(cell: Cell) -> tuple[object, ...]:
 def _order(cell: Cell) -> tuple[object, ...]:
     variants = ("direct", "aria2", "peers")
     links = (-cell.rate_bytes_per_s, -cell.origin_links, -cell.size_bytes, -cell.connection_bytes_per_s)
-    return (variants.index(cell.variant), SCENARIOS.index(cell.scenario), cell.source, *links, cell.tcp, cell.nodes)
+    kind = (variants.index(cell.variant), SCENARIOS.index(cell.scenario), cell.source)
+    return (*kind, *links, cell.tcp, -cell.cohort, cell.nodes)
 
 
 def _summary(cell: Cell, runs: Sequence[Run]) -> Summary:

@@ -90,7 +90,8 @@ def _line(summaries: Sequence[Summary], variant: Variant) -> list[Summary]:
     and of the fastest links."""
     cells: dict[int, Summary] = {}
     for each in summaries:
-        if each.cell.variant == variant and each.cell.disturbed is None and each.cell.is_bound_by_links:
+        is_plain = each.cell.disturbed is None and each.cell.is_bound_by_links and not each.cell.is_tree
+        if each.cell.variant == variant and is_plain:
             cells.setdefault(each.cell.nodes, each)
     return [cells[nodes] for nodes in sorted(cells)]
 
@@ -100,7 +101,7 @@ def _row(each: Summary) -> tuple[str, ...]:
     name = cell.variant if cell.variant == "aria2" else f"{cell.variant}, {cell.source}"
     if cell.disturbed is not None:
         name = f"{name}, one {cell.scenario}"
-    name = f"{name}, {cell.tcp}"
+    name = f"{name}, {cell.tcp}{cell.tree}"
     return (
         name,
         str(cell.nodes),

@@ -60,6 +60,9 @@ def main() -> None:
     measured, checks = calibrate(read_runs(wanted.results).runs)
     for check in checks:
         kind = "fitted" if check.is_fitted else f"{check.error:+.1%}"
+        kind += f", {check.source}, {check.tcp}"
+        if check.nodes > check.cohort:
+            kind += f", cohorts of {check.cohort}"
         print(f"{check.nodes:4} nodes: measured {check.measured_s:.2f} s, simulated {check.simulated_s:.2f} s ({kind})")
     scaled = scale_up(measured, wanted.model_gb * 1e9, wanted.link_gb * 1e9)
     rows = []

@@ -26,6 +26,7 @@ class Check(Value):
     rate_bytes_per_s: float
     source: Source
     tcp: Tcp
+    cohort: int
     measured_s: float
     simulated_s: float
     is_fitted: bool
@@ -45,7 +46,7 @@ def calibrate(runs: Sequence[Run]) -> tuple[Parameters, list[Check]]:
     cells = [each for each in summarize(runs) if each.cell.variant == "peers" and each.cell.disturbed is None]
     links = {_link(each.cell) for each in cells if each.cell.nodes == 1}
     cells = [each for each in cells if each.cell.is_bound_by_links and _link(each.cell) in links]
-    fitted = next((each for each in cells if each.cell.nodes == FITTED), None)
+    fitted = next((each for each in cells if each.cell.nodes == FITTED and not each.cell.is_tree), None)
     if fitted is None:
         raise LookupError(f"no run of {FITTED} nodes with peers is there to fit the simulation to")
     hop_s = _fit(alone(runs, fitted.cell), fitted)
@@ -99,7 +100,7 @@ def _fit(parameters: Parameters, measured: Summary) -> float:
     low, high = 0.0, MOST_HOP_S
     for _ in range(TRIES):
         middle = (low + high) / 2
-        if _simulated_s(measured.cell.nodes, _with_hop(parameters, middle)) < measured.median_s:
+        if _simulated_s(measured.cell, _with_hop(parameters, middle)) < measured.median_s:
             low = middle
         else:
             high = middle
@@ -112,14 +113,15 @@ def _check(measured: Summary, parameters: Parameters) -> Check:
         rate_bytes_per_s=measured.cell.rate_bytes_per_s,
         source=measured.cell.source,
         tcp=measured.cell.tcp,
+        cohort=measured.cell.cohort,
         measured_s=measured.median_s,
-        simulated_s=_simulated_s(measured.cell.nodes, parameters),
+        simulated_s=_simulated_s(measured.cell, parameters),
         is_fitted=measured.cell.nodes == FITTED,
     )
 
 
-def _simulated_s(nodes: int, parameters: Parameters) -> float:
-    return simulate(Scene(nodes=nodes), parameters).at(0.5)
+def _simulated_s(cell: Cell, parameters: Parameters) -> float:
+    return simulate(Scene(nodes=cell.nodes, cohort=cell.cohort), parameters).at(0.5)
 
 
 def _with_hop(parameters: Parameters, hop_s: float) -> Parameters:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from cacheagent.cohorts import Cohort, tree_of
+from cacheagent.cohorts import COHORT, Cohort, tree_of
 from cacheagent.model import Value
 from cacheagent.peers.homes import assign_homes, assign_zone_homes
 
@@ -29,12 +29,13 @@ TREES = 16
 
 class Scene(Value):
     """`slow`: part of the nodes whose links have a tenth of the rate; `failing`: part that vanishes at some moment of
-    the transfer. At least one where it is more than none, and nobody is both. `seed`: of what is drawn, and of the
-    digest, so of the tree too.
+    the transfer. At least one where it is more than none, and nobody is both. `cohort`: members of one at most. `seed`:
+    of what is drawn, and of the digest, so of the tree too.
     """
 
     nodes: int
     zones: int = 1
+    cohort: int = COHORT
     slow: float = 0.0
     failing: float = 0.0
     seed: int = 1
@@ -66,7 +67,7 @@ class Fleet:
     """
 
     def __init__(self, scene: Scene, pieces: int) -> None:
-        self.tree = tree(scene.nodes, scene.zones, scene.seed, pieces)
+        self.tree = tree(scene.nodes, scene.zones, scene.seed, pieces, scene.cohort)
         drawn = random.Random(scene.seed)
         self.speed = np.ones(self.tree.real.shape, np.float32)
         self.dies_at = np.full(self.tree.real.shape, np.inf, np.float32)
@@ -79,11 +80,11 @@ class Fleet:
 
 
 @lru_cache(maxsize=TREES)
-def tree(nodes: int, zones: int, seed: int, pieces: int) -> Tree:
+def tree(nodes: int, zones: int, seed: int, pieces: int, cohort: int = COHORT) -> Tree:
     """Of so many nodes, spread evenly over the zones."""
     digest = f"sha256:{seed:064x}"
     zone_of = {f"node-{number}": f"zone-{number % zones}" for number in range(nodes)}
-    cohorts = tree_of(zone_of, salt=digest)
+    cohorts = tree_of(zone_of, size=cohort, salt=digest)
     groups = [
         (key, zone, names)
         for key, cohort in cohorts.items()
