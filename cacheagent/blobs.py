@@ -8,6 +8,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Final, Protocol
 
+from cacheagent.checksum import needs_serial
 from cacheagent.errors import CacheAgentError, ChecksumMismatch, LocationExpired, SourceChanged, TargetAbandoned
 from cacheagent.lanes import in_lanes
 from cacheagent.location import Location
@@ -43,6 +44,10 @@ class Exchange(Protocol):
     def share(self, order: BlobOrder) -> BlobShare:
         """Of one blob, whose target is there."""
 
+    def take_doubted(self, blob: str) -> dict[int, str]:
+        """Pieces of a large blob, index to BLAKE3, for which somebody vouched who has lied since. Each is told once:
+        nobody is given it any more, and the caller sees to it."""
+
 
 class Peers(Protocol):
     """Whom to exchange with."""
@@ -72,6 +77,8 @@ class BlobFlights:
         """Whose limit is lifted, because others wait for what they bring."""
         self._shares: dict[Tracker, int] = {}
         """What a job may take from its origin, because other nodes take from it too; whoever waits for it."""
+        self._anew: set[str] = set()
+        """Blobs that were here, and counted, and are brought once more."""
 
     async def bring(self, plan: Plan, source: Source, tracker: Tracker, *, share_as: str = "") -> None:
         """Return when every blob of the plan is on disk and proved. `share_as`: the digest under which other nodes that
@@ -87,16 +94,16 @@ class BlobFlights:
             self.raise_priority(tracker)
             self._settle_limits()
             exchange = await self._peers.join(share_as, plan) if self._peers is not None and share_as else None
-            if exchange is None:
-                await self._bring(plan, source, tracker)
-            else:
+            if exchange is not None:
                 await self._bring_shared(plan, source, tracker, exchange)
+            await self._bring_missing(plan, source, tracker)
         finally:
             if looks is not None:
                 looks.cancel()
             del self._plans[tracker]
             self._shares.pop(tracker, None)
             self._hurried.discard(tracker)
+            self._anew.difference_update(plan.blobs)
             self._settle_limits()
 
     def raise_priority(self, tracker: Tracker) -> None:
@@ -161,13 +168,38 @@ class BlobFlights:
         """Many large blobs at once: others bring pieces of any of them at any time."""
         complete = False
         try:
-            await self._bring(
-                plan, source, tracker, exchange, lanes=BLOBS_AT_ONCE + min(len(plan.large), SHARED_AT_ONCE)
-            )
+            await self._bring_believed(plan, source, tracker, exchange)
             complete = True
         finally:
             assert self._peers is not None
             await self._peers.leave(exchange, complete=complete)
+
+    async def _bring_believed(self, plan: Plan, source: Source, tracker: Tracker, exchange: Exchange) -> None:
+        """Who lied in the last file may have lied in the first one, which had come by then: what such nodes vouched for
+        comes from the source alone before anybody sees it, and now or later if this is interrupted."""
+        try:
+            lanes = BLOBS_AT_ONCE + min(len(plan.large), SHARED_AT_ONCE)
+            await self._bring(plan, source, tracker, exchange, lanes=lanes)
+        finally:
+            doubted = await self._doubt(plan, exchange)
+        while doubted:
+            await self._bring_missing(plan, source, tracker)
+            doubted = await self._doubt(plan, exchange)
+
+    async def _bring_missing(self, plan: Plan, source: Source, tracker: Tracker) -> None:
+        """From the source alone. What came a moment ago may be missing again: another call doubts what it shares with
+        this one."""
+        while (left := plan.renewed(self._store.blob_hashes)).small or left.large:
+            await self._bring(left, source, tracker)
+
+    async def _doubt(self, plan: Plan, exchange: Exchange) -> bool:
+        """Whether files that had come have to come once more. Those whose hash their origin gives are proved."""
+        large = [blob for blob, file in plan.blobs.items() if file.size_bytes >= SMALL_FILE_BYTES]
+        weak = [blob for blob in large if not needs_serial(plan.blobs[blob].checksums)]
+        doubted = {blob: pieces for blob in weak if (pieces := exchange.take_doubted(blob))}
+        anew = {blob for blob, pieces in doubted.items() if await in_thread(partial(self._store.doubt, blob, pieces))}
+        self._anew |= anew
+        return bool(anew)
 
     async def _bring(
         self,
@@ -224,7 +256,7 @@ class BlobFlights:
 
         def on_piece(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
             staged.append(index, blake3)
-            tracker.piece(length, origin)
+            tracker.piece(0 if blob in self._anew else length, origin)
 
         async def locate() -> Location:
             return (await source.locate([file]))[0]

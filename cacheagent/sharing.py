@@ -4,7 +4,8 @@ Where the origin gives a hash of the whole file (SHA-256, SHA-1), nothing wrong 
 pieces of others are fetched again from the origin, those that differ name who vouched for them, and the file is judged
 again. CRCs find accidents, not malice: where there is nothing better, each node fetches the first piece of each model
 that came from others again from the origin, and all nodes together one in a hundred of the rest, and compares, while
-other pieces still travel.
+other pieces still travel. Who is found out there may have altered others that agree with their CRCs too: whatever it
+vouched for is fetched again, and is not believed by a later try either.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final, Protocol
 
@@ -20,7 +21,7 @@ import msgspec
 
 from cacheagent.checksum import needs_serial
 from cacheagent.errors import ChecksumMismatch
-from cacheagent.model import FileHashes
+from cacheagent.model import NO_BLAKE3, FileHashes
 from cacheagent.progress import PieceOrigin
 from cacheagent.threads import in_thread
 from cacheagent.transfer.base import BlobOrder, Locate, OnPiece, Share, Transport
@@ -36,11 +37,14 @@ SPOT_SUFFIX: Final = f"{SCRATCH_SUFFIX}spot-"
 class BlobShare(Share, Protocol):
     """Who brings which piece of one blob of an exchange, and who vouches for it."""
 
-    def have(self, index: int, blake3: str) -> None:
-        """A piece is on disk and proved, from wherever."""
+    def have(self, index: int, blake3: str, *, is_own: bool) -> None:
+        """A piece is on disk and proved, from wherever; `is_own`: from the origin, whoever vouched for it before."""
 
     def sender_of(self, index: int, blake3: str) -> str:
         """Who vouched that a piece is this; empty for the origin."""
+
+    def is_doubted(self, index: int, blake3: str) -> bool:
+        """Whether somebody vouched that a piece is this who has lied since, about whatever it was."""
 
     def lose(self) -> None:
         """Nothing of it is given to others any more: something in it is wrong."""
@@ -53,7 +57,7 @@ class BlobShare(Share, Protocol):
         """True once for each model: whatever chance says, one piece is checked."""
 
     def accuse(self, name: str, what: str) -> None:
-        """This node vouched for bytes that the origin does not have."""
+        """This node vouched for bytes that the origin does not have. The first time counts."""
 
 
 async def fetch_shared(
@@ -62,17 +66,11 @@ async def fetch_shared(
     """Bring one blob with others' help. Raises as `Transport.fetch`."""
     call = _SharedFetch(transport, order, locate, on_piece, share)
     try:
-        hashes = await call.fetch()
-        await call.finish_checks()
-    except ChecksumMismatch as error:
-        if not call.from_others:
-            raise
-        await call.drop_checks()
-        return await call.fetch_again(error)
+        return await call.fetch_and_judge()
     except BaseException:
         await call.drop_checks()
+        call.disbelieve()
         raise
-    return hashes
 
 
 class _SharedFetch:
@@ -91,16 +89,19 @@ class _SharedFetch:
         self._wrong: list[str] = []
         self._is_weak = not needs_serial(order.checksums)
 
-    async def fetch(self) -> FileHashes:
-        """The first try."""
-        return await self._transport.fetch(self._order, self._locate, self._take, self._share)
-
-    async def finish_checks(self) -> None:
-        """Raises ChecksumMismatch if one of them found something."""
-        if self._checks:
-            await asyncio.gather(*self._checks)
-        if self._wrong:
-            raise ChecksumMismatch(self._wrong[0], hint="another node gave bytes that the origin does not have")
+    async def fetch_and_judge(self) -> FileHashes:
+        """With others' help, and what turns out to be wrong once more without it."""
+        try:
+            hashes = await self._transport.fetch(self._order, self._locate, self._take, self._share)
+            await self._finish_checks()
+        except ChecksumMismatch as error:
+            if not self.from_others:
+                raise
+            await self.drop_checks()
+            return await self._fetch_again(self.from_others, error.message)
+        if doubted := self._doubted():
+            return await self._fetch_again(doubted, "another node lied")
+        return hashes
 
     async def drop_checks(self) -> None:
         """Returns when none runs."""
@@ -108,35 +109,58 @@ class _SharedFetch:
             check.cancel()
         await asyncio.gather(*self._checks, return_exceptions=True)
 
-    async def fetch_again(self, error: ChecksumMismatch) -> FileHashes:
-        """From the origin alone, what came from others; then it is known who was wrong. The file is either right after
-        it, or the origin's own."""
+    def disbelieve(self) -> None:
+        """If the file does not come, its next try fetches what liars vouched for, also if it knows of none any more."""
+        for index in self._doubted():
+            self._on_piece(index, NO_BLAKE3, 0, "kept")
+
+    def _doubted(self) -> list[int]:
+        if not self._is_weak:
+            return []  # the origin's hash proves them, or nothing of the file is believed
+        known = {**self._order.claimed, **self.from_others, **self._own}
+        return [index for index, blake3 in known.items() if self._share.is_doubted(index, blake3)]
+
+    async def _finish_checks(self) -> None:
+        """Raises ChecksumMismatch if one of them found something."""
+        if self._checks:
+            await asyncio.gather(*self._checks)
+        if self._wrong:
+            raise ChecksumMismatch(self._wrong[0], hint="another node gave bytes that the origin does not have")
+
+    async def _fetch_again(self, pieces: Collection[int], why: str) -> FileHashes:
+        """These, from the origin alone; then it is known who was wrong. If they are all that came from others, the file
+        is either right after it, or the origin's own."""
         self._share.lose()
+        known = {**self.from_others, **self._own}
         found: dict[int, str] = {}
 
         def take(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
             found[index] = blake3
-            if self.from_others.get(index, self._own.get(index)) != blake3:
+            if index in pieces or known.get(index) != blake3:
                 self._on_piece(index, blake3, 0, "kept")  # it was counted when it first came
 
-        plain = msgspec.structs.replace(self._order, claimed=dict(self._own))
+        claimed = {index: blake3 for index, blake3 in known.items() if index not in pieces}
+        plain = msgspec.structs.replace(self._order, claimed=claimed)
         try:
             hashes = await self._transport.fetch(plain, self._locate, take)
         finally:
-            self._name_liars(found, error)
+            self._name_liars(found, why)
         for index, blake3 in enumerate(hashes.pieces):
-            self._share.have(index, blake3)
+            self._share.have(index, blake3, is_own=index in pieces)
         return hashes
 
-    def _name_liars(self, found: Mapping[int, str], error: ChecksumMismatch) -> None:
-        wrong = [index for index, blake3 in self.from_others.items() if found.get(index, blake3) != blake3]
-        senders = {self._share.sender_of(index, self.from_others[index]) for index in wrong}
-        for name in sorted(senders - {""}):
-            self._share.accuse(name, error.message)
+    def _name_liars(self, found: Mapping[int, str], why: str) -> None:
+        for index, blake3 in self.from_others.items():
+            if found.get(index, blake3) != blake3:
+                self._accuse(index, why)
+
+    def _accuse(self, index: int, why: str) -> None:
+        if name := self._share.sender_of(index, self.from_others[index]):
+            self._share.accuse(name, why)
 
     def _take(self, index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
         self._on_piece(index, blake3, length, origin)
-        self._share.have(index, blake3)
+        self._share.have(index, blake3, is_own=origin == "fetched")
         # What an agent kept of before its restart may have come from others, too.
         if origin == "fetched" or (origin == "kept" and not self._share.sender_of(index, blake3)):
             self._own[index] = blake3
@@ -156,4 +180,8 @@ class _SharedFetch:
         finally:
             await in_thread(partial(remove_scratch, scratch))
         if right != blake3:
-            self._wrong.append(f"piece {index} of {os.path.basename(self._order.target)} is not what the origin has")
+            why = f"piece {index} of {os.path.basename(self._order.target)} is not what the origin has"
+            self._wrong.append(why)
+            self._on_piece(index, NO_BLAKE3, 0, "kept")  # whatever happens from now on
+            self._accuse(index, why)
+            self.disbelieve()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from itertools import accumulate
 from typing import Final
 
-from cacheagent.checksum import find_cuts, needed_crcs
+from cacheagent.checksum import find_cuts, needed_crcs, needs_serial
 from cacheagent.cohorts import ROOT, Circle
 from cacheagent.model import piece_count, piece_range
 from cacheagent.peers.answers import Answers
@@ -76,6 +76,8 @@ class Exchange:
         self._pace = Pace(self._zones, self._links, self._placement)
         self._movement = Movement(time.monotonic())
         self._vouched: dict[int, Have] = {}
+        self._unproved: set[int] = set()
+        """Pieces of files that only CRCs, or nothing, speak for."""
         self._answers = Answers()
         self._is_checked = False
         self._is_open = False
@@ -119,7 +121,19 @@ class Exchange:
                 cuts=find_cuts(order.checksums, 0, order.size_bytes),
             )
         )
-        return BlobShare(self, first, order.size_bytes)
+        share = BlobShare(self, first, order.size_bytes)
+        if not needs_serial(order.checksums):
+            self._unproved.update(share.pieces)
+        return share
+
+    def take_doubted(self, blob: str) -> dict[int, str]:
+        """See `blobs.Exchange`."""
+        first, size = self._first[blob], self._sizes[self._files[blob]]
+        pieces = range(first, first + piece_count(size))
+        doubted = {piece: self._vouched.pop(piece).blake3.hex() for piece in pieces if self._is_doubted(piece)}
+        if doubted:
+            self.lose(pieces)
+        return {piece - first: blake3 for piece, blake3 in doubted.items()}
 
     async def leave(self) -> None:
         """The job is over, however it went; its blobs have ended. Others go on to be served by the service."""
@@ -159,9 +173,11 @@ class Exchange:
         """See Keeper."""
         await self._placement.end(share)
 
-    def have(self, piece: int, blake3: str) -> None:
+    def have(self, piece: int, blake3: str, *, is_own: bool) -> None:
         """See Keeper."""
         self._movement.restart(time.monotonic())
+        if is_own:
+            self._vouched.pop(piece, None)
         of = Have(digest=self.digest, piece=piece, blake3=bytes.fromhex(blake3))
         seal = self._vouched.get(piece)
         self._service.have(seal if seal is not None and seal.blake3 == of.blake3 else of)
@@ -171,6 +187,13 @@ class Exchange:
         """Who vouched that a piece is this; empty for the origin, as far as this node knows."""
         seal = self._vouched.get(piece)
         return seal.signer if seal is not None and seal.blake3.hex() == blake3 else ""
+
+    def is_doubted(self, piece: int, blake3: str) -> bool:
+        """See Keeper."""
+        return self._standing.is_liar(self.sender_of(piece, blake3))
+
+    def _is_doubted(self, piece: int) -> bool:
+        return piece in self._vouched and self._standing.is_liar(self._vouched[piece].signer)
 
     def lose(self, pieces: range) -> None:
         """Something in these is wrong, and it is not known yet what."""
@@ -183,14 +206,18 @@ class Exchange:
         return first
 
     def accuse(self, name: str, what: str) -> None:
-        """A member vouched for bytes that the origin does not have: it is left out for this agent's life. One of a
-        cohort that is fed by another one may have been lied to by those who feed it: it is left out of this digest."""
+        """A member vouched for bytes that the origin does not have: it is left out for this agent's life, and what it
+        vouched for is passed on no more unless its file is proved. One of a cohort that is fed by another one may have
+        been lied to by those who feed it: it is left out of this digest."""
+        if self._standing.is_liar(name):
+            return
         LOG.error("a peer lied", extra={"peer": name, "what": what, "digest": self.digest})
         if name in self._zones.above and self._level > ROOT + 1:
             self._standing.distrust(name)
         else:
             self._liars.add(name)
         self._node.observer.peer_lied()
+        self._service.lose(self.digest, filter(self._is_doubted, self._unproved))
         self._look_at_members()
         self._review()
 

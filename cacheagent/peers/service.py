@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -188,13 +188,13 @@ class Service:
             served.have[order.piece] = order
             self._send(order)
 
-    def lose(self, digest: str, pieces: range) -> None:
+    def lose(self, digest: str, pieces: Iterable[int]) -> None:
         """Nobody is given these any more."""
         served = self._served.get(digest)
-        if served is not None:
-            for piece in pieces:
+        if served is not None and (lost := tuple(pieces)):
+            for piece in lost:
                 served.have.pop(piece, None)
-            self._send(Lost(digest=digest, pieces=pack_set(pieces)))
+            self._send(Lost(digest=digest, pieces=pack_set(lost)))
 
     def published(self, record: Record) -> None:
         """All of it is here, at its last place: that is told when it is known who vouches for it."""

@@ -27,11 +27,14 @@ class Keeper(Protocol):
     async def end(self, share: BlobShare) -> None:
         """Nobody brings anything of it any more. Raises TargetAbandoned."""
 
-    def have(self, piece: int, blake3: str) -> None:
+    def have(self, piece: int, blake3: str, *, is_own: bool) -> None:
         """A piece is on disk and proved."""
 
     def sender_of(self, piece: int, blake3: str) -> str:
         """Who vouched that a piece is this."""
+
+    def is_doubted(self, piece: int, blake3: str) -> bool:
+        """Whether it was somebody who has lied since."""
 
     def lose(self, pieces: range) -> None:
         """Something in these is wrong."""
@@ -70,13 +73,17 @@ class BlobShare:
         self._sink = None
         await self._keeper.end(self)
 
-    def have(self, index: int, blake3: str) -> None:
-        """A piece is on disk and proved, from wherever."""
-        self._keeper.have(self._first + index, blake3)
+    def have(self, index: int, blake3: str, *, is_own: bool) -> None:
+        """See `sharing.BlobShare`."""
+        self._keeper.have(self._first + index, blake3, is_own=is_own)
 
     def sender_of(self, index: int, blake3: str) -> str:
         """Who vouched that a piece is this; empty for the origin."""
         return self._keeper.sender_of(self._first + index, blake3)
+
+    def is_doubted(self, index: int, blake3: str) -> bool:
+        """See `sharing.BlobShare`."""
+        return self._keeper.is_doubted(self._first + index, blake3)
 
     def lose(self) -> None:
         """Nothing of it is given to others any more."""

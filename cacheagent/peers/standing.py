@@ -50,16 +50,17 @@ class Standing:
 
     def __init__(self, liars: Collection[str]) -> None:
         self._liars = liars
+        self._distrusted: set[str] = set()
         self._faults: Counter[str] = Counter()
         self._unlisted: frozenset[str] = frozenset()
 
     def is_welcome(self, name: str) -> bool:
         """Whether anything is asked of it, and believed."""
-        return name not in self._liars and name not in self._unlisted and self._faults[name] < MOST_FAULTS
+        return not self.is_liar(name) and name not in self._unlisted and self._faults[name] < MOST_FAULTS
 
     def is_liar(self, name: str) -> bool:
         """Whether its seals are good no more, whoever hands them on."""
-        return name in self._liars
+        return name in self._liars or name in self._distrusted
 
     def fault(self, name: str) -> None:
         """It is to blame for the end of a connection."""
@@ -67,7 +68,7 @@ class Standing:
 
     def distrust(self, name: str) -> None:
         """It passed on what somebody else may have lied about."""
-        self._faults[name] = MOST_FAULTS
+        self._distrusted.add(name)
 
     def relist(self, listed: Collection[str], among: Iterable[str]) -> None:
         """Who of the members is on the list of those that want the digest now: who left it may come back."""

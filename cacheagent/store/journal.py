@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from cacheagent.model import PIECE_SIZE_BYTES, FileHashes, Value, piece_count
+from cacheagent.model import NO_BLAKE3, PIECE_SIZE_BYTES, FileHashes, Value, piece_count
 from cacheagent.store.durable import write_all
 
 _PIECE: Final = re.compile(rb"(\d{1,9}) ([0-9a-f]{64})")
@@ -19,7 +19,8 @@ _PIECE: Final = re.compile(rb"(\d{1,9}) ([0-9a-f]{64})")
 
 class PieceJournal:
     """The finished pieces of one blob: a head `<size> <piece size>`, then lines `<index> <blake3>`. A journal of
-    another size of blob or piece claims nothing and is begun anew. One thread at a time appends.
+    another size of blob or piece claims nothing and is begun anew. A piece's last line holds, and claims nothing if it
+    has `NO_BLAKE3`. One thread at a time appends.
     """
 
     def __init__(self, path: str, size_bytes: int) -> None:
@@ -83,8 +84,8 @@ def _read_claims(path: str, head: bytes, count: int) -> dict[int, str]:
     lines = _lines(path)
     if not lines or lines[0] != head:
         return {}
-    pieces = [(int(match[1]), match[2].decode()) for line in lines[1:] if (match := _PIECE.fullmatch(line))]
-    return {index: blake3 for index, blake3 in pieces if index < count}
+    pieces = {int(match[1]): match[2].decode() for line in lines[1:] if (match := _PIECE.fullmatch(line))}
+    return {index: blake3 for index, blake3 in pieces.items() if index < count and blake3 != NO_BLAKE3}
 
 
 def _lines(path: str) -> list[bytes]:

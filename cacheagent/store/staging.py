@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 from blake3 import blake3
 
 from cacheagent.errors import CorruptModel
-from cacheagent.model import SMALL_FILE_BYTES, FileHashes, piece_count
+from cacheagent.model import NO_BLAKE3, SMALL_FILE_BYTES, FileHashes, piece_count
 from cacheagent.store.durable import write_all, write_whole
 from cacheagent.store.journal import PieceJournal, SmallClaim, encode_small, piece_journal, read_small
 from cacheagent.store.layout import Layout, entries, is_hex_name
@@ -163,6 +163,20 @@ class Staging:
             os.rename(self.layout.blob(blob), self.layout.staged_data(blob))
             self._allocated[blob] = on_disk(size_bytes)
         self.proved[blob] = hashes
+
+    def doubt(self, blob: str, pieces: Mapping[int, str]) -> bool:
+        """See `Store.doubt`."""
+        known = self.proved.get(blob)
+        doubted = [index for index, blake3 in pieces.items() if known is not None and known.pieces[index] == blake3]
+        if doubted:
+            journal = PieceJournal(self.layout.staged_journal(blob), os.stat(self.layout.staged_data(blob)).st_size)
+            try:
+                for index in doubted:
+                    journal.append(index, NO_BLAKE3)
+            finally:
+                journal.close()
+            del self.proved[blob]
+        return bool(doubted)
 
     def discard(self, blob: str) -> None:
         """Forget it and give its room back. Absent is fine."""

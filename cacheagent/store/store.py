@@ -163,6 +163,12 @@ class Store:
         with disk_faults("room for a file can't be allocated"):
             return self._state.staging.stage(blob, size_bytes)
 
+    def doubt(self, blob: str, pieces: Mapping[int, str]) -> bool:
+        """A large blob that was verified is so no more if it has one of these pieces (index -> BLAKE3): the next
+        `stage` claims the others only. False if it has none of them, or is published: nothing changes then."""
+        with disk_faults("the journal of a file can't be written"), self._publisher.turn:
+            return self._state.staging.doubt(blob, pieces)
+
     def small_path(self, blob: str) -> str:
         """Where a small file is to be written, under a reservation."""
         return self._state.layout.staged_small(blob)

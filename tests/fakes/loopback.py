@@ -27,6 +27,7 @@ class Loopback:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which would take one more after the end
         self._listening.close()
         for sock in self.sockets:
             sock.close()

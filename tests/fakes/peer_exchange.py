@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from cacheagent.cohorts import Circle
 from cacheagent.member import Member
-from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.model import PIECE_SIZE_BYTES, Checksum
 from cacheagent.peers import exchange, protocol, rules
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.keys import NodeKey
@@ -108,6 +108,7 @@ class FakeService(Service):
 
     def __init__(self, vouchers: Vouchers) -> None:
         self.haves: list[Have] = []
+        self.lost: set[int] = set()
         self.waits = Backlog(seconds=0.0)
         self._of_disk = vouchers
 
@@ -129,14 +130,15 @@ class FakeService(Service):
     def have(self, order: Have) -> None:
         self.haves.append(order)
 
-    def lose(self, digest: str, pieces: range) -> None:
-        pass
+    def lose(self, digest: str, pieces: Iterable[int]) -> None:
+        self.lost.update(pieces)
 
 
 class CountingObserver(PeerObserver):
     """Remembers reasons of refusals and kinds of faults, and takes no notice of the rest."""
 
     def __init__(self) -> None:
+        self.lies = 0
         self.refused: list[str] = []
         self.faults: list[str] = []
 
@@ -159,7 +161,7 @@ class CountingObserver(PeerObserver):
         self.faults.append(kind)
 
     def peer_lied(self) -> None:
-        return
+        self.lies += 1
 
 
 class FakeJob:
@@ -178,7 +180,7 @@ class FakeJob:
 
     def put(self, piece: PieceHash) -> None:
         assert self.share is not None
-        self.share.have(piece.index, piece.blake3)
+        self.share.have(piece.index, piece.blake3, is_own=False)
 
     def fail(self, error: Exception) -> None:
         self.failure = error
@@ -186,7 +188,7 @@ class FakeJob:
     def _bring(self, indexes: Iterable[int]) -> None:
         assert self.share is not None
         for index in indexes:
-            self.share.have(index, hash_of(index))
+            self.share.have(index, hash_of(index), is_own=True)
 
 
 class ExchangeScene:
@@ -255,12 +257,25 @@ class ExchangeScene:
 
     def begin(self, exchange: Exchange, number: int = 0) -> tuple[FakeJob, BlobShare]:
         """A job for one file."""
-        blob, size = list(self._blobs.items())[number]
-        order = BlobOrder(blob_id=blob, size_bytes=size, target="/nowhere", source_kind="https")
-        job, share = FakeJob(), exchange.share(order)
+        job, share = FakeJob(), exchange.share(self.order(self.blobs[number]))
         job.share = share
         share.begin(job, range(self.files[number]))
         return job, share
+
+    @property
+    def blobs(self) -> list[str]:
+        """The files, in order."""
+        return list(self._blobs)
+
+    def order(self, blob: str, *checksums: Checksum) -> BlobOrder:
+        """To bring one of them. `checksums`: what its origin says of it."""
+        return BlobOrder(
+            blob_id=blob,
+            size_bytes=self._blobs[blob],
+            target="/nowhere",
+            source_kind="https",
+            checksums=checksums,
+        )
 
     def of(self, name: str) -> set[int]:
         """Pieces whose home is this member."""

@@ -370,7 +370,7 @@ class FleetNode:
             self.note("has", [piece])
             self.here.add(piece)
             self.fleet.moved()
-            self._share.have(piece, hash_of(piece))
+            self._share.have(piece, hash_of(piece), is_own=True)
             if len(self.here) == self.fleet.plan.pieces:
                 self._is_whole.set()
 

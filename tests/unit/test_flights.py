@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from blake3 import blake3
 
 from cacheagent import blobs
 from cacheagent.blobs import Exchange, Peers
@@ -27,8 +28,10 @@ from cacheagent.flights import Flights, source_key
 from cacheagent.model import PIECE_SIZE_BYTES, SMALL_FILE_BYTES
 from cacheagent.plan import Plan
 from cacheagent.progress import JobStatus
+from cacheagent.sharing import BlobShare
 from cacheagent.spec import ModelSpec, SourceSpec
 from cacheagent.store import Record, Reservation, Store
+from cacheagent.transfer.base import BlobOrder
 from tests.fakes.memory import MemoryOrigin, MemoryTransport
 from tests.fakes.transfer import until
 
@@ -530,6 +533,120 @@ async def test_a_share_of_an_origin_holds_for_whoever_waits(root: Path, monkeypa
         here.transport.release("y")
         await asyncio.gather(here.flights.ensure(shared), here.flights.ensure(alone))
         assert set(here.transport.caps.values()) == {0}
+
+
+class AlteredOrigin(MemoryOrigin):
+    """Stands for members too, which give other bytes of what is in `altered`."""
+
+    def __init__(self, objects: dict[str, bytes], *altered: str) -> None:
+        super().__init__(objects)
+        self.altered = {path: large(99) for path in altered}
+
+    def bytes_of(self, path: str, etag: str) -> bytes:
+        return self.altered.get(path, super().bytes_of(path, etag))
+
+
+class Unsuspected(BlobShare):
+    """What comes is believed."""
+
+    others = 1
+
+    def have(self, index: int, blake3: str, *, is_own: bool) -> None:
+        return
+
+    def is_doubted(self, index: int, blake3: str) -> bool:
+        return False
+
+
+class Liars(Peers, Exchange):
+    """When a download ends, however it does, it turns out that a member lied about one piece of each altered file: what
+    comes from then on is right. `paths`: of the blobs. `left`: whether each download was complete."""
+
+    def __init__(self, origin: AlteredOrigin) -> None:
+        self._origin = origin
+        self.paths: dict[str, str] = {}
+        self.left: list[bool] = []
+
+    async def join(self, digest: str, plan: Plan) -> Exchange | None:
+        self.paths = {blob: file.path for blob, file in plan.blobs.items()}
+        return self
+
+    def origin_share(self, digest: str) -> int:
+        return 0
+
+    async def leave(self, exchange: object, *, complete: bool) -> None:
+        self.left.append(complete)
+
+    def share(self, order: BlobOrder) -> BlobShare:
+        return Unsuspected()  # type: ignore[abstract]
+
+    def take_doubted(self, blob: str) -> dict[int, str]:
+        altered = self._origin.altered.pop(self.paths[blob], b"")
+        return {1: blake3(altered[PIECE_SIZE_BYTES:][:PIECE_SIZE_BYTES]).hexdigest()} if altered else {}
+
+
+def one_piece_altered(path: str, seed: int) -> tuple[str, bytes]:
+    """What the origin has, of which `AlteredOrigin` has another piece 1."""
+    other = large(99)
+    return path, other[:PIECE_SIZE_BYTES] + large(seed, PIECE_SIZE_BYTES) + other[2 * PIECE_SIZE_BYTES :]
+
+
+async def test_what_a_liar_gave_of_files_that_had_come_is_fetched_before_they_are_published(root: Path) -> None:
+    """Of each of them, once, and what was right of them is kept; of the honest member's file, nothing. What came twice
+    counts once."""
+    objects = dict([one_piece_altered("x", 1), one_piece_altered("y", 2), ("z", large(3))])
+    origin = AlteredOrigin(objects, "x", "y")
+    liars = Liars(origin)
+    async with node_among(liars, root, {"a": origin}) as here:
+        assert here.files(await here.flights.ensure(tree("m"))) == objects
+        assert here.transport.pieces == {"x": 3 + 1, "y": 3 + 1, "z": 3}
+        assert liars.left == [True]
+        assert here.events[-1].bytes_done == here.events[-1].bytes_total == 3 * LARGE
+
+
+async def test_what_a_liar_gave_is_not_believed_after_a_failure_either(root: Path) -> None:
+    """The last file does not come: of those that had, the next try fetches what the liar gave, though it does not know
+    of it any more."""
+    objects = dict([one_piece_altered("x", 1), ("z", large(3))])
+    origin = AlteredOrigin(objects, "x")
+    liars = Liars(origin)
+    async with node_among(liars, root, {"a": origin}) as here:
+        here.transport.failures["z"] = [OriginUnavailable("away")]
+        here.transport.hold("z")
+        pull = asyncio.create_task(here.flights.ensure(tree("m")))
+        await here.transport.wait_until_started("z")
+        (blob,) = (blob for blob, path in liars.paths.items() if path == "x")
+        await until(lambda: here.store.blob_hashes(blob) is not None, "the first file is here")
+        here.transport.release("z")
+        with pytest.raises(OriginUnavailable):
+            await pull
+        assert here.files(await here.flights.ensure(tree("m"))) == objects
+        assert here.transport.pieces == {"x": 3 + 1, "z": 3}
+        assert liars.left == [False, True]
+
+
+async def test_a_file_that_another_call_doubts_is_waited_for_again(root: Path) -> None:
+    """A model that shares it, is not exchanged, and had it already; the call that doubts it fails to bring it anew."""
+    objects = dict([one_piece_altered("x", 1)])
+    origin, other = AlteredOrigin(objects, "x"), MemoryOrigin({**objects, "y": large(2)})
+    async with node_among(Liars(origin), root, {"a": origin, "b": other}) as here:
+        alone = msgspec.structs.replace(tree("n", "memory://b"), peers="never")
+        here.transport.hold("x")
+        here.transport.hold("y")
+        exchanged = asyncio.create_task(here.flights.ensure(tree("m")))
+        await here.transport.wait_until_started("x")
+        waiting = asyncio.create_task(here.flights.ensure(alone))
+        await here.transport.wait_until_started("y")
+        here.transport.release("x")
+        here.transport.hold("x")
+        await until(lambda: here.transport.fetches["x"] == 2, "it was here for both, and is fetched anew")
+        here.transport.failures["x"] = [OriginUnavailable("away")]
+        here.transport.release("x")
+        with pytest.raises(OriginUnavailable):
+            await exchanged
+        here.transport.release("y")
+        assert here.files(await waiting) == {**objects, "y": large(2)}
+        assert here.transport.pieces == {"x": 3 + 1, "y": 3}
 
 
 async def test_a_use_is_written_down_beside_the_loop(root: Path) -> None:

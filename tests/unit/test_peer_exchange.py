@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cacheagent.errors import TargetAbandoned
-from cacheagent.model import PIECE_SIZE_BYTES
+from cacheagent.model import PIECE_SIZE_BYTES, Checksum
 from cacheagent.peers import exchange, link, rules
 from cacheagent.peers.exchange import Exchange
 from cacheagent.peers.orders import Adopt, EndKind, Have
@@ -409,13 +409,44 @@ async def test_who_vouched_is_remembered_over_a_restart(scene: ExchangeScene) ->
     await running.leave()
     again = await scene.start()
     scene.service.haves.clear()
-    again.have(first, hash_of(first))
-    again.have(second, hash_of(99))
+    again.have(first, hash_of(first), is_own=False)
+    again.have(second, hash_of(99), is_own=False)
     kept, other = scene.service.haves
     assert (kept.signer, kept.blake3) == ("n1", bytes.fromhex(hash_of(first)))
     assert other == Have(digest=DIGEST, piece=second, blake3=bytes.fromhex(hash_of(99)))
     assert (again.sender_of(first, hash_of(first)), again.sender_of(second, hash_of(99))) == ("n1", "")
     await again.leave()
+
+
+async def test_what_a_liar_vouched_for_is_given_to_nobody_and_told_once(tmp_path: Path) -> None:
+    """But for what the origin gave since, what it said of other bytes, and what others vouch for. Of a file whose hash
+    the origin gives all is served on. Before it lied nothing was doubted."""
+    with ExchangeScene(tmp_path / "cache", ("n0", "n1", "n2"), (30, 30)) as scene:
+        running = await scene.start()
+        _job, share = scene.begin(running)
+        scene.let_in("n1")
+        wrong, again, other, theirs, *_ = sorted(piece for piece in scene.of("n1") if piece < 30)
+        for piece in (wrong, again, other):
+            scene.send("n1", piece)
+        scene.send("n1", theirs, signer="n2")
+        proved = max(scene.of("n1"))
+        blob, proved_blob = scene.blobs
+        running.share(scene.order(proved_blob, Checksum(algorithm="sha256", value="00")))
+        scene.send("n1", proved)
+        assert not running.take_doubted(blob)
+        running.accuse("n1", "it lied")
+        assert scene.service.lost == {wrong, again, other}
+        assert share.is_doubted(wrong, hash_of(wrong))
+        assert not share.is_doubted(wrong, hash_of(99))
+        assert not share.is_doubted(theirs, hash_of(theirs))
+        share.have(again, hash_of(again), is_own=True)
+        assert not share.is_doubted(again, hash_of(again))
+        assert running.take_doubted(blob) == {wrong: hash_of(wrong), other: hash_of(other)}
+        assert scene.service.lost >= set(range(30))
+        assert not running.take_doubted(blob)
+        running.accuse("n1", "it lied again")
+        assert scene.observer.lies == 1
+        await running.leave()
 
 
 async def called(scene: ExchangeScene, times: int) -> None:

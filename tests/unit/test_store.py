@@ -264,19 +264,45 @@ def test_claims_of_an_interrupted_blob_come_back(store: Store, root: Path) -> No
     """A torn line is no claim, an index beyond the blob neither; another size begins anew."""
     size = 3 * PIECE_SIZE_BYTES
     staged = store.stage("a" * 64, size)
-    staged.append(0, "0" * 64)
+    staged.append(0, "3" * 64)
     staged.append(2, "2" * 64)
     with (root / "staging" / ("a" * 64) / "journal").open("ab") as journal:
         journal.write(b"7 " + b"7" * 64 + b"\n1 11111")
     with reopened(store, root) as again:
         resumed = again.stage("a" * 64, size)
-        assert resumed.claimed == {0: "0" * 64, 2: "2" * 64}
+        assert resumed.claimed == {0: "3" * 64, 2: "2" * 64}
         resumed.append(1, "1" * 64)
-        assert again.stage("a" * 64, size).claimed == {0: "0" * 64, 1: "1" * 64, 2: "2" * 64}
+        assert again.stage("a" * 64, size).claimed == {0: "3" * 64, 1: "1" * 64, 2: "2" * 64}
         assert resumed.path.stat().st_blocks * 512 >= size
         assert again.stage("a" * 64, size + 1).claimed == {}
         again.stage("a" * 64, size + 1).discard()
         assert names_in(root, "staging", "trash") == {"staging/small", "staging/trees"}
+
+
+def test_what_is_doubted_of_a_verified_blob_is_claimed_no_more(store: Store, root: Path) -> None:
+    """Nor by the next process; the rest is. Whoever doubts another content doubts nothing of this one, and what is
+    published stays."""
+    files = {"w.bin": content_of("w", 2 * PIECE_SIZE_BYTES + 1)}
+    ((blob, content),) = blobs_of(files).items()
+    stage(store, files)
+    known = store.blob_hashes(blob)
+    assert known is not None
+    assert not store.doubt(blob, {0: "1" * 64})
+    assert not store.doubt("a" * 64, {0: "1" * 64})
+    assert store.blob_hashes(blob) == known
+    assert store.doubt(blob, {0: known.pieces[0]})
+    assert store.blob_hashes(blob) is None
+    claimed = dict(enumerate(known.pieces[1:], start=1))
+    assert store.stage(blob, len(content)).claimed == claimed
+    with reopened(store, root) as again:
+        resumed = again.stage(blob, len(content))
+        assert resumed.claimed == claimed
+        resumed.append(0, known.pieces[0])
+        assert again.stage(blob, len(content)).claimed == dict(enumerate(known.pieces))
+        resumed.verified(known)
+        publish(again, files)
+        assert not again.doubt(blob, {0: known.pieces[0]})
+        assert again.blob_hashes(blob) == known
 
 
 def test_small_files_are_believed_after_they_were_read_again(store: Store, root: Path) -> None:
