@@ -13,9 +13,9 @@ import msgspec
 
 MIB: Final = 1024 * 1024
 PIECE_SIZE_BYTES: Final = 16 * MIB
+"""The unit of fetching, hashing, resuming and exchanging. Part of the record format."""
 NO_BLAKE3: Final = "0" * 64
 """In place of a piece's, where a journal is to claim nothing of it any more."""
-"""The unit of fetching, hashing, resuming and exchanging. Part of the record format."""
 
 SMALL_FILE_BYTES: Final = 1 * MIB
 """Files below this are fetched in batches and written plainly. Chosen, not measured."""
