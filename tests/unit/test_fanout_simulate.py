@@ -15,7 +15,7 @@ from benchmarks.fanout.simulate.calibrate import alone, calibrate
 from benchmarks.fanout.simulate.fleet import Fleet, Scene, Tree, connections, crossings, tree
 from benchmarks.fanout.simulate.flows import simulate
 from benchmarks.fanout.simulate.state import Parameters
-from cacheagent.cohorts import tree_of
+from cacheagent.cohorts import COHORT, tree_of
 from cacheagent.member import Member
 from cacheagent.peers.zones import Zones
 
@@ -146,7 +146,7 @@ def test_a_tree_costs_the_origin_one_copy_and_each_level_time() -> None:
     assert root.at(1.0) + 0.25 < both.at(1.0) < 2 * root.at(1.0)
 
 
-def measured(nodes: int, *times_s: float) -> Run:
+def measured(nodes: int, *times_s: float, cohort: int = COHORT) -> Run:
     cell = Cell(
         variant="peers",
         nodes=nodes,
@@ -154,6 +154,7 @@ def measured(nodes: int, *times_s: float) -> Run:
         piece_bytes=1 << 20,
         rate_bytes_per_s=10e6,
         origin_links=2.0,
+        cohort=cohort,
     )
     moments = [
         Moment(
@@ -181,16 +182,21 @@ def measured(nodes: int, *times_s: float) -> Run:
     )
 
 
-def test_parameters_come_from_one_node_and_the_hop_from_four() -> None:
-    """Times of other sizes are compared."""
-    runs = [measured(1, 11.0), measured(4, *[11.6] * 4), measured(2, 11.2, 11.2)]
+def test_parameters_come_from_one_node_a_cohort_and_a_tree() -> None:
+    """Times of other sizes are compared. A tree that takes hardly longer than a cohort has short hops, whatever the
+    cohort itself takes; one that takes longer has long ones."""
+    runs = [measured(1, 11.0), measured(4, *[11.9] * 4), measured(2, 11.2, 11.2)]
     single = alone(runs, runs[1].cell)
     assert single.link_bytes_per_s == pytest.approx(10e6)
     assert single.start_s == pytest.approx(0.5)
     assert single.finish_s == pytest.approx(0.5)
-    parameters, checks = calibrate(runs)
-    assert 0.8 < parameters.hop_s < 1.2
-    assert [(check.nodes, check.is_fitted) for check in checks] == [(2, False), (4, True)]
-    assert abs(checks[1].error) < 0.01
-    with pytest.raises(LookupError, match="4 nodes"):
-        calibrate(runs[:1])
+    quick, checks = calibrate([*runs, measured(16, *[12.2] * 16, cohort=8)])
+    assert {(check.nodes, check.is_fitted) for check in checks} == {(2, False), (4, True), (16, True)}
+    assert all(abs(check.error) < 0.01 for check in checks if check.nodes == 4)
+    slow, checks = calibrate([*runs, measured(16, *[16.5] * 16, cohort=8)])
+    assert all(abs(check.error) < 0.03 for check in checks if check.is_fitted)
+    assert quick.hop_s < 0.3 < slow.hop_s
+    assert quick.uneven_s > slow.uneven_s
+    for some in (runs[:1], runs):
+        with pytest.raises(LookupError, match="4 nodes, and of 16 in cohorts of 8"):
+            calibrate(some)

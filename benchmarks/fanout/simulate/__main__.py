@@ -89,6 +89,7 @@ def scale_up(measured: Parameters, size_bytes: float, link_bytes_per_s: float) -
         hop_s=measured.hop_s,
         start_s=measured.start_s,
         finish_s=measured.finish_s,
+        uneven_s=measured.uneven_s,
     )
 
 

@@ -64,5 +64,6 @@ def simulate(scene: Scene, parameters: Parameters) -> Result:
         done_at[(state.has() >= parameters.size_bytes * DONE) & np.isinf(done_at)] = now
         if np.isfinite(done_at[counts]).all():
             break
-    times = np.sort(done_at[counts]) + parameters.start_s + parameters.finish_s
+    beside_s = parameters.start_s + parameters.finish_s + (parameters.uneven_s if scene.nodes > 1 else 0.0)
+    times = np.sort(done_at[counts]) + beside_s
     return Result(times_s=tuple(float(time) for time in times), origin_bytes=state.origin_sent)

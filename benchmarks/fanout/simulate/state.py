@@ -18,7 +18,8 @@ ALL = 1 - 1e-5
 class Parameters(Value):
     """`size_bytes`, `pieces`: of the model. `link_bytes_per_s`: payload that a node's link carries; `origin_links`: of
     the origin. `step_bytes`: what is forwarded at once of what the origin sends. `hop_s`: from a step's arrival at a
-    source to the moment when it goes out. `start_s`: before the first byte; `finish_s`: after the last.
+    source to the moment when it goes out. `start_s`: before the first byte; `finish_s`: after the last;
+    `uneven_s`: that a fleet needs more than flows that share links evenly, however many nodes and levels it has.
     """
 
     size_bytes: float
@@ -29,6 +30,7 @@ class Parameters(Value):
     hop_s: float
     start_s: float
     finish_s: float
+    uneven_s: float = 0.0
 
     @property
     def limit_s(self) -> float:
