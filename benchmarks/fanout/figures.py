@@ -46,16 +46,16 @@ def summarize(runs: Iterable[Run]) -> list[Summary]:
     return sorted(found, key=lambda each: _order(each.cell))
 
 
-def find(summaries: Sequence[Summary], variant: Variant, nodes: int, like: Cell | None = None) -> Summary | None:
-    """The cell of that variant and size whose links and source are like those of another; without one, the first."""
+def find(summaries: Sequence[Summary], variant: Variant, nodes: int, like: Cell) -> Summary | None:
+    """The cell of that variant and size whose links and source are like those of another."""
     return next(
         (
             each
             for each in summaries
             if (each.cell.variant, each.cell.nodes, each.cell.scenario) == (variant, nodes, "undisturbed")
             and not each.cell.is_tree
-            and (like is None or _links(each.cell) == _links(like))
-            and (like is None or variant == "aria2" or each.cell.source == like.source)
+            and _links(each.cell) == _links(like)
+            and (variant == "aria2" or each.cell.source == like.source)
         ),
         None,
     )

@@ -28,7 +28,7 @@ from cacheagent.peers.shelf import Shelf
 from cacheagent.peers.swarm import NodePeers
 from cacheagent.peers.vouchers import KEEP_S, Vouchers, keep
 from cacheagent.peers.whole import in_parts, serve_whole
-from cacheagent.store import Record, Store
+from cacheagent.store import Record, Reservation, Store
 from cacheagent.store.layout import Layout
 from cacheagent.transfer.wire import FrameReader, frame
 from tests.fakes.cache import DOMAIN, NO_FLOOR, blobs_of, content_of, hashes_of, manifest_of, reserve, stage
@@ -342,19 +342,25 @@ async def test_a_server_that_cannot_be_started_is_tried_again(
     await until(lambda: FakeChild.last is not before, "the first one has begun")
 
 
+async def complete(scene: Scene, tries: int) -> Reservation:
+    """A download is, and its job is not over: what it has is served meanwhile."""
+    digest = manifest_of(FILES).digest
+    reservation = reserve(scene.store, FILES)
+    scene.service.show(shown(scene, digest), ("n0", "n1"), {})
+    scene.service.expect_publish(digest, tries)
+    await asyncio.sleep(0.1)
+    assert not isinstance(FakeChild.last.told[-1], Withdraw)
+    return reservation
+
+
 @pytest.mark.parametrize("tries", [service.PUBLISH_TRIES, 0], ids=["at once", "after a long while"])
 async def test_what_is_complete_and_not_published_is_withdrawn(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, tries: int
 ) -> None:
     """When its job is over, as after a header that is refused, and not before; it is served again by another job."""
     monkeypatch.setattr(service, "LOOK_S", 0.01)
-    digest = manifest_of(FILES).digest
     for _ in range(2):
-        reservation = reserve(scene.store, FILES)
-        scene.service.show(shown(scene, digest), ("n0", "n1"), {})
-        scene.service.expect_publish(digest, tries)
-        await asyncio.sleep(0.1)
-        assert not isinstance(FakeChild.last.told[-1], Withdraw)
+        reservation = await complete(scene, tries)
         reservation.release()
         await until(lambda: isinstance(FakeChild.last.told[-1], Withdraw), "it is served no more")
         assert not scene.service._served
@@ -366,11 +372,7 @@ async def test_what_is_complete_and_published_is_served_on(
 ) -> None:
     """The control: the job ends with a record."""
     monkeypatch.setattr(service, "LOOK_S", 0.01)
-    digest = manifest_of(FILES).digest
-    reservation = reserve(scene.store, FILES)
-    scene.service.show(shown(scene, digest), ("n0", "n1"), {})
-    scene.service.expect_publish(digest, tries)
-    await asyncio.sleep(0.1)
+    reservation = await complete(scene, tries)
     scene.publish("sha256")
     reservation.release()
     await until(lambda: shelf_of(FakeChild.last).order.hashes, "all of it is told of")
