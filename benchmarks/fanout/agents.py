@@ -47,12 +47,19 @@ class Agents:
 
     def find(self, node: int, path: str) -> Path:
         """In the tree that is published; the other one is the small model's."""
-        versions = (self._folders[node] / "root" / "models").iterdir()
-        return max(versions, key=lambda version: len(list((version / "files").iterdir()))) / "files" / path
+        return self._published(node) / "files" / path
+
+    def digest(self, node: int) -> str:
+        """The name of that tree: with the members it says which piece has which home."""
+        return self._published(node).name
 
     def version(self) -> str:
         """Of the product."""
         return engine.engine().version()
+
+    def _published(self, node: int) -> Path:
+        versions = (self._folders[node] / "root" / "models").iterdir()
+        return max(versions, key=lambda version: len(list((version / "files").iterdir())))
 
     async def _fetch(self, name: str, counted: Sequence[int], timeout_s: float) -> dict[int, float]:
         async with contextlib.AsyncExitStack() as stack:

@@ -91,6 +91,8 @@ class Run(Value):
     counts. `origin_bytes`: on the wire of the origin's link, headers included. `cpu_s`: of all nodes' process trees;
     `cpu_by_program_s`: of those, by program. `machine_cpu`: part of all CPUs that was busy with anything.
     `received_bytes`, `sent_bytes`: of all nodes, on the wire. `pss_bytes`: the most memory of each node's tree.
+    `digest`: of the version; homes and trees hang on it. Empty for what has none, for a run that failed, and in runs
+    of before it was kept.
     """
 
     cell: Cell
@@ -106,3 +108,4 @@ class Run(Value):
     pss_bytes: tuple[int, ...]
     moments: tuple[Moment, ...] = ()
     failure: str = ""
+    digest: str = ""

@@ -53,5 +53,8 @@ class Fleet(Protocol):
     def find(self, node: int, path: str) -> Path:
         """Where a file of the dataset is afterwards."""
 
+    def digest(self, node: int) -> str:
+        """Of the version that the node has published; empty where the program knows none."""
+
     def version(self) -> str:
         """Of the program."""

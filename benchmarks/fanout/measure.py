@@ -112,6 +112,7 @@ def _measured(cell: Cell, ground: Ground, fleet: Fleet) -> Run:
         pss_bytes=pss_bytes,
         moments=moments,
         failure=failure,
+        digest="" if failure else fleet.digest(counted[0]),
     )
 
 

@@ -94,6 +94,9 @@ class Published:
     def find(self, node: int, path: str) -> Path:
         return self._root / str(node) / path
 
+    def digest(self, node: int) -> str:
+        raise NotImplementedError
+
     def version(self) -> str:
         return "1"
 
