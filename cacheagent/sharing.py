@@ -1,11 +1,13 @@
 """A large file some of whose pieces came from other nodes: who is believed, how far, and who is found out.
 
-Where the origin gives a hash of the whole file (SHA-256, SHA-1), nothing wrong passes: if it does not agree, the
-pieces of others are fetched again from the origin, those that differ name who vouched for them, and the file is judged
-again. CRCs find accidents, not malice: where there is nothing better, each node fetches the first piece of each model
-that came from others again from the origin, and all nodes together one in a hundred of the rest, and compares, while
-other pieces still travel. Who is found out there may have altered others that agree with their CRCs too: whatever it
-vouched for is fetched again, and is not believed by a later try either.
+Where the origin gives a hash of the whole file (SHA-256, SHA-1), nothing wrong passes: if it does not agree, pieces of
+others are fetched again from the origin, and those that differ name who vouched for them. First that is what members
+vouched for who are known to have lied; where there are none, one piece of each member, which finds out who altered
+much; where that is not enough, everything that came from others. Each time the file is judged again, and no piece is
+fetched again twice. CRCs find accidents, not malice: where there is nothing better, each node fetches the first piece
+of each model that came from others again from the origin, and all nodes together one in a hundred of the rest, and
+compares, while other pieces still travel. Who is found out, in whatever way, may have altered others that agree with
+their CRCs too: whatever it vouched for is fetched again, and is not believed by a later try either.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Collection
 from functools import partial
 from typing import Final, Protocol
 
@@ -78,29 +80,37 @@ class _SharedFetch:
         self, transport: Transport, order: BlobOrder, locate: Locate, on_piece: OnPiece, share: BlobShare
     ) -> None:
         self.from_others: dict[int, str] = {}
-        """Index to BLAKE3 of the pieces that came from other nodes."""
+        """Index to BLAKE3 of the pieces that are here as they came from other nodes."""
         self._own: dict[int, str] = {}
+        """Of all other pieces that are here."""
+        self._asked: dict[int, str] = {}
+        """What others gave in place of pieces that are fetched again and have not come yet."""
+        self._again: set[int] = set()
+        """Those that have come."""
+        self._compared: set[str] = set()
+        """Members of whom a piece was fetched again to find out who lies."""
+        self._somebody_lied = False
+        """And nobody knows who: of what was wrong it is not known who vouched for it."""
+        self._why = "another node lied"
         self._transport = transport
         self._order = order
         self._locate = locate
         self._on_piece = on_piece
         self._share = share
         self._checks: set[asyncio.Task[None]] = set()
-        self._wrong: list[str] = []
         self._is_weak = not needs_serial(order.checksums)
 
     async def fetch_and_judge(self) -> FileHashes:
-        """With others' help, and what turns out to be wrong once more without it."""
-        try:
-            hashes = await self._transport.fetch(self._order, self._locate, self._take, self._share)
-            await self._finish_checks()
-        except ChecksumMismatch as error:
-            if not self.from_others:
-                raise
-            await self.drop_checks()
-            return await self._fetch_again(self.from_others, error.message)
-        if doubted := self._doubted():
-            return await self._fetch_again(doubted, "another node lied")
+        """With others' help, and what may be wrong once more without it. It ends: each time there is less that came
+        from others, and when there is nothing more and the file is still wrong, the origin is."""
+        hashes = await self._judged(self._transport.fetch(self._order, self._locate, self._take, self._share))
+        await asyncio.gather(*self._checks)
+        while suspects := self._suspects(is_right=hashes is not None):
+            hashes = await self._judged(self._fetch_again(suspects))
+        assert hashes is not None
+        if self._again:  # they were given to nobody meanwhile
+            for index, blake3 in enumerate(hashes.pieces):
+                self._share.have(index, blake3, is_own=index in self._again)
         return hashes
 
     async def drop_checks(self) -> None:
@@ -111,58 +121,75 @@ class _SharedFetch:
 
     def disbelieve(self) -> None:
         """If the file does not come, its next try fetches what liars vouched for, also if it knows of none any more."""
-        for index in self._doubted():
-            self._on_piece(index, NO_BLAKE3, 0, "kept")
-
-    def _doubted(self) -> list[int]:
         if not self._is_weak:
-            return []  # the origin's hash proves them, or nothing of the file is believed
-        known = {**self._order.claimed, **self.from_others, **self._own}
-        return [index for index, blake3 in known.items() if self._share.is_doubted(index, blake3)]
+            return  # the origin's hash proves them, or nothing of the file is believed
+        known = {**self._order.claimed, **self._asked, **self.from_others}
+        for index in known.keys() - self._own.keys():
+            if self._is_doubted(index, known[index]):
+                self._on_piece(index, NO_BLAKE3, 0, "kept")
 
-    async def _finish_checks(self) -> None:
-        """Raises ChecksumMismatch if one of them found something."""
-        if self._checks:
-            await asyncio.gather(*self._checks)
-        if self._wrong:
-            raise ChecksumMismatch(self._wrong[0], hint="another node gave bytes that the origin does not have")
-
-    async def _fetch_again(self, pieces: Collection[int], why: str) -> FileHashes:
-        """These, from the origin alone; then it is known who was wrong. If they are all that came from others, the file
-        is either right after it, or the origin's own."""
-        self._share.lose()
-        known = {**self.from_others, **self._own}
-        found: dict[int, str] = {}
-
-        def take(index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
-            found[index] = blake3
-            if index in pieces or known.get(index) != blake3:
-                self._on_piece(index, blake3, 0, "kept")  # it was counted when it first came
-
-        claimed = {index: blake3 for index, blake3 in known.items() if index not in pieces}
-        plain = msgspec.structs.replace(self._order, claimed=claimed)
+    async def _judged(self, fetch: Awaitable[FileHashes]) -> FileHashes | None:
+        """None where the file is not what the origin says, and others may be to blame."""
         try:
-            hashes = await self._transport.fetch(plain, self._locate, take)
-        finally:
-            self._name_liars(found, why)
-        for index, blake3 in enumerate(hashes.pieces):
-            self._share.have(index, blake3, is_own=index in pieces)
-        return hashes
+            return await fetch
+        except ChecksumMismatch as error:
+            if not self.from_others:
+                raise
+            self._why = error.message
+            self._share.lose()
+            return None
 
-    def _name_liars(self, found: Mapping[int, str], why: str) -> None:
+    def _suspects(self, *, is_right: bool) -> list[int]:
+        """What is to be fetched again next. Nothing of a file that its origin's hash proves, whoever gave it."""
+        of_liars = [index for index, blake3 in self.from_others.items() if self._is_doubted(index, blake3)]
+        if is_right:
+            return of_liars if self._is_weak else []
+        return of_liars or self._sample() or list(self.from_others)
+
+    def _sample(self) -> list[int]:
+        """One piece of each who vouched for some, once; nobody can foresee which."""
+        pieces: dict[str, list[int]] = {}
         for index, blake3 in self.from_others.items():
-            if found.get(index, blake3) != blake3:
-                self._accuse(index, why)
+            pieces.setdefault(self._share.sender_of(index, blake3), []).append(index)
+        sample = [random.choice(some) for name, some in pieces.items() if name not in self._compared]
+        self._compared.update(pieces)
+        return sample
 
-    def _accuse(self, index: int, why: str) -> None:
-        if name := self._share.sender_of(index, self.from_others[index]):
+    def _is_doubted(self, index: int, blake3: str) -> bool:
+        if self._share.is_doubted(index, blake3):
+            return True
+        return self._somebody_lied and not self._share.sender_of(index, blake3)
+
+    async def _fetch_again(self, pieces: Collection[int]) -> FileHashes:
+        """These, from the origin alone. What is claimed of the others is read back, so that all of it is judged."""
+        self._share.lose()
+        for index in pieces:
+            self._asked[index] = self.from_others.pop(index)
+        plain = msgspec.structs.replace(self._order, claimed={**self.from_others, **self._own})
+        return await self._transport.fetch(plain, self._locate, self._take_again)
+
+    def _take_again(self, index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
+        if origin == "kept":
+            return  # as it was claimed
+        self._on_piece(index, blake3, 0, "kept")  # it was counted when it first came
+        given = self._asked.pop(index, "") or self.from_others.pop(index, "")
+        self._own[index] = blake3
+        self._again.add(index)
+        if given not in {"", blake3}:
+            self._accuse(index, given, self._why)
+
+    def _accuse(self, index: int, blake3: str, why: str) -> None:
+        if name := self._share.sender_of(index, blake3):
             self._share.accuse(name, why)
+        else:
+            self._somebody_lied = True
 
     def _take(self, index: int, blake3: str, length: int, origin: PieceOrigin) -> None:
         self._on_piece(index, blake3, length, origin)
         self._share.have(index, blake3, is_own=origin == "fetched")
         # What an agent kept of before its restart may have come from others, too.
         if origin == "fetched" or (origin == "kept" and not self._share.sender_of(index, blake3)):
+            self.from_others.pop(index, None)  # it was altered on the disk before the file's hash was computed
             self._own[index] = blake3
             return
         self.from_others[index] = blake3
@@ -180,8 +207,8 @@ class _SharedFetch:
         finally:
             await in_thread(partial(remove_scratch, scratch))
         if right != blake3:
-            why = f"piece {index} of {os.path.basename(self._order.target)} is not what the origin has"
-            self._wrong.append(why)
             self._on_piece(index, NO_BLAKE3, 0, "kept")  # whatever happens from now on
-            self._accuse(index, why)
+            self._accuse(
+                index, blake3, f"piece {index} of {os.path.basename(self._order.target)} is not what the origin has"
+            )
             self.disbelieve()

@@ -24,6 +24,10 @@ from tests.fakes.peer_agents import MODEL, PeerAgents, add_index, shards
 from tests.fakes.s3 import client_for, new_bucket
 
 PIECES = 5
+EACH = 6
+"""What each of three members brings of a file."""
+SLACK = 3
+"""Pieces that change hands, or that a node fetches itself because another one's file is being judged just then."""
 CRC64NVME = 0xAD93D23594C93659
 """The polynomial, without its highest bit."""
 
@@ -87,6 +91,27 @@ def test_right_bytes_of_another_piece(tmp_path: Path, off: int) -> None:
         assert [event["peer"] for event in agent.events("a peer lied")] == ["n1"] * off
         sent = origin.body_bytes_sent(f"{MODEL}/shard-0.bin")
         assert (sent < len(data)) is (off == 0), "what it gave was taken, or fetched anew"
+
+
+@pytest.mark.parametrize("off", [0, 1], ids=["honest", "another piece"])
+def test_one_liar_among_three_costs_each_honest_one_what_it_gave(tmp_path: Path, off: int) -> None:
+    """All that it seals is wrong, and the file's hash says that something is: of the other honest one's pieces each
+    fetches a single one again."""
+    files = shards(3 * EACH, odd=0)
+    path = f"{MODEL}/shard-0.bin"
+    with Origin(files) as origin, PeerAgents(tmp_path, origin, 3) as fleet:
+        origin.add_sums(MODEL)
+        forge = of(files[path], off=off, pieces=3 * EACH)
+        with LyingPeer(fleet.ports["n2"], "n2", fleet.keys["n2"], lengths_of(len(files[path])), forge) as peer:
+            fleet.start_together("n0", "n1")
+            fleet.wait_until_ready("n0", "n1")
+        assert len(peer.asks) >= 2
+        fleet.require(files, "n0", "n1")
+        accused = [[event["peer"] for event in fleet.agents[name].events("a peer lied")] for name in ("n0", "n1")]
+        assert accused == [["n2"] * off] * 2
+        sent = origin.body_bytes_sent(path) / PIECE_SIZE_BYTES
+        needed = 2 * EACH + (2 * EACH + 2) * off
+        assert abs(sent - needed) <= SLACK, "all that came from others anew would be 2 * EACH more"
 
 
 @pytest.mark.s3_real
