@@ -31,7 +31,8 @@ class Origin:
 
     `first`: what a first try finds, and from where. `has`: what comes when the origin alone is asked. `tries`: for
     which pieces it was, each time; `claimed`: what was to be kept the last time. `failures`: by the number of such a
-    try, of which one piece comes; of one with `is_mute`, none."""
+    try, of which one piece comes (none with `is_mute`), or 0 for the first one, of which all does. `shown`: what others
+    are given, which is nothing while something is wrong."""
 
     def __init__(self, first: dict[int, tuple[str, PieceOrigin]], has: Sequence[str] = RIGHT) -> None:
         self.first = first
@@ -40,6 +41,8 @@ class Origin:
         self.tries: list[set[int]] = []
         self.failures: dict[int, BaseException] = {}
         self.is_mute = False
+        self.is_wrong = False
+        self.shown: dict[int, str] = {}
         self.checked: list[int] = []
 
     async def fetch(
@@ -47,6 +50,7 @@ class Origin:
     ) -> FileHashes:
         found = self.first
         if share is None:
+            assert not self.shown
             self.claimed = order.claimed
             self.tries.append(set(range(len(self.has))) - order.claimed.keys())
             found = {index: (blake3, "fetched") for index, blake3 in enumerate(self.has)}
@@ -57,11 +61,15 @@ class Origin:
                 raise failure
         for index, (blake3, origin) in found.items():
             on_piece(index, blake3, 1, origin)
-        if any(blake3.startswith("wrong") for blake3, _ in found.values()):
+        if share is not None and 0 in self.failures:
+            raise self.failures[0]
+        self.is_wrong = any(blake3.startswith("wrong") for blake3, _ in found.values())
+        if self.is_wrong:
             raise ChecksumMismatch("it is not what the origin says")
         return FileHashes(pieces=tuple(found[index][0] for index in range(len(self.has))))
 
     async def fetch_piece(self, order: BlobOrder, index: int, locate: Locate) -> str:
+        assert not (self.is_wrong and self.shown)
         self.checked.append(index)
         return self.has[index]
 
@@ -204,6 +212,7 @@ class File:
         vouched = {index: (name, self.given[index]) for name in members for index in self.pieces[name]}
         self.origin = Origin(first, self.right)
         self.share = Exchange(vouched, liars)
+        self.origin.shown = self.share.here
         self.journal: dict[int, str] = {}
 
     async def fetch(self, order: BlobOrder = ORDER) -> FileHashes:
@@ -360,29 +369,30 @@ async def test_of_what_nobody_is_known_to_vouch_for_all_is_fetched(weak: BlobOrd
     file.require_right()
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("number", [0, 1, 2, 3])
 @pytest.mark.parametrize("failure", [OriginUnavailable("away"), asyncio.CancelledError()], ids=["away", "cancelled"])
 async def test_whatever_breaks_off_nothing_of_a_known_liar_is_claimed(
     sampled: Callable[[int], None], weak: BlobOrder, number: int, failure: BaseException
 ) -> None:
     """First comes what the one gave who had lied elsewhere, then the sample, then what the other one gave. Wherever it
-    ends, what came is claimed, what liars gave is not, and the next try brings all of it."""
-    altered = {**all_of(1, of=4, how="forged"), **all_of(3, of=4)}
-    file = File("known", "a", "liar", altered=altered, liars=["known"])
+    ends, what came is claimed, what liars gave is not, and the next try brings all of it. A piece had been kept."""
+    altered = {**all_of(1, of=4, how="forged"), **all_of(2, of=4)}
+    file = File("known", "liar", "a", altered=altered, liars=["known"])
+    file.origin.first[1] = ("forged 1", "kept")
     file.origin.failures = {number: failure}
     with pytest.raises(type(failure)):
-        await file.fetch(weak)
-    assert file.origin.tries == [file.of("known"), {2, 3}, file.of("liar") - {3}][:number]
-    assert file.share.accused == (["liar"] if number == 3 else [])
-    assert not file.share.here
+        await file.fetch(msgspec.structs.replace(weak, claimed={1: "forged 1"}))
+    assert file.origin.tries == [file.of("known"), {2, 3}, file.of("liar") - {2}][:number]
+    assert file.share.accused == (["liar"] if number >= 2 else [])
     came = {index for index, blake3 in file.journal.items() if blake3 == file.right[index]} - file.of("", "a")
-    assert came == [{1}, file.of("known"), file.of("known") | {3, 7}][number - 1]
+    assert came == [set(), {1}, file.of("known") | {2}, file.of("known") | {2, 6}][number]
     missing = file.of(*file.share.liars) - came
-    assert [file.journal[index] for index in missing] == [NO_BLAKE3] * [3, 0, 2][number - 1]
+    assert [file.journal[index] for index in missing] == [NO_BLAKE3] * [4, 3, 3, 2][number]
 
     first: dict[int, tuple[str, PieceOrigin]] = {index: (blake3, "kept") for index, blake3 in file.journal.items()}
     first |= {index: (file.right[index], "fetched") for index, said in file.journal.items() if said == NO_BLAKE3}
     file.origin = Origin(first, file.right)
+    file.origin.shown = file.share.here
     await file.fetch(weak)
     assert "liar" in file.share.liars
     assert file.journal == file.share.here == dict(enumerate(file.right))
