@@ -21,6 +21,8 @@ class Pieces:
         self.count = piece_count(order.size_bytes)
         self.crcs: tuple[CrcAlgorithm, ...] = needed_crcs(order.checksums)
         self.claimed = {index: blake3 for index, blake3 in order.claimed.items() if 0 <= index < self.count}
+        self.on_known: Callable[[PieceHash], None] = _nobody_follows
+        """Hears of each content once, when it is proved, after `on_piece`."""
         self._on_piece = on_piece
         self._only = only
         self._known: dict[int, PieceHash] = {}
@@ -64,6 +66,7 @@ class Pieces:
         self._known[piece.index] = piece
         if before is None or before.blake3 != piece.blake3:
             self._on_piece(piece.index, piece.blake3, piece.length, origin)
+            self.on_known(piece)
 
     def judge(self, name: str, whole: Mapping[str, str]) -> FileHashes:
         """All checksums of the origin against all pieces. `whole`: serial hashes by algorithm. Raises ChecksumMismatch.
@@ -84,3 +87,7 @@ class Pieces:
         segments = chain.from_iterable(piece.segments for piece in pieces)
         (value,) = fold(segments, ALWAYS, (self.order.size_bytes,))
         return value.to_bytes(CRCS[ALWAYS].size_bytes, "big").hex()
+
+
+def _nobody_follows(_piece: PieceHash) -> None:
+    """Where no hash waits for them."""

@@ -8,8 +8,9 @@ from typing import Final
 from cacheagent.model import Value
 
 MOST_WORKERS: Final = 8
-SPARE_THREADS: Final = 2
-"""Per worker beyond its share of the connections: what is on disk is re-hashed while all connections are busy."""
+SPARE_THREADS: Final = 4
+"""Per worker beyond its share of the connections: while those are busy, two re-hash what is on disk, and two files are
+hashed as their pieces come from elsewhere."""
 
 
 class TransferConfig(Value):

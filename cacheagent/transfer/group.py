@@ -214,7 +214,7 @@ class WorkerGroup:
             self._setting.observer.fallback_buffered(buffered)
         goodput = received / max(now - self._ticked_at, 1e-3)
         self._ticked_at = now
-        origins = {flight.origin for flight in self._flights}
+        origins = {flight.origin for flight in self._flights if flight.origin.brings}
         connections = sum(origin.in_flight for origin in origins)
         for origin in origins:
             share = goodput * origin.in_flight / connections

@@ -86,7 +86,8 @@ class FetchStream(Value, tag="stream"):
     """Fetch a file whose whole-file hash is serial (SHA-1, SHA-256, composites of them): ranges are received by `lanes`
     threads of one worker and hashed in offset order within a bounded window. Pieces in `claimed` (index -> blake3) are
     on disk already: they are read back, checked and hashed instead of fetched; one that does not match is fetched.
-    `cap`: as for a piece.
+    `cap`: as for a piece. `follows`: the other pieces are on their way from elsewhere and are waited for, by one lane;
+    `Claims` tells when they are here.
     """
 
     id: int
@@ -99,6 +100,16 @@ class FetchStream(Value, tag="stream"):
     crcs: tuple[CrcAlgorithm, ...] = ()
     cuts: tuple[int, ...] = ()
     cap: int = 0
+    follows: bool = False
+
+
+class Claims(Value, tag="claims"):
+    """More pieces (index -> blake3) of a stream that follows are on disk. It has no answer of its own, and says nothing
+    to an order that has been answered.
+    """
+
+    id: int
+    pieces: dict[int, str]
 
 
 class Rehash(Value, tag="rehash"):
@@ -122,7 +133,7 @@ class Cancel(Value, tag="cancel"):
     id: int
 
 
-Order = FetchPiece | FetchSmall | FetchStream | Rehash | Cancel
+Order = FetchPiece | FetchSmall | FetchStream | Claims | Rehash | Cancel
 
 # --- reports
 # -----------------------------------------------------------------------------------------------------------------

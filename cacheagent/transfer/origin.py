@@ -16,9 +16,13 @@ DOWN_AFTER: Final = 3
 
 
 class Origin:
-    """One server, or one mounted file system: its connections, pauses and health, over all calls that use it."""
+    """One server, or one mounted file system: its connections, pauses and health, over all calls that use it.
+    `brings`: what it is asked for counts as received; not so our own disk's."""
 
-    def __init__(self, limit: ConnectionLimit, config: TransferConfig, random_source: random.Random) -> None:
+    def __init__(
+        self, limit: ConnectionLimit, config: TransferConfig, random_source: random.Random, *, brings: bool = True
+    ) -> None:
+        self.brings: Final = brings
         self.limit = limit
         self.hedging = Hedging()
         self.in_flight = 0

@@ -35,7 +35,7 @@ from cacheagent.transfer.process import Launch, Worker
 from cacheagent.transfer.race import remove_scratch_files
 from cacheagent.transfer.rate import SharedRate
 from cacheagent.transfer.rehash import AtRest, RehashJob
-from cacheagent.transfer.remote_file import PieceJob, StreamJob
+from cacheagent.transfer.remote_file import FollowJob, PieceJob, StreamJob
 from cacheagent.transfer.small_files import SmallCall, SmallJob
 from cacheagent.transfer.whereabouts import HTTP_GROUP, Located, display_name, group_key, origin_key, read_mountinfo
 
@@ -46,6 +46,9 @@ MOST_SLOTS: Final = 1024
 """Workers at a time, over all groups: 64 bytes of shared memory each. A node mounts fewer file systems than that."""
 READERS_PER_WORKER: Final = 2
 """Re-hashing what is on disk: two readers per CPU keep a disk busy. Chosen."""
+FOLLOWED_PER_WORKER: Final = 2
+"""Files that are hashed as their pieces come, the first ones first. They wait most of the time, each for the slowest
+member. Chosen: with one the hash of the last files began when all was there (`benchmarks/fanout`, 16 nodes)."""
 IDLE_MOUNT_S: Final = 60.0
 """Workers of a mounted file system that nobody reads from leave; those for HTTP stay. Chosen."""
 LEAVE_WITHIN_S: Final = 0.9
@@ -73,6 +76,7 @@ class WorkerPool:
         self._argv = worker_argv
         self._groups: dict[str, WorkerGroup] = {}
         self._disks: dict[str, Origin] = {}
+        self._following: dict[WorkerGroup, Origin] = {}
         self._origins: dict[str, Origin] = {}
         self._outcomes: set[asyncio.Future[None]] = set()
         self._slots = count()
@@ -135,8 +139,8 @@ class WorkerPool:
             whole: dict[str, str] = {}
             is_serial = needs_serial(order.checksums)
             if share is not None or not is_serial:
-                await self._piece_by_piece(located, locate, pieces, cap, share)
-            if is_serial:  # what is here by now, from whomever, is read back and put through the hash
+                whole = await self._piece_by_piece(located, locate, pieces, cap, share)
+            if is_serial and not whole:  # what is here by now, from whomever, is read back and put through the hash
                 whole = await self._stream(located, locate, pieces, self._new_outcome(), cap)
         return await in_thread(partial(pieces.judge, display_name(located.location), whole))
 
@@ -236,8 +240,9 @@ class WorkerPool:
 
     async def _piece_by_piece(
         self, located: Located, locate: Locate, pieces: Pieces, cap: Cap | None, share: Share | None
-    ) -> None:
-        """Claims are proved while the rest travels already; what turns out wrong travels too."""
+    ) -> dict[str, str]:
+        """Claims are proved while the rest travels already; what turns out wrong travels too. What others bring of a
+        file with a serial hash goes through it meanwhile, if it is the file's turn: then that is returned."""
         outcome = self._new_outcome()
         group, origin, disk = self._place(located.location)
         job = PieceJob(self._setting, origin, located, pieces, outcome)
@@ -251,13 +256,18 @@ class WorkerPool:
         if share is None:
             job.want(pieces.unclaimed())
             await self._carry_out(group, jobs, outcome)
-            return
+            return {}
         job.share_with(share)
+        if needs_serial(pieces.order.checksums):
+            job.follower = FollowJob(self._setting, self._followers(group), located, pieces, outcome)
+            job.follower.relocate_with(locate)
+            jobs.append(job.follower)
         share.begin(job, pieces.unclaimed())
         try:
             await self._carry_out(group, jobs, outcome)
         finally:
             await share.end()
+        return job.follower.whole if job.follower is not None else {}
 
     @contextmanager
     def _known(self, blobs: Collection[str]) -> Iterator[None]:
@@ -316,8 +326,15 @@ class WorkerPool:
     def _disk(self, group: str) -> Origin:
         if group not in self._disks:
             limit = FixedLimit(READERS_PER_WORKER * self.config.worker_count())
-            self._disks[group] = Origin(limit, self.config, self._setting.random)
+            self._disks[group] = Origin(limit, self.config, self._setting.random, brings=False)
         return self._disks[group]
+
+    def _followers(self, group: WorkerGroup) -> Origin:
+        """Counts the files that are hashed as they come."""
+        if group not in self._following:
+            limit = FixedLimit(FOLLOWED_PER_WORKER * self.config.worker_count())
+            self._following[group] = Origin(limit, self.config, self._setting.random, brings=False)
+        return self._following[group]
 
     def _start_worker(self, on_end: Callable[[Worker], None]) -> Worker:
         assert self._shared is not None

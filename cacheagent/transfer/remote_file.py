@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from cacheagent.errors import TransferFailed
 from cacheagent.model import piece_range
 from cacheagent.transfer.base import BlobOrder, Locate, Share
 from cacheagent.transfer.blob import Pieces
 from cacheagent.transfer.job import Flight, RemoteJob, Setting, Unit
 from cacheagent.transfer.orders import (
+    Claims,
     Failed,
     FetchPiece,
     FetchStream,
@@ -129,8 +132,10 @@ class FileJob(RemoteJob[FileUnit]):
 
 
 class PieceJob(FileJob):
-    """Every piece is an order of its own, by whichever worker is free."""
+    """Every piece is an order of its own, by whichever worker is free. `follower`: who puts them through the file's
+    serial hash meanwhile, if anybody does."""
 
+    follower: FollowJob | None = None
     _share: Share | None = None
 
     def want(self, indexes: Sequence[int]) -> None:
@@ -162,6 +167,11 @@ class PieceJob(FileJob):
         except Exception as error:  # of the caller's on_piece: its answer, not the peer's
             self.fail(error)
         self.finish_if_complete()
+
+    def finish_if_complete(self) -> None:
+        """While the hash follows, it is the hash that ends it."""
+        if self.follower is None or not self.follower.has_begun:
+            super().finish_if_complete()
 
     async def fly(self, flight: Flight[FileUnit]) -> Report:
         """See Job. Late pieces are asked for twice."""
@@ -242,18 +252,7 @@ class StreamJob(FileJob):
     async def fly(self, flight: Flight[FileUnit]) -> Report:
         """See Job."""
         flight.unit.located = self.located
-        order = FetchStream(
-            id=flight.work_id,
-            location=self.located.location,
-            file_size=self.order.size_bytes,
-            target=self.order.target,
-            lanes=flight.unit.slots,
-            checksums=self.order.checksums,
-            claimed=self.pieces.claimed | self.pieces.proved(),
-            crcs=self.pieces.crcs,
-            cuts=self.pieces.all_cuts(),
-            cap=self.cap_number,
-        )
+        order = self.order_of(flight)
 
         def on_part(part: Part) -> None:
             if isinstance(part, GoesOn):
@@ -266,6 +265,21 @@ class StreamJob(FileJob):
                 self.fail(error)
 
         return await flight.worker.ask(order, on_part)
+
+    def order_of(self, flight: Flight[FileUnit]) -> FetchStream:
+        """What the worker is told."""
+        return FetchStream(
+            id=flight.work_id,
+            location=self.located.location,
+            file_size=self.order.size_bytes,
+            target=self.order.target,
+            lanes=flight.unit.slots,
+            checksums=self.order.checksums,
+            claimed=self.pieces.claimed | self.pieces.proved(),
+            crcs=self.pieces.crcs,
+            cuts=self.pieces.all_cuts(),
+            cap=self.cap_number,
+        )
 
     def landed(self, flight: Flight[FileUnit], report: Report) -> None:
         """See Job."""
@@ -290,3 +304,30 @@ class StreamJob(FileJob):
             self.got_something(flight.origin, flight.unit)
             self._setting.observer.piece_done(self.source_kind, part.piece.length, 0.0)
         self.pieces.add(part.piece, "fetched" if part.fetched else "kept")
+
+
+class FollowJob(StreamJob):
+    """A stream that brings nothing: what comes from elsewhere goes through the file's serial hash as it is proved. It
+    has a thread of one worker, and no connection. `origin`: whatever counts those.
+    """
+
+    _flight: Flight[FileUnit] | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """A worker has it."""
+        return not self._pending
+
+    def take(self, connections: int) -> FileUnit:
+        """See Job."""
+        return FileJob.take(self, connections)
+
+    def order_of(self, flight: Flight[FileUnit]) -> FetchStream:
+        """Only what is proved: what a journal claims, somebody else may find wrong and write anew."""
+        self._flight = flight
+        self.pieces.on_known = self._tell
+        return msgspec.structs.replace(super().order_of(flight), claimed=self.pieces.proved(), follows=True)
+
+    def _tell(self, piece: PieceHash) -> None:
+        assert self._flight is not None
+        self._flight.worker.send(Claims(id=self._flight.work_id, pieces={piece.index: piece.blake3}))

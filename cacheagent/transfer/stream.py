@@ -6,13 +6,14 @@ without a hash. There are two turnstiles, one behind the other, because SHA-256 
 bookkeeping (0.2) may work on different spans at the same time.
 
 A piece that a journal claims is read back, put through the same hash, and fetched if it turns out to be wrong: the
-serial hash then goes on from a copy made before it.
+serial hash then goes on from a copy made before it. A stream that follows fetches nothing else: it reads what comes
+from elsewhere as soon as it is claimed, so that little is left to hash when the last piece is here.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 
 from blake3 import blake3
@@ -26,7 +27,7 @@ from cacheagent.transfer.hashing import PieceSums, SegmentSums
 from cacheagent.transfer.orders import Failed, FailureKind, FetchStream, PieceHash, Segment, StreamDone, StreamPiece
 from cacheagent.transfer.piece import steps
 from cacheagent.transfer.request import describe
-from cacheagent.transfer.running import Running
+from cacheagent.transfer.running import SIGN_EVERY_S, Running
 from cacheagent.transfer.tools import BUFFER_BYTES, Tools, open_range, open_target
 
 SPAN_BYTES: Final = 4 * MIB
@@ -71,6 +72,8 @@ class Stream:
         self._tools = tools
         self._lock = threading.Lock()
         self._step_bytes = min(SPAN_BYTES if order.lanes > 1 else BUFFER_BYTES, PIECE_SIZE_BYTES)
+        self._claimed = dict(order.claimed)
+        """Grows while it follows, under the order's condition."""
         self._next = 0
         self._inside = 0
         self._over = False
@@ -97,7 +100,16 @@ class Stream:
             if self._inside:
                 return None
             self._over = True
-        return self._result()
+        try:
+            return self._result()
+        except Exception as error:
+            return as_failure(error, stopped=self._running.stopped).report(self._order.id)
+
+    def claim(self, pieces: Mapping[int, str]) -> None:
+        """These are on disk now. From another thread."""
+        with self._running.condition:
+            self._claimed.update(pieces)
+            self._running.condition.notify_all()
 
     def _run_lane(self, buffer: Buffer) -> None:
         memory = buffer.view(self._step_bytes)
@@ -108,21 +120,31 @@ class Stream:
 
     def _take(self) -> Span | None:
         """The next range that nobody has; None when there is none, or no use in one."""
+        if self._order.follows:
+            self._await_claim()
         with self._lock:
             offset = self._next
             if offset >= self._order.file_size or self._running.stopped:
                 return None
             index, inside = divmod(offset, PIECE_SIZE_BYTES)
-            claim = self._order.claimed.get(index, "") if inside == 0 else ""
+            claim = self._claimed.get(index, "") if inside == 0 else ""
             length = piece_range(self._order.file_size, index)[1] if claim else self._unclaimed_bytes(offset)
             self._next += length
             return Span(offset, length, claim)
+
+    def _await_claim(self) -> None:
+        """Of the next piece. The one lane goes from piece to piece, so nobody else moves on meanwhile."""
+        index = self._next // PIECE_SIZE_BYTES
+        while not self._running.stopped and self._next < self._order.file_size and index not in self._claimed:
+            with self._running.condition:
+                self._running.condition.wait_for(lambda: self._running.stopped or index in self._claimed, SIGN_EVERY_S)
+            self._running.sign()
 
     def _unclaimed_bytes(self, offset: int) -> int:
         """One span; with a single lane everything up to the next claimed piece, so that one request serves it."""
         if self._order.lanes > 1:
             return min(self._step_bytes, self._order.file_size - offset)
-        claimed = (index * PIECE_SIZE_BYTES for index in self._order.claimed)
+        claimed = (index * PIECE_SIZE_BYTES for index in self._claimed)
         return min((start for start in claimed if start > offset), default=self._order.file_size) - offset
 
     def _fetch(self, span: Span, target: DirectFile, memory: memoryview) -> None:

@@ -24,6 +24,7 @@ from cacheagent.transfer.failure import as_failure
 from cacheagent.transfer.http1 import Connections
 from cacheagent.transfer.orders import (
     Cancel,
+    Claims,
     FetchPiece,
     FetchSmall,
     FetchStream,
@@ -93,6 +94,7 @@ class Worker:
         self._threads = threads
         self._lock = threading.Lock()
         self._running: dict[int, Running] = {}
+        self._following: dict[int, Stream] = {}
 
     def serve(self) -> None:
         """Until the parent closes the socket."""
@@ -107,11 +109,20 @@ class Worker:
             if running is not None:  # else it has been answered already
                 running.stop()
             return
+        if isinstance(order, Claims):
+            with self._lock:
+                following = self._following.get(order.id)
+            if following is not None:
+                following.claim(order.pieces)
+            return
         running = Running(order.id, partial(self._tools.report, GoesOn(id=order.id)))
         with self._lock:
             self._running[order.id] = running
         if isinstance(order, FetchStream):
             stream = Stream(order, running, self._tools.within(order.cap))
+            if order.follows:
+                with self._lock:
+                    self._following[order.id] = stream
             for _ in range(order.lanes):
                 self._threads.submit(partial(self._answer, running, stream.work))
         else:
@@ -123,6 +134,7 @@ class Worker:
         if report is not None:
             with self._lock:
                 del self._running[running.id]
+                self._following.pop(running.id, None)
             self._tools.report(report)
 
     def _perform(self, order: FetchPiece | FetchSmall | Rehash, running: Running, buffer: Buffer) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -13,9 +14,10 @@ import pytest
 from blake3 import blake3
 
 from cacheagent.location import HttpLocation
-from cacheagent.model import MIB, PIECE_SIZE_BYTES
+from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum
 from cacheagent.transfer.orders import (
     Cancel,
+    Claims,
     Failed,
     FetchPiece,
     FetchSmall,
@@ -35,6 +37,7 @@ from tests.fakes.worker import PATIENCE_S, WorkerProcess, preallocated, random_b
 SIZE = 2 * PIECE_SIZE_BYTES + 1234
 DATA = random_bytes(SIZE)
 PIECES = [DATA[at : at + PIECE_SIZE_BYTES] for at in range(0, SIZE, PIECE_SIZE_BYTES)]
+SHA256 = Checksum(algorithm="sha256", value=hashlib.sha256(DATA).hexdigest())
 
 
 @pytest.fixture
@@ -95,6 +98,26 @@ def test_small_files_and_a_stream(worker: WorkerProcess, location: HttpLocation,
     assert [part.piece.index for part in parts if isinstance(part, StreamPiece)] == [0, 1, 2]
     assert worker.receive() == StreamDone(id=2, whole={}, verified_by=())
     assert (tmp_path / "target").read_bytes() == (tmp_path / "small").read_bytes() == DATA
+
+
+def test_a_stream_that_follows_is_told_what_has_come(
+    worker: WorkerProcess, origin: Origin, location: HttpLocation, tmp_path: Path
+) -> None:
+    """Through the process. An order that has been answered, or is unknown, is told without an answer."""
+    target = preallocated(tmp_path / "target", SIZE)
+    claims = [Claims(id=3, pieces={index: blake3(data).hexdigest()}) for index, data in enumerate(PIECES)]
+    order = FetchStream(
+        id=3, location=location, file_size=SIZE, target=target, lanes=1, checksums=(SHA256,), follows=True
+    )
+    worker.send(Claims(id=99, pieces={0: ""}), order)
+    (tmp_path / "target").write_bytes(DATA)
+    worker.send(*reversed(claims))
+    parts = [report for report in (worker.receive() for _ in range(3)) if isinstance(report, StreamPiece)]
+    assert [(part.piece.index, part.fetched) for part in parts] == [(0, False), (1, False), (2, False)]
+    assert worker.receive() == StreamDone(id=3, whole={"sha256": SHA256.value}, verified_by=("sha256",))
+    worker.send(claims[0], piece(4, location, target, 0))
+    assert isinstance(worker.receive(), PieceDone)
+    assert len(origin.requests) == 1
 
 
 def test_a_cancelled_order_is_answered_soon_and_others_go_on(

@@ -15,6 +15,7 @@ from cacheagent import model
 from cacheagent.checksum import check_file
 from cacheagent.location import HttpLocation, Location, PathLocation
 from cacheagent.model import MIB, PIECE_SIZE_BYTES, Checksum
+from cacheagent.transfer import running as transfer_running
 from cacheagent.transfer import stream as transfer_stream
 from cacheagent.transfer.disk import Buffer
 from cacheagent.transfer.orders import Failed, FailureKind, FetchStream, StreamDone, StreamPiece
@@ -22,7 +23,7 @@ from cacheagent.transfer.running import Running
 from cacheagent.transfer.stream import Stream
 from tests.fakes import faults
 from tests.fakes.origin import Origin
-from tests.fakes.worker import PATIENCE_S, Bench, preallocated, random_bytes
+from tests.fakes.worker import PATIENCE_S, Bench, preallocated, random_bytes, wait_for
 
 SIZE = 3 * PIECE_SIZE_BYTES + 5 * MIB + 321
 DATA = random_bytes(SIZE)
@@ -186,6 +187,90 @@ def test_a_wrong_claim_is_fetched(bench: Bench, location: HttpLocation, tmp_path
     asked = order(location, tmp_path / "target", lanes, claimed=dict(enumerate(BLAKE3)))
     expect_done(bench, run(bench, asked), kept={0, 2})
     assert (tmp_path / "target").read_bytes() == DATA
+
+
+class Following:
+    """A stream that follows, in a thread: pieces are put on disk and claimed as a test likes."""
+
+    def __init__(self, bench: Bench, location: Location, target: Path, running: Running, **changes: object) -> None:
+        preallocated(target, SIZE)
+        self._target = target
+        self._stream = Stream(order(location, target, 1, follows=True, **changes), running, bench.tools)
+        self._answers: list[Answer | None] = []
+        self._thread = threading.Thread(target=lambda: self._answers.append(self._stream.work(Buffer())))
+        self._thread.start()
+
+    def put(self, *indexes: int) -> None:
+        """On disk, and claimed."""
+        with self._target.open("r+b") as file:
+            for index in indexes:
+                file.seek(index * PIECE_SIZE_BYTES)
+                file.write(PIECES[index])
+        self.claim(*indexes)
+
+    def claim(self, *indexes: int) -> None:
+        """Whether they are there or not."""
+        self._stream.claim({index: BLAKE3[index] for index in indexes})
+
+    def answer(self) -> Answer:
+        """The one that it gives."""
+        self._thread.join(PATIENCE_S)
+        (answer,) = self._answers
+        assert answer is not None
+        return answer
+
+
+def test_what_comes_from_elsewhere_is_hashed_as_it_comes(
+    bench: Bench, origin: Origin, location: HttpLocation, tmp_path: Path
+) -> None:
+    """In file order, whatever order it comes in; what is here in a row is hashed before the rest is; nothing is asked
+    of the origin."""
+    following = Following(bench, location, tmp_path / "target", Running(5))
+    following.put(2)
+    following.put(0)
+    wait_for(lambda: len(bench.reports) == 1)
+    following.put(3, 1)
+    expect_done(bench, following.answer(), kept={0, 1, 2, 3})
+    assert origin.requests == []
+
+
+def test_what_is_claimed_and_not_there_is_fetched_by_a_stream_that_follows(
+    bench: Bench, origin: Origin, location: HttpLocation, tmp_path: Path
+) -> None:
+    """That piece, and no other."""
+    following = Following(bench, location, tmp_path / "target", Running(5))
+    following.claim(1)
+    following.put(0, 2, 3)
+    expect_done(bench, following.answer(), kept={0, 2, 3})
+    assert (tmp_path / "target").read_bytes() == DATA
+    assert len(origin.requests_for("a.bin")) == 1
+    assert bench.shared.received_bytes(0) == PIECE_SIZE_BYTES
+
+
+def test_a_stream_that_follows_can_be_stopped_and_says_that_it_goes_on(
+    bench: Bench, location: HttpLocation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While nothing comes it is not taken for hung."""
+    for module in (transfer_running, transfer_stream):
+        monkeypatch.setattr(module, "SIGN_EVERY_S", 0.01)
+    signs: list[int] = []
+    running = Running(5, lambda: signs.append(1))
+    following = Following(bench, location, tmp_path / "target", running)
+    following.put(0)
+    wait_for(lambda: bool(bench.reports) and len(signs) >= 3)
+    running.stop()
+    assert following.answer() == Failed(id=5, kind="cancelled", message="the order was cancelled")
+
+
+def test_a_url_that_no_request_can_carry_is_an_answer_also_where_nothing_is_asked(
+    bench: Bench, tmp_path: Path, lanes: int
+) -> None:
+    """Everything is there, and nobody would notice before the end; an order without an answer would wait for ever."""
+    (tmp_path / "target").write_bytes(DATA)
+    location = HttpLocation(url="http://127.0.0.1:1/a b.bin")
+    answer = run(bench, order(location, tmp_path / "target", lanes, claimed=dict(enumerate(BLAKE3))))
+    assert isinstance(answer, Failed)
+    assert (answer.kind, "a URL with characters that a request can't carry" in answer.message) == ("protocol", True)
 
 
 def test_an_empty_file_is_done_at_once(bench: Bench, origin: Origin, tmp_path: Path, lanes: int) -> None:
