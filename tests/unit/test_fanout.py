@@ -186,8 +186,8 @@ def test_figures_are_of_medians_and_of_the_worst_of_all() -> None:
             )
         )
     }
-    assert round(found["T(16) / T(1), median node; s3, cubic"] or 0, 3) == 1.09
-    assert found["T(16) / T(1), slowest node of all runs; s3, cubic"] == 1.3
+    assert round(found["T(16) / T(1), median node; s3, cubic, 100 MB at 10 MB/s"] or 0, 3) == 1.09
+    assert found["T(16) / T(1), slowest node of all runs; s3, cubic, 100 MB at 10 MB/s"] == 1.3
     assert found["T(32) / T(1), median node"] is None
     assert found["origin bytes, undisturbed"] == 1.01
     assert found["origin bytes, one member killed or slow"] == 1.1
@@ -212,8 +212,8 @@ def test_copies_are_counted_where_no_spot_checks_are_made() -> None:
         return {title: value for title, value in values.items() if title.startswith(("T(16)", "origin bytes, und"))}
 
     alone = {
-        "T(16) / T(1), median node; s3, cubic": 1.1,
-        "T(16) / T(1), slowest node of all runs; s3, cubic": 1.1,
+        "T(16) / T(1), median node; s3, cubic, 100 MB at 10 MB/s": 1.1,
+        "T(16) / T(1), slowest node of all runs; s3, cubic, 100 MB at 10 MB/s": 1.1,
         "origin bytes, undisturbed": 1.05,
     }
     assert found(checked) == alone
@@ -222,6 +222,20 @@ def test_copies_are_counted_where_no_spot_checks_are_made() -> None:
     assert found(checked, proved, run(replace(one, source="sha256"), 20.0)) == {
         **alone,
         "origin bytes, undisturbed": 1.01,
-        "T(16) / T(1), median node; sha256, cubic": 1.2,
-        "T(16) / T(1), slowest node of all runs; sha256, cubic": 1.2,
+        "T(16) / T(1), median node; sha256, cubic, 100 MB at 10 MB/s": 1.2,
+        "T(16) / T(1), slowest node of all runs; sha256, cubic, 100 MB at 10 MB/s": 1.2,
     }
+
+
+def test_peers_on_are_compared_with_off_where_both_were_measured() -> None:
+    """With one size of model or several; the most counts."""
+    replace = msgspec.structs.replace
+    small, large = replace(CELL, nodes=1), replace(CELL, nodes=1, size_bytes=10 * CELL.size_bytes)
+
+    def found(*runs: Run) -> float | None:
+        return {figure.title: figure.value for figure in figures(summarize(runs))}["N = 1, peers on against off"]
+
+    of_small = [run(small, 11.0), run(replace(small, variant="direct"), 10.0)]
+    assert found(run(small, 11.0), run(large, 100.0)) is None
+    assert found(*of_small, run(large, 100.0)) == 1.1
+    assert found(*of_small, run(large, 120.0), run(replace(large, variant="direct"), 100.0)) == 1.2
