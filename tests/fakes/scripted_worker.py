@@ -29,6 +29,7 @@ from cacheagent.location import HttpLocation, PathLocation
 from cacheagent.model import piece_count, piece_range
 from cacheagent.transfer.orders import (
     Cancel,
+    Claims,
     Failed,
     FailureKind,
     FetchPiece,
@@ -168,6 +169,7 @@ class ScriptedWorker:
                         self._script.cancels.append(order.id)
                         self._cancel_of(order.id).set()
                     else:
+                        assert not isinstance(order, Claims), "what follows a share is tested with real workers"
                         self.orders.append(order)
                         self._script.note(self, order)
                         playing[order.id] = asyncio.create_task(self._play(order))
