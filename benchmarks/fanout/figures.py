@@ -142,7 +142,10 @@ def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
 def _sending(summaries: Sequence[Summary]) -> Figure:
     quick = [each for each in _peers(summaries) if each.cell.nodes == 16 and each.cell.is_bound_by_links]
     found = [each.send_cpu_s_per_gb for each in quick]
-    how = "CPU seconds of the sending processes by what the nodes sent, 16 nodes"
+    how = (
+        "CPU seconds of the sending processes by what the nodes sent, 16 nodes; the kernel's work for whatever packets "
+        "arrive while they run counts in: `benchmarks.sending` measures sending apart"
+    )
     return _figure("CPU to send", max(found, default=None), 0.45, "CPU-s/GB", how)
 
 
