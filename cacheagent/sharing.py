@@ -84,7 +84,7 @@ class _SharedFetch:
         self._own: dict[int, str] = {}
         """Of all other pieces that are here."""
         self._asked: dict[int, str] = {}
-        """What others gave in place of pieces that are fetched again and have not come yet."""
+        """What others gave of pieces that are being fetched again."""
         self._again: set[int] = set()
         """Those that have come."""
         self._compared: set[str] = set()
@@ -189,7 +189,7 @@ class _SharedFetch:
         self._share.have(index, blake3, is_own=origin == "fetched")
         # What an agent kept of before its restart may have come from others, too.
         if origin == "fetched" or (origin == "kept" and not self._share.sender_of(index, blake3)):
-            self.from_others.pop(index, None)  # it was altered on the disk before the file's hash was computed
+            self.from_others.pop(index, None)  # the disk has lost it before the file's hash was computed
             self._own[index] = blake3
             return
         self.from_others[index] = blake3

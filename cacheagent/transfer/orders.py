@@ -86,8 +86,8 @@ class FetchStream(Value, tag="stream"):
     """Fetch a file whose whole-file hash is serial (SHA-1, SHA-256, composites of them): ranges are received by `lanes`
     threads of one worker and hashed in offset order within a bounded window. Pieces in `claimed` (index -> blake3) are
     on disk already: they are read back, checked and hashed instead of fetched; one that does not match is fetched.
-    `cap`: as for a piece. `follows`: the other pieces are on their way from elsewhere and are waited for, by one lane;
-    `Claims` tells when they are here.
+    `cap`: as for a piece. `follows`: nothing is fetched; the other pieces are on their way from elsewhere, and one lane
+    waits for them. `Claims` tells when they are here. One that does not match ends the order.
     """
 
     id: int

@@ -260,7 +260,6 @@ class WorkerPool:
         job.share_with(share)
         if needs_serial(pieces.order.checksums):
             job.follower = FollowJob(self._setting, self._followers(group), located, pieces, outcome)
-            job.follower.relocate_with(locate)
             jobs.append(job.follower)
         share.begin(job, pieces.unclaimed())
         try:

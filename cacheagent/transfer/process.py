@@ -160,8 +160,9 @@ class Worker(Child[Report]):
 
     def _take(self, report: Report) -> None:
         self.is_up = True
-        self.alive_at = self._loop.time()
         asked = self._asked.get(report.id)
+        if asked is None or not _waits(asked.work):
+            self.alive_at = self._loop.time()
         if asked is None:
             return
         if isinstance(report, Part):
@@ -197,6 +198,11 @@ class Worker(Child[Report]):
                 each.answer.set_exception(error)
                 each.answer.exception()  # whoever was cancelled looks at `failure` instead
         self._tell_of_end(self)
+
+
+def _waits(work: Work) -> bool:
+    """Whether it says that it goes on while it waits for others: that says nothing of what else its worker does."""
+    return isinstance(work, FetchStream) and work.follows
 
 
 async def wait_out(tasks: Sequence[asyncio.Future[Any]]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from cacheagent.errors import TransferFailed
+from cacheagent.errors import TargetAbandoned, TransferFailed
 from cacheagent.model import piece_range
 from cacheagent.transfer.base import BlobOrder, Locate, Share
 from cacheagent.transfer.blob import Pieces
@@ -29,7 +29,7 @@ from cacheagent.transfer.orders import (
 )
 from cacheagent.transfer.origin import Origin
 from cacheagent.transfer.process import WorkerLost
-from cacheagent.transfer.retry import is_refusal, refusal_error
+from cacheagent.transfer.retry import is_refusal, refusal_error, worker_error
 from cacheagent.transfer.schedule import lanes_of_stream
 from cacheagent.transfer.whereabouts import Located, display_name
 
@@ -308,15 +308,19 @@ class StreamJob(FileJob):
 
 class FollowJob(StreamJob):
     """A stream that brings nothing: what comes from elsewhere goes through the file's serial hash as it is proved. It
-    has a thread of one worker, and no connection. `origin`: whatever counts those.
+    has a thread of one worker, which only reads, and no connection; `origin`: whatever counts those.
+
+    It is a favour. If anything goes wrong but the hash itself, or another one has its place when the file is complete,
+    the call ends without `whole`, and a stream reads the file.
     """
 
     _flight: Flight[FileUnit] | None = None
+    _is_given_up = False
 
     @property
     def has_begun(self) -> bool:
-        """A worker has it."""
-        return not self._pending
+        """A worker has it, or will have it in a moment."""
+        return not self._pending and not self._is_given_up
 
     def take(self, connections: int) -> FileUnit:
         """See Job."""
@@ -327,6 +331,40 @@ class FollowJob(StreamJob):
         self._flight = flight
         self.pieces.on_known = self._tell
         return msgspec.structs.replace(super().order_of(flight), claimed=self.pieces.proved(), follows=True)
+
+    async def fly(self, flight: Flight[FileUnit]) -> Report:
+        """See Job. A worker that hangs does not write."""
+        try:
+            return await super().fly(flight)
+        except TargetAbandoned as error:
+            return Failed(id=flight.work_id, kind="timeout", message=error.message)
+
+    def failed(self, flight: Flight[FileUnit], failed: Failed) -> None:
+        """See RemoteJob."""
+        if failed.kind == "mismatch":
+            super().failed(flight, failed)
+        elif flight.preempted:
+            self.put_back(flight.unit)
+        else:
+            self._give_up()
+
+    def lost(self, unit: FileUnit, error: WorkerLost) -> None:
+        """See Job."""
+        unit.losses += 1
+        if worker_error(self.name(unit), unit.losses, error) is None:
+            self.put_back(unit)
+        else:
+            self._give_up()
+
+    def put_back(self, unit: FileUnit) -> None:
+        """See Job."""
+        super().put_back(unit)
+        if not self.has_begun:
+            self.finish_if_complete()
+
+    def _give_up(self) -> None:
+        self._is_given_up = True
+        self.finish_if_complete()
 
     def _tell(self, piece: PieceHash) -> None:
         assert self._flight is not None

@@ -6,8 +6,9 @@ without a hash. There are two turnstiles, one behind the other, because SHA-256 
 bookkeeping (0.2) may work on different spans at the same time.
 
 A piece that a journal claims is read back, put through the same hash, and fetched if it turns out to be wrong: the
-serial hash then goes on from a copy made before it. A stream that follows fetches nothing else: it reads what comes
-from elsewhere as soon as it is claimed, so that little is left to hash when the last piece is here.
+serial hash then goes on from a copy made before it. A stream that follows writes nothing: it reads what comes from
+elsewhere as soon as it is claimed, so that little is left to hash when the last piece is here, and ends at a wrong
+claim.
 """
 
 from __future__ import annotations
@@ -113,10 +114,13 @@ class Stream:
 
     def _run_lane(self, buffer: Buffer) -> None:
         memory = buffer.view(self._step_bytes)
-        with open_target(self._order.target, self._tools) as target:
+        with open_target(self._order.target, self._tools, writable=not self._order.follows) as target:
             while (span := self._take()) is not None:
-                if not (span.claim and self._prove(span, target, memory)):
-                    self._fetch(span, target, memory)
+                if span.claim and self._prove(span, target, memory):
+                    continue
+                if self._order.follows:
+                    raise OrderFailed("disk-fault", f"{self._order.target}: the disk has lost what was proved")
+                self._fetch(span, target, memory)
 
     def _take(self) -> Span | None:
         """The next range that nobody has; None when there is none, or no use in one."""
@@ -133,7 +137,7 @@ class Stream:
             return Span(offset, length, claim)
 
     def _await_claim(self) -> None:
-        """Of the next piece. The one lane goes from piece to piece, so nobody else moves on meanwhile."""
+        """Until the next piece is claimed. The one lane goes from piece to piece, so nobody moves on meanwhile."""
         index = self._next // PIECE_SIZE_BYTES
         while not self._running.stopped and self._next < self._order.file_size and index not in self._claimed:
             with self._running.condition:
@@ -203,8 +207,9 @@ class Stream:
         sums = PieceSums(span.offset // PIECE_SIZE_BYTES, span.offset, self._order.crcs, self._order.cuts)
         before: SerialHashes | None = None
         for done, length in steps(span.length, self._step_bytes):
-            view = target.read(memory, length, span.offset + done)
+            self._running.require_wanted()
             self._running.sign()
+            view = target.read(memory, length, span.offset + done)
             sums.update(view)
             if before is None:
                 self._serial_turn.wait(span.offset)

@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 import signal
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
 from cacheagent.checksum import CRCS
-from cacheagent.errors import ChecksumMismatch
+from cacheagent.errors import ChecksumMismatch, TransferFailed
 from cacheagent.model import PIECE_SIZE_BYTES, Checksum, FileHashes, piece_count, piece_range
 from cacheagent.transfer.base import PieceSink
+from cacheagent.transfer.blob import Pieces
+from cacheagent.transfer.concurrency import FixedLimit
+from cacheagent.transfer.job import Setting
+from cacheagent.transfer.observer import TransferObserver
 from cacheagent.transfer.orders import PieceHash, Segment
+from cacheagent.transfer.origin import Origin as Remote
 from cacheagent.transfer.pool import FOLLOWED_PER_WORKER, TransferConfig, WorkerPool
 from cacheagent.transfer.process import Worker
 from cacheagent.transfer.remote_file import FollowJob
+from cacheagent.transfer.retry import WORKER_TRIES
+from cacheagent.transfer.whereabouts import Located
 from tests.fakes.origin import Origin
 from tests.fakes.transfer import Blob, piece_hashes, random_bytes, until
 
@@ -176,7 +185,7 @@ async def test_what_a_journal_claims_is_hashed_once_it_is_proved(
         await call.require_whole()
 
 
-async def test_a_file_that_is_not_what_the_origin_says_fails(origin: Origin, tmp_path: Path) -> None:
+async def test_a_file_that_is_not_what_the_origin_says_fails(origin: Origin, tmp_path: Path, hashed: list[int]) -> None:
     """Each piece is what it was said to be, and the whole is not: the next try, with right ones, is the control."""
     async with WorkerPool(QUICK) as pool:
         call = Call(pool, origin, tmp_path / "a")
@@ -187,6 +196,7 @@ async def test_a_file_that_is_not_what_the_origin_says_fails(origin: Origin, tmp
         with pytest.raises(ChecksumMismatch, match="sha256"):
             await call.task
         assert share.is_over
+        assert hashed == list(range(COUNT))
         control = Call(pool, origin, tmp_path / "b")
         (await control.begun()).put(*range(COUNT))
         await control.require_whole()
@@ -235,3 +245,84 @@ async def test_a_worker_that_dies_takes_no_file_with_it(
         assert asked[1] is not asked[0]
         share.put(2, 3, 4)
         await call.require_whole()
+
+
+async def test_whatever_goes_wrong_with_following_the_file_comes(
+    origin: Origin, tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers die under it until it is given up: the file is read when it is complete."""
+    asked: list[Worker] = []
+    order_of = FollowJob.order_of
+
+    def note(self: FollowJob, flight: object) -> object:
+        asked.append(flight.worker)  # type: ignore[attr-defined]
+        return order_of(self, flight)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FollowJob, "order_of", note)
+    async with WorkerPool(QUICK) as pool:
+        call = Call(pool, origin, tmp_path / "a")
+        share = await call.begun()
+        share.put(0)
+        for tries in range(1, WORKER_TRIES + 1):
+            await until(partial(_is_long, hashed, tries), "somebody follows")
+            os.kill(asked[-1].pid, signal.SIGKILL)
+            await asked[-1].ended.wait()
+        share.put(1, 2, 3, 4)
+        await call.require_whole()
+        assert len(asked) == WORKER_TRIES
+        assert hashed == [0] * WORKER_TRIES
+    assert origin.requests == []
+
+
+async def test_what_the_disk_has_lost_is_fetched_in_the_end(origin: Origin, tmp_path: Path, hashed: list[int]) -> None:
+    """Who follows finds out and ends; what else comes is not lost for that."""
+    origin.put("a", DATA)
+    async with WorkerPool(QUICK) as pool:
+        call = Call(pool, origin, tmp_path / "a")
+        share = await call.begun()
+        share.put(1)
+        with (tmp_path / "a").open("r+b") as file:
+            file.seek(PIECE_SIZE_BYTES)
+            file.write(bytes(1000))
+        share.put(0)
+        await until(lambda: hashed == [0], "the first one is hashed")
+        share.put(2, 3, 4)
+        await call.require_whole()
+    assert hashed == [0]
+    assert len(origin.requests_for("a")) == 1
+    assert origin.body_bytes_sent("a") == PIECE_SIZE_BYTES
+
+
+async def test_a_complete_file_does_not_wait_for_its_turn_again(origin: Origin, tmp_path: Path) -> None:
+    """Something urgent has taken its place: it is given to whoever reads whole files. An incomplete one waits."""
+    for have in (COUNT, COUNT - 1):
+        blob = Blob(DATA, tmp_path / f"{have}", f"{origin.url}/a", checksums=(SHA256,))
+        pieces = Pieces(blob.order, blob.on_piece)
+        for index, digest in list(enumerate(piece_hashes(DATA)))[:have]:
+            _, length = piece_range(len(DATA), index)
+            pieces.add(PieceHash(index=index, length=length, blake3=digest), "peer")
+        outcome = asyncio.get_running_loop().create_future()
+        places = Remote(FixedLimit(1), QUICK, random.Random(1), brings=False)
+        located = Located(location=await blob.locate(), asked_at=0.0)
+        job = FollowJob(Setting(config=QUICK, observer=TransferObserver()), places, located, pieces, outcome)
+        before, unit, after = job.has_begun, job.take(1), job.has_begun
+        assert (before, after, outcome.done()) == (False, True, False)
+        job.put_back(unit)
+        assert outcome.done() is (have == COUNT)
+        assert job.whole == {}
+
+
+async def test_closing_the_pool_ends_who_waits(origin: Origin, tmp_path: Path, hashed: list[int]) -> None:
+    """Within the seconds that closing may take."""
+    pool = WorkerPool(QUICK)
+    await pool.__aenter__()
+    call = Call(pool, origin, tmp_path / "a")
+    (await call.begun()).put(0)
+    await until(lambda: hashed == [0], "it is followed")
+    await pool.close()
+    with pytest.raises(TransferFailed, match="closed"):
+        await call.task
+
+
+def _is_long(found: list[int], length: int) -> bool:
+    return len(found) == length

@@ -234,17 +234,20 @@ def test_what_comes_from_elsewhere_is_hashed_as_it_comes(
     assert origin.requests == []
 
 
-def test_what_is_claimed_and_not_there_is_fetched_by_a_stream_that_follows(
+def test_a_stream_that_follows_ends_at_what_is_not_there(
     bench: Bench, origin: Origin, location: HttpLocation, tmp_path: Path
 ) -> None:
-    """That piece, and no other."""
+    """It fetches nothing and writes nothing: another one does."""
     following = Following(bench, location, tmp_path / "target", Running(5))
+    following.put(0, 2)
     following.claim(1)
-    following.put(0, 2, 3)
-    expect_done(bench, following.answer(), kept={0, 2, 3})
-    assert (tmp_path / "target").read_bytes() == DATA
-    assert len(origin.requests_for("a.bin")) == 1
-    assert bench.shared.received_bytes(0) == PIECE_SIZE_BYTES
+    answer = following.answer()
+    assert isinstance(answer, Failed)
+    assert (answer.kind, str(tmp_path / "target") in answer.message) == ("disk-fault", True)
+    assert [each.piece.index for each in pieces_reported(bench)] == [0]
+    assert origin.requests == []
+    content = (tmp_path / "target").read_bytes()
+    assert content == PIECES[0] + bytes(len(PIECES[1])) + PIECES[2] + bytes(len(PIECES[3]))
 
 
 def test_a_stream_that_follows_can_be_stopped_and_says_that_it_goes_on(
