@@ -290,8 +290,9 @@ class Creator:
         self._thread.join()
 
     def remove(self) -> None:
-        """All of them."""
-        self._cluster.kubectl("delete", "pods", "-n", self._namespace, "-l", "app=created", "--timeout=60s")
+        """All of them, in one request: of hundreds kubectl asks one by one, as slowly as its own limit has it."""
+        pods = f"/api/v1/namespaces/{self._namespace}/pods?labelSelector=app%3Dcreated"
+        self._cluster.kubectl("delete", "--raw", pods)
 
     def _run(self) -> None:
         for number in itertools.count():
