@@ -60,6 +60,20 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """Who was asked to follow, one after the other."""
+    found: list[Worker] = []
+    order_of = FollowJob.order_of
+
+    def note(self: FollowJob, flight: object) -> object:
+        found.append(flight.worker)  # type: ignore[attr-defined]
+        return order_of(self, flight)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(FollowJob, "order_of", note)
+    return found
+
+
 class Elsewhere:
     """A Share, and the one who brings: what a test puts."""
 
@@ -224,17 +238,9 @@ async def test_a_call_that_is_cancelled_leaves_nothing_behind(
 
 
 async def test_a_worker_that_dies_takes_no_file_with_it(
-    origin: Origin, tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+    origin: Origin, tmp_path: Path, hashed: list[int], asked: list[Worker]
 ) -> None:
     """Another one begins the hash again with what is here."""
-    asked: list[Worker] = []
-    order_of = FollowJob.order_of
-
-    def note(self: FollowJob, flight: object) -> object:
-        asked.append(flight.worker)  # type: ignore[attr-defined]
-        return order_of(self, flight)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(FollowJob, "order_of", note)
     async with WorkerPool(QUICK) as pool:
         call = Call(pool, origin, tmp_path / "a")
         share = await call.begun()
@@ -248,17 +254,9 @@ async def test_a_worker_that_dies_takes_no_file_with_it(
 
 
 async def test_whatever_goes_wrong_with_following_the_file_comes(
-    origin: Origin, tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
+    origin: Origin, tmp_path: Path, hashed: list[int], asked: list[Worker]
 ) -> None:
     """Workers die under it until it is given up: the file is read when it is complete."""
-    asked: list[Worker] = []
-    order_of = FollowJob.order_of
-
-    def note(self: FollowJob, flight: object) -> object:
-        asked.append(flight.worker)  # type: ignore[attr-defined]
-        return order_of(self, flight)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(FollowJob, "order_of", note)
     async with WorkerPool(QUICK) as pool:
         call = Call(pool, origin, tmp_path / "a")
         share = await call.begun()
