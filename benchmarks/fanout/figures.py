@@ -111,19 +111,24 @@ def _slow_origin(summaries: Sequence[Summary]) -> Figure:
 
 def _alone(summaries: Sequence[Summary]) -> Iterator[Figure]:
     for nodes in (1, 2):
-        ours = (each for each in _peers(summaries) if each.cell.nodes == nodes)
-        pairs = [(on, off) for on in ours if (off := find(summaries, "direct", nodes, on.cell))]
-        most = max((on.median_s / off.median_s for on, off in pairs), default=None)
+        ratios = _on_against_off(summaries, [each for each in _peers(summaries) if each.cell.nodes == nodes])
+        most = max((ratio for _, ratio in ratios), default=None)
         yield _figure(f"N = {nodes}, peers on against off", most, 1.02, "", "median nodes of both")
 
 
 def _thin(summaries: Sequence[Summary]) -> Figure:
     """What object storage gives a connection is a part of a link; without peers a node opens many."""
-    thin = (each for each in summaries if each.cell.variant == "peers" and each.cell.connection_bytes_per_s)
-    pairs = [(on, off) for on in thin if (off := find(summaries, "direct", on.cell.nodes, on.cell))]
-    how = f"median nodes of both, the most of N = {', '.join(str(on.cell.nodes) for on, _ in pairs)}"
-    most = max((on.median_s / off.median_s for on, off in pairs), default=None)
+    thin = [each for each in summaries if each.cell.variant == "peers" and each.cell.connection_bytes_per_s]
+    ratios = _on_against_off(summaries, thin)
+    how = f"median nodes of both, the most of N = {', '.join(str(nodes) for nodes, _ in ratios)}"
+    most = max((ratio for _, ratio in ratios), default=None)
     return _figure("thin connections to the origin, peers on against off", most, 1.1, "", how)
+
+
+def _on_against_off(summaries: Sequence[Summary], ours: Iterable[Summary]) -> list[tuple[int, float]]:
+    """Nodes, and their median with peers over that without, of each that was measured both ways."""
+    pairs = [(on, off) for on in ours if (off := find(summaries, "direct", on.cell.nodes, on.cell))]
+    return [(on.cell.nodes, on.median_s / off.median_s) for on, off in pairs]
 
 
 def _disturbed(summaries: Sequence[Summary]) -> Iterator[Figure]:
