@@ -324,16 +324,19 @@ class WorkerPool:
 
     def _disk(self, group: str) -> Origin:
         if group not in self._disks:
-            limit = FixedLimit(READERS_PER_WORKER * self.config.worker_count())
-            self._disks[group] = Origin(limit, self.config, self._setting.random, brings=False)
+            self._disks[group] = self._our_disk(READERS_PER_WORKER)
         return self._disks[group]
 
     def _followers(self, group: WorkerGroup) -> Origin:
         """Counts the files that are hashed as they come."""
         if group not in self._following:
-            limit = FixedLimit(FOLLOWED_PER_WORKER * self.config.worker_count())
-            self._following[group] = Origin(limit, self.config, self._setting.random, brings=False)
+            self._following[group] = self._our_disk(FOLLOWED_PER_WORKER)
         return self._following[group]
+
+    def _our_disk(self, readers_per_worker: int) -> Origin:
+        """As so many read from it."""
+        limit = FixedLimit(readers_per_worker * self.config.worker_count())
+        return Origin(limit, self.config, self._setting.random, brings=False)
 
     def _start_worker(self, on_end: Callable[[Worker], None]) -> Worker:
         assert self._shared is not None

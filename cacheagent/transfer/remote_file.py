@@ -323,7 +323,7 @@ class FollowJob(StreamJob):
         return not self._pending and not self._is_given_up
 
     def take(self, connections: int) -> FileUnit:
-        """See Job."""
+        """See Job. One thread, however many connections are free."""
         return FileJob.take(self, connections)
 
     def order_of(self, flight: Flight[FileUnit]) -> FetchStream:
